@@ -1,0 +1,130 @@
+"""The sizes of a checkpoint's networks, read from diffusers' ``config.json`` files and checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from livemoments.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerConfig:
+    """Sizes of one MM-DiT (both networks share them). SD3-medium: 24 blocks, 24 heads x 64, patch 2."""
+
+    num_layers: int
+    num_attention_heads: int
+    attention_head_dim: int
+    patch_size: int
+    in_channels: int
+    out_channels: int
+    joint_attention_dim: int
+    caption_projection_dim: int
+    pooled_projection_dim: int
+    sample_size: int
+    pos_embed_max_size: int
+
+    @property
+    def dim(self) -> int:
+        """Width D of the token stream."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    def as_dict(self) -> dict[str, int]:
+        """Diffusers' keyword arguments."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class VaeConfig:
+    """What the pipeline needs to know of the VAE; ``raw`` builds diffusers' ``AutoencoderKL``.
+
+    ``latent = (posterior_sample - shift_factor) * scaling_factor``.
+    """
+
+    latent_channels: int
+    scaling_factor: float
+    shift_factor: float
+    scale: int
+    raw: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleConfig:
+    """SD3's flow-matching schedule: ``shift`` 3 over 1000 training timesteps."""
+
+    shift: float
+    num_train_timesteps: int
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: missing, unreadable or not a JSON object.
+    """
+    if not path.is_file():
+        raise CheckpointError(path, "no such file", fix="name a checkpoint in upstream's layout (docs/checkpoints.md)")
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(path, f"not readable as JSON ({error})", fix="download the file again") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(path, "holds no JSON object", fix="download the file again")
+    return found
+
+
+def read_transformer_config(path: Path) -> TransformerConfig:
+    """The sizes in a transformer's ``config.json``.
+
+    Raises:
+        CheckpointError: a size is missing or not a positive integer, the sizes contradict each other, or the network
+            has features of later SD3 versions (qk-norm, dual attention) that LiveMoments does not use.
+    """
+    found = read_json(path)
+    if found.get("qk_norm") is not None or found.get("dual_attention_layers"):
+        raise CheckpointError(path, "has qk_norm or dual attention layers: this is SD3.5, LiveMoments is SD3-medium")
+    names = TransformerConfig.__dataclass_fields__
+    found.setdefault("out_channels", found.get("in_channels"))
+    bad = [n for n in names if not isinstance(found.get(n), int) or isinstance(found.get(n), bool) or found[n] < 1]
+    if bad:
+        raise CheckpointError(path, f"missing or not a positive integer: {', '.join(bad)}")
+    config = TransformerConfig(**{name: found[name] for name in names})
+    if config.caption_projection_dim != config.dim:
+        raise CheckpointError(
+            path, f"caption_projection_dim is {config.caption_projection_dim}, heads x head size is {config.dim}"
+        )
+    return config
+
+
+def read_vae_config(path: Path) -> VaeConfig:
+    """The VAE's ``config.json``.
+
+    Raises:
+        CheckpointError: a field is missing.
+    """
+    found = read_json(path)
+    needed = ("latent_channels", "scaling_factor", "shift_factor", "block_out_channels")
+    if missing := [name for name in needed if found.get(name) is None]:
+        raise CheckpointError(path, f"lacks {', '.join(missing)}")
+    raw = {name: value for name, value in found.items() if not name.startswith("_")}
+    return VaeConfig(
+        latent_channels=int(found["latent_channels"]),
+        scaling_factor=float(found["scaling_factor"]),
+        shift_factor=float(found["shift_factor"]),
+        scale=2 ** (len(found["block_out_channels"]) - 1),
+        raw=raw,
+    )
+
+
+def read_schedule_config(path: Path) -> ScheduleConfig:
+    """The scheduler's ``scheduler_config.json``.
+
+    Raises:
+        CheckpointError: ``shift`` or ``num_train_timesteps`` is missing.
+    """
+    found = read_json(path)
+    if not isinstance(found.get("shift"), int | float) or not isinstance(found.get("num_train_timesteps"), int):
+        raise CheckpointError(path, "lacks shift or num_train_timesteps")
+    return ScheduleConfig(shift=float(found["shift"]), num_train_timesteps=found["num_train_timesteps"])

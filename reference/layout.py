@@ -1,0 +1,135 @@
+"""Where a checkpoint's files are: a folder in upstream's layout, or upstream's own ``inference_config.yml``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from livemoments.errors import CheckpointError
+
+CONFIG_NAME = "inference_config.yml"
+_LAYOUT_FIX = "see docs/checkpoints.md for the layout, or name upstream's inference_config.yml"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFiles:
+    """The folders and files of one checkpoint."""
+
+    root: Path
+    vae: Path
+    scheduler: Path
+    transformer: Path
+    transformer_ref: Path
+    motion_encoder: Path
+    raft: Path
+    prompt_embeds: Path
+    pooled_prompt_embeds: Path
+
+    def walk(self) -> Iterator[tuple[str, Path]]:
+        """Every file that counts as part of the checkpoint, with a stable name relative to its component."""
+        for field in fields(self):
+            place: Path = getattr(self, field.name)
+            if field.name == "root":
+                continue
+            if place.is_file():
+                yield f"{field.name}/{place.name}", place
+                continue
+            for file in sorted(place.iterdir()):
+                if file.suffix in (".json", ".safetensors"):
+                    yield f"{field.name}/{file.name}", file
+
+
+def locate(path: str | Path) -> CheckpointFiles:
+    """Find the files of a checkpoint.
+
+    Args:
+        path: a folder that holds the SD3 folder (``vae/``, ``scheduler/``), the LiveMoments folder
+            (``transformer/``, ``transformer_ref/``) and the ``.pt`` / ``.pth`` files, or an ``inference_config.yml``
+            whose relative paths are taken from its own folder, then from the working directory.
+
+    Raises:
+        CheckpointError: something is missing or ambiguous; one error lists everything that is.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(path, "no such checkpoint", fix=_LAYOUT_FIX)
+    if path.is_file():
+        if path.suffix not in (".yml", ".yaml"):
+            raise CheckpointError(path, "neither a folder nor an inference_config.yml", fix=_LAYOUT_FIX)
+        return _from_config(path)
+    places = {
+        "vae": _find(path, lambda folder: folder / "vae"),
+        "scheduler": _find(path, lambda folder: folder / "scheduler"),
+        "transformer": _find(path, lambda folder: folder / "transformer"),
+        "transformer_ref": _find(path, lambda folder: folder / "transformer_ref"),
+        "motion_encoder": _match(path, "*motion*.pt", "*motion*.pth"),
+        "raft": _match(path, "*raft*.pth", "*raft*.pt"),
+        "prompt_embeds": [f for f in _match(path, "*prompt_embeds*.pt") if "pooled" not in f.name],
+        "pooled_prompt_embeds": _match(path, "*pooled_prompt_embeds*.pt"),
+    }
+    lacking = [name for name, found in places.items() if not found]
+    if lacking and (path / CONFIG_NAME).is_file():
+        return _from_config(path / CONFIG_NAME)
+    if lacking:
+        raise CheckpointError(path, f"not a LiveMoments checkpoint: found no {', '.join(lacking)}", fix=_LAYOUT_FIX)
+    for name, found in places.items():
+        if len(found) > 1:
+            names = ", ".join(str(f.relative_to(path)) for f in found)
+            raise CheckpointError(path, f"several files could be the {name}: {names}", fix="keep one of them there")
+    return CheckpointFiles(root=path, **{name: found[0] for name, found in places.items()})
+
+
+def _find(root: Path, place: Callable[[Path], Path]) -> list[Path]:
+    folders = [root, *sorted(p for p in root.iterdir() if p.is_dir())]
+    return [place(folder) for folder in folders if any(place(folder).glob("*config.json"))]
+
+
+def _match(root: Path, *patterns: str) -> list[Path]:
+    for pattern in patterns:
+        if found := sorted({*root.glob(pattern), *root.glob(f"*/{pattern}")}):
+            return found
+    return []
+
+
+def _from_config(path: Path) -> CheckpointFiles:
+    settings = read_inference_config(path)
+    keys = {
+        "vae": ("SD3_weight_path", "vae"),
+        "scheduler": ("SD3_weight_path", "scheduler"),
+        "transformer": ("pretrained_weight_path", "transformer"),
+        "transformer_ref": ("pretrained_weight_path", "transformer_ref"),
+        "motion_encoder": ("motion_encoder_weight_path", ""),
+        "raft": ("raft_weight_path", ""),
+        "prompt_embeds": ("prompt_embeds_path", ""),
+        "pooled_prompt_embeds": ("pooled_prompt_embeds_path", ""),
+    }
+    if missing := sorted({key for key, _ in keys.values() if not isinstance(settings.get(key), str)}):
+        raise CheckpointError(path, f"lacks the keys {', '.join(missing)}")
+    places = {}
+    for name, (key, child) in keys.items():
+        given = Path(settings[key])
+        candidates = [base / given / child if child else base / given for base in (path.parent, Path.cwd())]
+        found = next((c for c in candidates if c.exists()), None)
+        if found is None:
+            raise CheckpointError(path, f"{key}: {candidates[0]} does not exist", fix=f"correct {key}")
+        places[name] = found
+    return CheckpointFiles(root=path.parent, **places)
+
+
+def read_inference_config(path: Path) -> dict[str, Any]:
+    """Upstream's settings as a mapping.
+
+    Raises:
+        CheckpointError: unreadable, or no mapping.
+    """
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CheckpointError(path, f"not readable as YAML ({error})") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(path, "holds no settings")
+    return found

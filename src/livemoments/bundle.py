@@ -1,0 +1,251 @@
+"""Bundles on disk: opened with every hash checked, written so that an interruption leaves nothing that looks finished."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from livemoments.errors import BundleError, OutputError
+from livemoments.manifest import SCHEMA_VERSION, FileEntry, Graph, Manifest, StageEntry
+from livemoments.types import Size, Stage
+
+MANIFEST_NAME = "manifest.json"
+_READ_BYTES = 1 << 22
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file, read in 4 MiB pieces."""
+    digest = hashlib.sha256()
+    total = 0
+    with path.open("rb") as stream:
+        while piece := stream.read(_READ_BYTES):
+            digest.update(piece)
+            total += len(piece)
+    return FileEntry(sha256=digest.hexdigest(), bytes=total)
+
+
+class Bundle:
+    """An opened bundle: the manifest, and the paths of its files.
+
+    Use :meth:`open`; the constructor checks nothing.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify_hashes: bool = True) -> Bundle:
+        """Open a bundle and check it.
+
+        Args:
+            path: the bundle's folder.
+            verify_hashes: read every file and compare its SHA-256 (sizes are compared in any case).
+
+        Raises:
+            BundleError: not a bundle, an unknown schema version, a path that leaves the folder, a missing file,
+                a wrong size or hash.
+        """
+        folder = Path(path)
+        manifest = _read_manifest(folder)
+        _check_paths(folder, manifest)
+        for name, entry in manifest.files.items():
+            _check_file(folder, name, entry, verify_hash=verify_hashes)
+        return cls(folder, manifest)
+
+    def stage(self, stage: Stage | str) -> StageEntry:
+        """The entry of a stage.
+
+        Raises:
+            BundleError: the bundle does not have it.
+        """
+        entry = self.manifest.stages.get(str(stage))
+        if entry is None:
+            raise BundleError(
+                self.path, f"this bundle has no stage '{stage}'; it has {', '.join(self.manifest.stages)}"
+            )
+        return entry
+
+    def graph(self, stage: Stage | str, size: Size) -> Graph:
+        """The graph of a stage for one tile size.
+
+        Raises:
+            BundleError: no graph of that size.
+        """
+        entry = self.stage(stage)
+        graph = entry.graph(size)
+        if graph is None:
+            have = ", ".join(g.size for g in entry.graphs)
+            raise BundleError(
+                self.path,
+                f"stage '{stage}' has no graph for {size} tiles; it has {have}",
+                fix=f"export again with --tile {size}",
+            )
+        return graph
+
+    @property
+    def tile_sizes(self) -> tuple[Size, ...]:
+        """The tile sizes for which every stage has a graph."""
+        return tuple(Size.parse(text) for text in self.manifest.tiles)
+
+    def digest(self, stage: Stage | str) -> str:
+        """A SHA-256 over one stage's files: changes when the graph or a weight does."""
+        names = sorted({n for g in self.stage(stage).graphs for n in (g.path, *g.weights)})
+        return hashlib.sha256("".join(self.manifest.files[n].sha256 for n in names).encode()).hexdigest()
+
+
+def open_bundle(path: str | os.PathLike[str], *, verify_hashes: bool = True) -> Bundle:
+    """Open a bundle and check it; the same as :meth:`Bundle.open`."""
+    return Bundle.open(path, verify_hashes=verify_hashes)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    if not folder.exists():
+        raise BundleError(folder, "no such bundle", fix="make one with 'livemoments export CHECKPOINT -o BUNDLE'")
+    file = folder / MANIFEST_NAME
+    if not folder.is_dir() or not file.is_file():
+        raise BundleError(
+            folder,
+            f"not a bundle: there is no {MANIFEST_NAME} in it",
+            fix="name the folder that 'livemoments export' wrote; if an export was interrupted, run it again",
+        )
+    text = file.read_bytes()
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise BundleError(file, f"not valid JSON ({error})", fix="export the bundle again") from None
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            file,
+            f"schema version {version!r} is not known; this release reads version {SCHEMA_VERSION}",
+            fix="use the release that wrote it, or export again",
+        )
+    try:
+        return msgspec.json.decode(text, type=Manifest)
+    except msgspec.ValidationError as error:
+        raise BundleError(file, f"the manifest is malformed: {error}", fix="export the bundle again") from None
+
+
+def _check_paths(folder: Path, manifest: Manifest) -> None:
+    root = folder.resolve()
+    graphs = [g for entry in manifest.stages.values() for g in entry.graphs]
+    named = [n for g in graphs for n in (g.path, *g.weights)]
+    for name in [*manifest.files, *named]:
+        parts = PurePosixPath(name)
+        escapes = parts.is_absolute() or ".." in parts.parts or "\\" in name or not name
+        if escapes or not (folder / name).resolve().is_relative_to(root):
+            raise BundleError(folder / MANIFEST_NAME, f"names '{name}', which leaves the bundle's folder")
+    for name in named:
+        if name not in manifest.files:
+            raise BundleError(folder / MANIFEST_NAME, f"uses '{name}' but lists no hash for it")
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry, *, verify_hash: bool) -> None:
+    file = folder / name
+    again = "copy the bundle again, or export it again"
+    if not file.is_file():
+        raise BundleError(file, "missing: the manifest lists this file", fix=again)
+    size = file.stat().st_size
+    if size != entry.bytes:
+        raise BundleError(file, f"is {size} bytes long, the manifest says {entry.bytes}", fix=again)
+    if verify_hash and hash_file(file).sha256 != entry.sha256:
+        raise BundleError(file, "its SHA-256 is not the manifest's: the file was changed or damaged", fix=again)
+
+
+class BundleWriter:
+    """A bundle being written in a hidden folder beside its destination.
+
+    ``folder`` is where files go; :meth:`commit` hashes them, writes the manifest last and renames the folder.
+    Without a commit everything is removed.
+    """
+
+    def __init__(self, destination: Path, folder: Path) -> None:
+        self.destination = destination
+        self.folder = folder
+        self.committed = False
+
+    def hash_files(self) -> dict[str, FileEntry]:
+        """Every file written so far, by its path relative to the bundle."""
+        files = sorted(p for p in self.folder.rglob("*") if p.is_file())
+        return {p.relative_to(self.folder).as_posix(): hash_file(p) for p in files}
+
+    def commit(self, manifest: Manifest) -> None:
+        """Write the manifest and move the bundle into place, replacing an older one in one rename each."""
+        encoded = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1)
+        (self.folder / MANIFEST_NAME).write_bytes(encoded + b"\n")
+        for file in self.folder.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        retired = None
+        if self.destination.exists():
+            retired = Path(tempfile.mkdtemp(dir=self.destination.parent, prefix=f".{self.destination.name}.old-"))
+            self.destination.rename(retired / "bundle")
+        self.folder.rename(self.destination)
+        self.committed = True
+        if retired is not None:
+            shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def write_bundle(destination: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BundleWriter]:
+    """Open a :class:`BundleWriter`; on leaving without a commit (an error, an interrupt) nothing stays behind.
+
+    A process killed outright leaves only a hidden ``.NAME.partial-…`` folder without a manifest, which the next
+    write to the same destination removes.
+
+    Raises:
+        OutputError: the destination exists (and ``overwrite`` is false), is not a bundle, or cannot be written.
+    """
+    target = Path(os.path.abspath(destination))
+    if target.exists():
+        is_bundle = (target / MANIFEST_NAME).is_file()
+        is_empty = target.is_dir() and not any(target.iterdir())
+        if not is_empty and not (is_bundle and overwrite):
+            fix = "pass --overwrite to replace it" if is_bundle else "name a folder that does not exist yet"
+            raise OutputError(destination, "exists already" + ("" if is_bundle else " and is not a bundle"), fix=fix)
+    prefix = f".{target.name}.partial-"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.parent, prefix)
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{prefix}{os.getpid()}-"))
+    except OSError as error:
+        raise OutputError(target.parent, f"cannot be written ({error.strerror})", fix="choose another -o") from None
+    folder.chmod(0o755)
+    writer = BundleWriter(target, folder)
+    try:
+        yield writer
+    finally:
+        if not writer.committed:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(parent: Path, prefix: str) -> None:
+    """Remove files and folders named ``{prefix}{pid}-…`` whose process is gone."""
+    for path in parent.glob(f"{prefix}*"):
+        pid = path.name[len(prefix) :].split("-")[0]
+        if pid.isdigit() and not _is_running(int(pid)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())

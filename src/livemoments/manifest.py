@@ -1,0 +1,136 @@
+"""The manifest of a bundle: what is in it, where it came from, and how good it was measured to be.
+
+Everything here is data (msgspec structs, JSON on disk); ``bundle.py`` reads and writes it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from livemoments.types import Size, TensorSpec
+
+SCHEMA_VERSION = 1
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of the manifest's structs: immutable, strict."""
+
+
+class FileEntry(_Entry):
+    """Size and SHA-256 of one file."""
+
+    sha256: str
+    bytes: int
+
+
+class Source(_Entry):
+    """The checkpoint a bundle was made from: each file, by its path relative to the checkpoint."""
+
+    name: str
+    files: dict[str, FileEntry]
+
+
+class Model(_Entry):
+    """What the runtime must know of the networks.
+
+    ``latent = (posterior_sample - latent_shift) * latent_scaling``; ``vae_scale`` is image pixels per latent pixel.
+    """
+
+    num_blocks: int
+    num_heads: int
+    head_dim: int
+    patch_size: int
+    text_tokens: int
+    latent_channels: int
+    vae_scale: int
+    latent_shift: float
+    latent_scaling: float
+
+
+class SchedulePoint(_Entry):
+    """One entry of the step tables: the network sees ``timestep`` (= 1000 sigma), the sampler ``sigma``."""
+
+    timestep: float
+    sigma: float
+
+
+class Schedule(_Entry):
+    """The timesteps folded into the graphs, and which of them each step count uses.
+
+    ``points`` are in descending sigma; the graphs' ``step`` input indexes them. ``plans["6"]`` lists the points
+    of six-step sampling. ``noise_level`` is 0.2: ``z_t = (1 - noise_level) z_lr + noise_level * noise``.
+    """
+
+    points: tuple[SchedulePoint, ...]
+    plans: dict[str, tuple[int, ...]]
+    default_steps: int
+    noise_level: float
+
+
+class Graph(_Entry):
+    """One graph file of a stage.
+
+    ``size`` is the tile it was traced for as ``WxH``, or ``any`` when height and width are free axes.
+    Paths are relative to the bundle. ``weights`` are the external data files that the graph refers to.
+    """
+
+    path: str
+    size: str
+    weights: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class StageParity(_Entry):
+    """Parity measured at export: relative L2 error of the worst output against the float32 reference."""
+
+    size: str
+    rel_l2: float
+    limit: float
+    output: str
+
+
+class StageEntry(_Entry):
+    """One stage: its precision, its graphs (one per tile size, sharing weights) and its measured parity.
+
+    ``parameters`` counts stored elements after folding, ``parameters_before`` those of the checkpoint's network.
+    """
+
+    precision: str
+    graphs: tuple[Graph, ...]
+    parity: tuple[StageParity, ...]
+    parameters: int
+    parameters_before: int
+
+    def graph(self, size: Size) -> Graph | None:
+        """The graph for tiles of this size: an exact match, else one with free axes, else None."""
+        exact = [g for g in self.graphs if g.size == str(size)]
+        free = [g for g in self.graphs if g.size == "any"]
+        return next(iter(exact + free), None)
+
+
+class Manifest(_Entry):
+    """``manifest.json``. ``tiles`` are the sizes (``WxH``) for which every tile stage has a graph.
+
+    ``kv_layout`` is ``per-block`` (one tensor per block for keys and one for values) or ``stacked`` (one
+    ``reference_kv`` tensor (L,2,B,S,D)). ``recipe`` names the quantization recipe, ``None`` when there is none.
+    """
+
+    schema_version: int
+    producer: str
+    target: str
+    precision: str
+    source: Source
+    model: Model
+    schedule: Schedule
+    tiles: tuple[str, ...]
+    overlap: int
+    reference_policy: str
+    kv_layout: str
+    stages: dict[str, StageEntry]
+    toolchain: dict[str, str]
+    files: dict[str, FileEntry]
+    recipe: str | None = None
+    calibration_sha256: str | None = None
+    calibration_seed: int | None = None
+    gpu_architecture: str | None = None
