@@ -1,22 +1,22 @@
 """Optical flow for images of any size: padding as upstream's, RAFT, cropping; and RAFT from a published state dict.
 
 Source: UPSTREAM "One photo" step 1 and "One tile" step 1: images scaled to [-1, 1], 20 iterations, padded to a multiple of 8
-as RAFT's padding helper does by default (replicated edges, the extra pixel at the right and the bottom).
+as RAFT's padding helper does by default (replicated edges, the odd pixel at the right and the bottom).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from livemoments.errors import CheckpointError, UsageError
-from livemoments.reference.checkpoint import check_keys
-from livemoments.reference.raft import CELL_PX, ITERATIONS, MIN_SIDE_PX, RAFT, Correlation
+from livemoments.errors import UsageError
+from livemoments.reference.raft import CELL_PX, ITERATIONS, MIN_SIDE_PX, RAFT, ContextNorm, Correlation
+from livemoments.reference.weights import check_finite, check_keys
 
 _PREFIX = "module."
 """Published checkpoints were saved from a data-parallel wrapper, which puts this before every key."""
@@ -92,44 +92,39 @@ def estimate_flow(raft: RAFT, image1: Tensor, image2: Tensor) -> Tensor:
 
 def raft_from_state(
     state: Mapping[str, Tensor],
-    path: str | os.PathLike[str],
+    path: Path,
     *,
     dtype: torch.dtype = torch.float32,
     iterations: int = ITERATIONS,
     correlation: Correlation = "all-pairs",
+    context_norm: ContextNorm = "image",
 ) -> RAFT:
     """Builds RAFT from a state dict with princeton-vl's key names, with or without the ``module.`` prefix.
 
     Args:
-        state: the checkpoint's tensors, of any floating type.
+        state: the checkpoint's tensors, of any floating type. Where they are of ``dtype`` already, they are used, not copied.
         path: where they came from, for messages.
         dtype: of the weights; the correlation and the coordinates stay in float32.
         iterations: recurrent updates.
         correlation: see :class:`livemoments.reference.raft.RAFT`.
+        context_norm: likewise.
 
     Returns:
         The network in eval mode, on the CPU, without gradients.
 
     Raises:
-        CheckpointError: missing, extra and misshapen keys (all in one), or weights that are not finite (all in one).
+        CheckpointError: missing, extra and misshapen keys (all in one), or weights that are not finite in ``dtype``.
+        UsageError: an argument that cannot be used.
     """
     plain = {key.removeprefix(_PREFIX): tensor for key, tensor in state.items()}
-    if len(plain) != len(state):
-        both = sorted(key for key in state if _PREFIX + key in state)
-        raise CheckpointError(path, f"keys occur with and without '{_PREFIX}': {', '.join(both)}")
     with torch.device("meta"):
-        raft = RAFT(iterations, correlation)
+        raft = RAFT(iterations, correlation, context_norm)
     expected = {key: tuple(tensor.shape) for key, tensor in raft.state_dict().items()}
     check_keys(path, expected, {key: tuple(tensor.shape) for key, tensor in plain.items()})
 
-    # Checked after the conversion: float32 weights above 65504 become infinite in float16.
-    weights = {key: tensor.to("cpu", dtype if tensor.is_floating_point() else None) for key, tensor in plain.items()}
-    broken = sorted(key for key, tensor in weights.items() if not torch.isfinite(tensor).all())
-    if broken:
-        raise CheckpointError(
-            path,
-            f"{len(broken)} tensors hold values that are not finite in {dtype}: {', '.join(broken)}",
-            fix="download the checkpoint again",
-        )
+    weights = {
+        key: tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype) for key, tensor in plain.items()
+    }
+    check_finite(path, weights)
     raft.load_state_dict(weights, strict=True, assign=True)
-    return raft.requires_grad_(False)
+    return raft.eval().requires_grad_(False)

@@ -1,8 +1,10 @@
 """RAFT, the optical flow network (large model), with princeton-vl's state-dict layout.
 
 Source: Z. Teed and J. Deng, "RAFT: Recurrent All-Pairs Field Transforms for Optical Flow", ECCV 2020: feature and context
-encoders (section 3.1), correlation pyramid and lookup (3.2), recurrent updates and convex upsampling (3.3). Two differences
-of form: images come in [-1, 1] (UPSTREAM: RAFT's own division by 255 is removed), and only the last iteration is upsampled.
+encoders (section 3.1), correlation pyramid and lookup (3.2), recurrent updates and convex upsampling (3.3). Three
+differences, the first two from LiveMoments' use of it: images come in [-1, 1] (RAFT's own division by 255 is removed), the
+context encoder normalises by each image's own statistics (:class:`~livemoments.reference.raft_layers.Encoder` says why), and
+only the last iteration is upsampled.
 
 The code keeps to what exports: tensors of rank 5 or less, no writes in place, no control flow that depends on data. The
 correlation and the coordinates stay in float32 whatever the weights' type, as in the published code: half precision cannot
@@ -22,6 +24,7 @@ from livemoments.errors import UsageError
 from livemoments.reference.raft_layers import CONTEXT_CHANNELS, HIDDEN_CHANNELS, UPSAMPLING, Encoder, UpdateBlock
 
 Correlation = Literal["all-pairs", "on-demand"]
+ContextNorm = Literal["image", "running"]
 
 ITERATIONS = 20
 """Iterations that upstream runs."""
@@ -218,31 +221,40 @@ def upsample_convex(flow: Tensor, mask_logits: Tensor) -> Tensor:
 
 
 class RAFT(nn.Module):
-    """The large RAFT model, frozen: made in eval mode, so that batch norm uses its running statistics.
+    """The large RAFT model, for inference: train and eval mode compute the same.
 
     Args:
         iterations: recurrent updates, at least 1.
         correlation: ``"all-pairs"`` computes the correlation volume once and holds it (:func:`all_pairs_bytes`);
             ``"on-demand"`` computes what a lookup needs when it needs it: memory linear in the image's area, the same result
             to rounding. On-demand is for PyTorch: exported, it would unroll one node per chunk of the image.
+        context_norm: ``"image"``, the context encoder normalises by each image's statistics, as LiveMoments' code does;
+            ``"running"``, by the stored ones, as the paper does.
 
     Raises:
         UsageError: an argument that cannot be used.
     """
 
-    def __init__(self, iterations: int = ITERATIONS, correlation: Correlation = "all-pairs") -> None:
+    def __init__(
+        self,
+        iterations: int = ITERATIONS,
+        correlation: Correlation = "all-pairs",
+        context_norm: ContextNorm = "image",
+    ) -> None:
         super().__init__()
         if iterations < 1:
             raise UsageError(f"RAFT cannot run {iterations} iterations", fix="ask for at least 1")
-        if correlation not in get_args(Correlation):
-            known = ", ".join(get_args(Correlation))
-            raise UsageError(f"unknown correlation {correlation!r}", fix=f"choose one of: {known}")
+        for name, value, choices in (
+            ("correlation", correlation, get_args(Correlation)),
+            ("context norm", context_norm, get_args(ContextNorm)),
+        ):
+            if value not in choices:
+                raise UsageError(f"unknown {name} {value!r}", fix=f"choose one of: {', '.join(choices)}")
         self.iterations = iterations
         self.correlation: Correlation = correlation
         self.fnet = Encoder(FEATURE_CHANNELS, "instance")
-        self.cnet = Encoder(HIDDEN_CHANNELS + CONTEXT_CHANNELS, "batch")
+        self.cnet = Encoder(HIDDEN_CHANNELS + CONTEXT_CHANNELS, context_norm)
         self.update_block = UpdateBlock(LEVELS * _TAPS**2)
-        self.eval()
 
     def forward(self, image1: Tensor, image2: Tensor) -> Tensor:
         """Estimates where each pixel of ``image1`` is found in ``image2``.

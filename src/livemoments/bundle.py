@@ -6,8 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +13,8 @@ import msgspec
 
 from livemoments.errors import BundleError, OutputError
 from livemoments.manifest import SCHEMA_VERSION, FileEntry, Graph, Manifest, StageEntry
+from livemoments.staging import StagedFolder, stage_folder
+from livemoments.staging import remove_leftovers as remove_leftovers
 from livemoments.types import Size, Stage
 
 MANIFEST_NAME = "manifest.json"
@@ -161,17 +161,12 @@ def _check_file(folder: Path, name: str, entry: FileEntry, *, verify_hash: bool)
         raise BundleError(file, "its SHA-256 is not the manifest's: the file was changed or damaged", fix=again)
 
 
-class BundleWriter:
+class BundleWriter(StagedFolder):
     """A bundle being written in a hidden folder beside its destination.
 
     ``folder`` is where files go; :meth:`commit` hashes them, writes the manifest last and renames the folder.
     Without a commit everything is removed.
     """
-
-    def __init__(self, destination: Path, folder: Path) -> None:
-        self.destination = destination
-        self.folder = folder
-        self.committed = False
 
     def hash_files(self) -> dict[str, FileEntry]:
         """Every file written so far, by its path relative to the bundle."""
@@ -182,17 +177,7 @@ class BundleWriter:
         """Write the manifest and move the bundle into place, replacing an older one in one rename each."""
         encoded = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1)
         (self.folder / MANIFEST_NAME).write_bytes(encoded + b"\n")
-        for file in self.folder.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        retired = None
-        if self.destination.exists():
-            retired = Path(tempfile.mkdtemp(dir=self.destination.parent, prefix=f".{self.destination.name}.old-"))
-            self.destination.rename(retired / "bundle")
-        self.folder.rename(self.destination)
-        self.committed = True
-        if retired is not None:
-            shutil.rmtree(retired, ignore_errors=True)
+        self.publish()
 
 
 @contextlib.contextmanager
@@ -212,40 +197,5 @@ def write_bundle(destination: str | os.PathLike[str], *, overwrite: bool = False
         if not is_empty and not (is_bundle and overwrite):
             fix = "pass --overwrite to replace it" if is_bundle else "name a folder that does not exist yet"
             raise OutputError(destination, "exists already" + ("" if is_bundle else " and is not a bundle"), fix=fix)
-    prefix = f".{target.name}.partial-"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(target.parent, prefix)
-        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{prefix}{os.getpid()}-"))
-    except OSError as error:
-        raise OutputError(target.parent, f"cannot be written ({error.strerror})", fix="choose another -o") from None
-    folder.chmod(0o755)
-    writer = BundleWriter(target, folder)
-    try:
-        yield writer
-    finally:
-        if not writer.committed:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_leftovers(parent: Path, prefix: str) -> None:
-    """Remove files and folders named ``{prefix}{pid}-…`` whose process is gone."""
-    for path in parent.glob(f"{prefix}*"):
-        pid = path.name[len(prefix) :].split("-")[0]
-        if pid.isdigit() and not _is_running(int(pid)):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+    with stage_folder(target) as folder:
+        yield BundleWriter(target, folder)

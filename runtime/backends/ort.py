@@ -1,0 +1,224 @@
+"""The ONNX Runtime backend: CPU, and every other execution provider of the installed wheel.
+
+onnxruntime is imported when the first graph is opened, not with the module.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from livemoments.bundle import Bundle
+from livemoments.errors import EngineError, ResourceError, UsageError
+from livemoments.runtime.backends.base import Array, Backend, DeviceArray, Engine
+from livemoments.types import Size, Stage, TensorSpec
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+# our name -> onnxruntime's name, the device its outputs may stay on, the providers to fall back to per node
+_PROVIDERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "cpu": ("CPUExecutionProvider", "cpu", ()),
+    "cuda": ("CUDAExecutionProvider", "cuda", ()),
+    "tensorrt": ("TensorrtExecutionProvider", "cuda", ("CUDAExecutionProvider",)),
+    "rocm": ("ROCMExecutionProvider", "cuda", ()),
+    "migraphx": ("MIGraphXExecutionProvider", "cuda", ()),
+    "dml": ("DmlExecutionProvider", "dml", ()),
+    "coreml": ("CoreMLExecutionProvider", "cpu", ()),
+    "openvino": ("OpenVINOExecutionProvider", "cpu", ()),
+    "xnnpack": ("XnnpackExecutionProvider", "cpu", ()),
+}
+_CPU = "CPUExecutionProvider"
+_LOG_ERRORS_ONLY = 3
+_OUT_OF_MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory|OUT_OF_MEMORY|not enough memory", re.IGNORECASE)
+_MEMORY_FIX = "use a bundle with smaller tiles (export --tile), --batch 1, or --flow dis"
+
+
+class OrtArray(DeviceArray):
+    """A tensor held by onnxruntime (an ``OrtValue``), on the host or on an accelerator."""
+
+    def __init__(self, value: onnxruntime.OrtValue, spec: TensorSpec) -> None:
+        self.value = value
+        self._dtype = np.dtype(spec.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape())
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._dtype
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.value.tensor_size_in_bytes())
+
+    def numpy(self) -> np.ndarray:
+        return self.value.numpy()
+
+
+class OrtEngine(Engine):
+    """One onnxruntime session. Device arrays go in and out through I/O binding, without copies."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        session: onnxruntime.InferenceSession,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        device: str,
+        path: Path,
+    ) -> None:
+        super().__init__(stage, inputs, outputs)
+        self._session: Any = session
+        self._device = device
+        self._path = path
+
+    def _run(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
+        on_device = self._device != "cpu" or keep or any(isinstance(a, DeviceArray) for a in inputs.values())
+        try:
+            return self._run_bound(inputs, keep) if on_device else self._run_plain(inputs)
+        except (MemoryError, RuntimeError, ValueError) as error:  # what onnxruntime's pybind layer raises
+            raise _translated(error, f"stage '{self.stage}' failed in {self._path.name}") from error
+
+    def _run_plain(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        names = [spec.name for spec in self.outputs]
+        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+
+    def _run_bound(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            if isinstance(array, OrtArray):
+                binding.bind_ortvalue_input(name, array.value)
+            else:
+                # `inputs` keeps the numpy array alive until the run is over
+                binding.bind_cpu_input(name, array.numpy() if isinstance(array, DeviceArray) else array)
+        for spec in self.outputs:
+            binding.bind_output(spec.name, self._device if spec.name in keep else "cpu")
+        binding.synchronize_inputs()
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        values = binding.get_outputs()
+        return {
+            spec.name: OrtArray(value, spec) if spec.name in keep else value.numpy()
+            for spec, value in zip(self.outputs, values, strict=True)
+        }
+
+    def close(self) -> None:
+        super().close()
+        self._session = None
+
+
+class OrtBackend(Backend):
+    """Opens graphs with onnxruntime.
+
+    Args:
+        provider: ``cpu``, ``cuda``, ``tensorrt``, ``coreml``, ``dml`` … or onnxruntime's own name of a provider.
+        threads: threads within an operator; ``None`` leaves it to onnxruntime (one per physical core).
+        memory_arena: keep freed memory for the next run (quicker, holds the peak between runs).
+        memory_pattern: plan all buffers of a run at once (only useful for fixed shapes).
+
+    Raises:
+        UsageError: the installed onnxruntime has no such provider, or ``threads`` is not positive.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        provider: str = "cpu",
+        threads: int | None = None,
+        *,
+        memory_arena: bool = True,
+        memory_pattern: bool = True,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise UsageError(f"{threads} threads cannot run anything", fix="pass --threads 1 or more")
+        self.provider = provider
+        self._threads = threads
+        self._memory_arena = memory_arena
+        self._memory_pattern = memory_pattern
+        self._ort_name, self._device, fallbacks = _find_provider(provider)
+        self._providers = list(dict.fromkeys([self._ort_name, *fallbacks, _CPU]))
+
+    def open(self, bundle: Bundle, stage: Stage, size: Size) -> OrtEngine:
+        import onnxruntime
+
+        graph = bundle.graph(stage, size)
+        path = bundle.path / graph.path  # by path: external weights lie beside the graph
+        try:
+            session = onnxruntime.InferenceSession(str(path), self._session_options(), providers=self._providers)
+        except (MemoryError, RuntimeError, ValueError) as error:
+            raise _translated(error, f"{path}: the engine cannot be loaded") from error
+        active = session.get_providers()
+        if active[0] != self._ort_name:
+            raise EngineError(
+                f"onnxruntime did not start the provider '{self.provider}' and fell back to {active[0]}",
+                fix=_fallback_fix(self.provider),
+            )
+        _check_signature(path, session, graph.inputs, graph.outputs)
+        return OrtEngine(stage, session, graph.inputs, graph.outputs, device=self._device, path=path)
+
+    def _session_options(self) -> onnxruntime.SessionOptions:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.enable_cpu_mem_arena = self._memory_arena
+        options.enable_mem_pattern = self._memory_pattern
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        return options
+
+
+def _find_provider(provider: str) -> tuple[str, str, tuple[str, ...]]:
+    import onnxruntime
+
+    found = _PROVIDERS.get(provider.lower(), (provider, "cpu", ()))
+    available = onnxruntime.get_available_providers()
+    if found[0] not in available:
+        short = {ort: ours for ours, (ort, _, _) in _PROVIDERS.items()}
+        names = ", ".join(short[name] for name in available if name in short)
+        raise UsageError(
+            f"the installed onnxruntime has no provider '{provider}'; it has {names}",
+            fix=_fallback_fix(provider) if provider.lower() in _PROVIDERS else f"use one of {names}",
+        )
+    if found[1] == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # finds CUDA and cuDNN in the wheels that pip installed
+    return found
+
+
+def _fallback_fix(provider: str) -> str:
+    if provider.lower() in ("cuda", "tensorrt"):
+        return (
+            "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu "
+            "(never both), with the CUDA and cuDNN that it asks for; or use --provider cpu"
+        )
+    return f"install the onnxruntime wheel that has '{provider}', or use --provider cpu"
+
+
+def _check_signature(
+    path: Path,
+    session: onnxruntime.InferenceSession,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+) -> None:
+    for kind, specs, nodes in (("inputs", inputs, session.get_inputs()), ("outputs", outputs, session.get_outputs())):
+        wanted, found = sorted(s.name for s in specs), sorted(node.name for node in nodes)
+        if wanted != found:
+            raise EngineError(
+                f"{path}: the manifest lists the {kind} {', '.join(wanted)}, the graph has {', '.join(found)}",
+                fix="export the bundle again",
+            )
+
+
+def _translated(error: Exception, what: str) -> EngineError | ResourceError:
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return ResourceError(f"{what}: memory ran out ({first_line})", fix=_MEMORY_FIX)
+    return EngineError(f"{what}: {first_line}")
