@@ -158,9 +158,7 @@ def load_reference_net(
     files: CheckpointFiles, config: TransformerConfig, dtype: torch.dtype, device: torch.device
 ) -> ReferenceNet:
     """ReferenceNet alone. Raises as :func:`load_reference`."""
-    return _load_folder(
-        lambda: ReferenceNet(config), lambda net: net.transformer, files.transformer_ref, dtype, device
-    )
+    return _load_folder(lambda: ReferenceNet(config), lambda net: net.transformer, files.transformer_ref, dtype, device)
 
 
 def load_restoration_net(

@@ -1,7 +1,7 @@
 """Optical flow for images of any size: padding as upstream's, RAFT, cropping; and RAFT from a published state dict.
 
-Source: UPSTREAM "One photo" step 1 and "One tile" step 1: images scaled to [-1, 1], 20 iterations, padded to a multiple of 8
-as RAFT's padding helper does by default (replicated edges, the odd pixel at the right and the bottom).
+Source: UPSTREAM "One photo" step 1 and "One tile" step 1: images scaled to [-1, 1], 20 iterations, padded to a multiple
+of 8 as RAFT's padding helper does by default (replicated edges, the odd pixel at the right and the bottom).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def raft_from_state(
     """Builds RAFT from a state dict with princeton-vl's key names, with or without the ``module.`` prefix.
 
     Args:
-        state: the checkpoint's tensors, of any floating type. Where they are of ``dtype`` already, they are used, not copied.
+        state: the checkpoint's tensors, of any floating type. Those of ``dtype`` already are used without a copy.
         path: where they came from, for messages.
         dtype: of the weights; the correlation and the coordinates stay in float32.
         iterations: recurrent updates.

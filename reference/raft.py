@@ -1,14 +1,14 @@
 """RAFT, the optical flow network (large model), with princeton-vl's state-dict layout.
 
-Source: Z. Teed and J. Deng, "RAFT: Recurrent All-Pairs Field Transforms for Optical Flow", ECCV 2020: feature and context
-encoders (section 3.1), correlation pyramid and lookup (3.2), recurrent updates and convex upsampling (3.3). Three
-differences, the first two from LiveMoments' use of it: images come in [-1, 1] (RAFT's own division by 255 is removed), the
-context encoder normalises by each image's own statistics (:class:`~livemoments.reference.raft_layers.Encoder` says why), and
-only the last iteration is upsampled.
+Source: Z. Teed and J. Deng, "RAFT: Recurrent All-Pairs Field Transforms for Optical Flow", ECCV 2020: feature and
+context encoders (section 3.1), correlation pyramid and lookup (3.2), recurrent updates and convex upsampling (3.3).
+Three differences, the first two from LiveMoments' use of it: images come in [-1, 1] (RAFT's own division by 255 is
+removed), the context encoder normalises by each image's own statistics
+(:class:`~livemoments.reference.raft_layers.Encoder` says why), and only the last iteration is upsampled.
 
 The code keeps to what exports: tensors of rank 5 or less, no writes in place, no control flow that depends on data. The
-correlation and the coordinates stay in float32 whatever the weights' type, as in the published code: half precision cannot
-hold a position in a wide image to better than an eighth of a cell.
+correlation and the coordinates stay in float32 whatever the weights' type, as in the published code: half precision
+cannot hold a position in a wide image to better than an eighth of a cell.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def feature_pyramid(features2: Tensor) -> list[Tensor]:
 def _axis_window(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """The cells around positions on one axis, and the two weights with which each pair of neighbours is mixed.
 
-    All 9 offsets of a query share one fraction, so 10 whole cells are read and mixed pairwise. Cells outside the map get
-    weight 0, which is bilinear sampling with zeros outside; no division by the size is needed, so one cell is enough.
+    All 9 offsets of a query share one fraction, so 10 whole cells are read and mixed pairwise. Cells outside the map
+    get weight 0, which is bilinear sampling with zeros outside; no division by the size is needed, so one cell is
+    enough.
 
     Args:
         position: (Q, 1), float32, cells.
@@ -161,8 +162,8 @@ def look_up(pyramid: Sequence[Tensor], coordinates: Tensor) -> Tensor:
 def look_up_on_demand(features1: Tensor, levels: Sequence[Tensor], coordinates: Tensor) -> Tensor:
     """What :func:`look_up` gives, from the features: only the 100 cells that a query touches are correlated.
 
-    Memory grows with the number of cells instead of its square. The features of at most ``WINDOW_BYTES_CPU`` (or ``_GPU``)
-    bytes of windows are gathered at a time.
+    Memory grows with the number of cells instead of its square. The features of at most ``WINDOW_BYTES_CPU`` (or
+    ``_GPU``) bytes of windows are gathered at a time.
 
     Args:
         features1: (B, C, h, w), float32.
@@ -226,8 +227,8 @@ class RAFT(nn.Module):
     Args:
         iterations: recurrent updates, at least 1.
         correlation: ``"all-pairs"`` computes the correlation volume once and holds it (:func:`all_pairs_bytes`);
-            ``"on-demand"`` computes what a lookup needs when it needs it: memory linear in the image's area, the same result
-            to rounding. On-demand is for PyTorch: exported, it would unroll one node per chunk of the image.
+            ``"on-demand"`` computes what a lookup needs when it needs it: memory linear in the image's area, the same
+            result to rounding. On-demand is for PyTorch: exported, it would unroll one node per chunk of the image.
         context_norm: ``"image"``, the context encoder normalises by each image's statistics, as LiveMoments' code does;
             ``"running"``, by the stored ones, as the paper does.
 

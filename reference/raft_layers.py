@@ -1,8 +1,8 @@
 """The convolutional parts of RAFT: the residual encoders, the motion encoder, the recurrent unit, the two heads.
 
-Source: Z. Teed and J. Deng, "RAFT: Recurrent All-Pairs Field Transforms for Optical Flow", ECCV 2020, sections 3.1 and 3.3 and
-the appendix's figure of the large model. Attribute names follow the published checkpoints, so that a state dict of
-princeton-vl's (its ``module.`` prefix removed) loads with ``strict=True``.
+Source: Z. Teed and J. Deng, "RAFT: Recurrent All-Pairs Field Transforms for Optical Flow", ECCV 2020, sections 3.1 and
+3.3 and the appendix's figure of the large model. Attribute names follow the published checkpoints, so that a state dict
+of princeton-vl's (its ``module.`` prefix removed) loads with ``strict=True``.
 """
 
 from __future__ import annotations
@@ -27,28 +27,21 @@ _MASK_GAIN = 0.25
 _NORM_EPS = 1e-5
 
 Norm = Literal["instance", "image", "running"]
-"""``instance``: each image's statistics, no weights. ``image``: each image's statistics, then batch norm's scale and shift.
-``running``: batch norm with its stored statistics."""
-
-
-def _standardise(x: Tensor) -> Tensor:
-    """Zero mean and unit variance over the pixels of each channel of each image; statistics in float32."""
-    wide = x.float()
-    centred = wide - wide.mean(dim=(2, 3), keepdim=True)
-    variance = centred.square().mean(dim=(2, 3), keepdim=True)
-    return (centred * torch.rsqrt(variance + _NORM_EPS)).to(x.dtype)
+"""``instance``: each image's statistics, no weights. ``image``: each image's statistics, then batch norm's scale and
+shift. ``running``: batch norm with its stored statistics."""
 
 
 class _InstanceNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return _standardise(x)
+        return F.instance_norm(x.float(), eps=_NORM_EPS).to(x.dtype)
 
 
 class _ImageNorm(nn.BatchNorm2d):
     """Batch norm in training mode on a batch of one image, for batches of any size: see :class:`Encoder`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _standardise(x) * self.weight[:, None, None] + self.bias[:, None, None]
+        wide = F.instance_norm(x.float(), weight=self.weight.float(), bias=self.bias.float(), eps=_NORM_EPS)
+        return wide.to(x.dtype)
 
 
 class _RunningNorm(nn.BatchNorm2d):
@@ -101,10 +94,10 @@ class ResidualBlock(nn.Module):
 class Encoder(nn.Module):
     """The residual encoder, of the features (instance norm) and of the context (batch norm).
 
-    The paper freezes the context encoder's batch norm to its running statistics. LiveMoments' inference code never puts RAFT
-    in eval mode, so it normalises by the statistics of the batch, which there is one image; the recorded flows agree with
-    that to 3e-7 and differ by 0.3 from the paper's form. ``norm="image"`` computes it for each image on its own, so that a
-    result does not depend on what else is in the batch.
+    The paper freezes the context encoder's batch norm to its running statistics. LiveMoments' inference code never puts
+    RAFT in eval mode, so it normalises by the statistics of the batch, which there is one image; the recorded flows
+    agree with that to 3e-7 and differ by 0.3 from the paper's form. ``norm="image"`` computes it for each image on its
+    own, so that a result does not depend on what else is in the batch.
 
     Args:
         c_out: channels of the result.
@@ -217,5 +210,5 @@ class UpdateBlock(nn.Module):
         return h, self.flow_head(h)
 
     def mask_logits(self, h: Tensor) -> Tensor:
-        """Logits of the convex combinations, (B, 9 * 64, h, w): neighbour-major, then the row and column inside a cell."""
+        """Logits of the convex combinations, (B, 9 * 64, h, w): by neighbour, then row and column inside the cell."""
         return self.mask(h) * _MASK_GAIN

@@ -27,8 +27,8 @@ _USER_COMMENT, _PIXEL_WIDTH, _PIXEL_HEIGHT = 37510, 40962, 40963
 _THUMBNAIL_AT, _THUMBNAIL_BYTES = 513, 514
 # What describes how pixels lie in a file, as against what they show: never carried from one file to the next.
 _LAYOUT_TAGS = frozenset(
-    [*range(254, 267), 273, 277, 278, 279, *range(284, 294), *range(317, 348), *range(512, 533), XMP, 33723, 34377, ICC]
-) - {269, 270, 271, 272, ORIENTATION, 282, 283, 285}
+    [*range(254, 267), 273, 277, 278, 279, 284, *range(286, 294), *range(317, 348), *range(512, 533), XMP, 34377, ICC]
+)
 _STRIP_BYTES = 1 << 20
 _DEFLATE_LEVEL = 4  # level 6 is 1 % smaller on a 12-megapixel photo and takes 25 % longer
 MAX_PIXEL_BYTES = (1 << 32) - (1 << 26)  # classic TIFF's offsets have 32 bits; 64 MiB are left for everything else
@@ -193,6 +193,21 @@ def _copy_directory(tiff: Tiff, offset: int, editor: _Editor, *, nested: bool = 
         elif entry.kind < 16 and tag not in _LAYOUT_TAGS:  # 16 to 18 are BigTIFF's own types
             copied[tag] = editor.add(entry.kind, tiff.value(entry))
     return copied
+
+
+def user_comment(exif: bytes) -> str:
+    """UserComment of an EXIF block, stripped; empty where there is none or it is in an unknown code.
+
+    Raises:
+        TiffError: the block is broken.
+    """
+    tiff = Tiff(exif)
+    entries, _ = tiff.directory(tiff.first)
+    inner = tiff.directory(tiff.number(entries[EXIF_IFD]))[0] if EXIF_IFD in entries else {}
+    value = tiff.value(inner[_USER_COMMENT]) if _USER_COMMENT in inner else b""
+    codes = {b"ASCII\0\0\0": "ascii", b"UNICODE\0": "utf-16-le" if tiff.order == "<" else "utf-16-be"}
+    code = codes.get(value[:8])
+    return value[8:].decode(code, errors="replace").strip("\0 ") if code else ""
 
 
 def edit_exif(exif: bytes | None, *, size: Size, comment: str | None) -> bytes | None:

@@ -132,13 +132,15 @@ def _fix(content: FloatArray, style: FloatArray) -> FloatArray:
 def _fix_compat(content: FloatArray, style: FloatArray) -> FloatArray:
     # Upstream's order of operations: truncating to 8 bits makes a level out of a rounding error.
     image = quantize_8bit(content)
+    low_style = quantize_8bit_wrapping(style)
     high = np.zeros_like(image)
     for dilation in _DILATIONS_PX:
-        low = _smooth(image, dilation)
+        low = _smooth_compat(image, dilation)
         high += image
         high -= low
         image = low
-    fixed = high + low_frequencies(quantize_8bit_wrapping(style))
+        low_style = _smooth_compat(low_style, dilation)
+    fixed = high + low_style
     return np.floor(np.clip(fixed, 0, 1) * _LEVELS_8BIT) / _LEVELS_8BIT
 
 
@@ -161,4 +163,24 @@ def _smooth(image: FloatArray, dilation: int) -> FloatArray:
         block[:, :inner] += quarter[:, :1]
         block[:, : width - inner] += quarter[:, inner:]
         block[:, width - inner :] += quarter[:, -1:]
+    return out
+
+
+def _smooth_compat(image: FloatArray, dilation: int) -> FloatArray:
+    """The same level as :func:`_smooth`, its nine taps summed one by one in row-major order, as torch's conv2d does."""
+    height, width, _ = image.shape
+    out = np.empty_like(image)
+    columns = np.clip(np.arange(-dilation, width + dilation), 0, width - 1)
+    for start in range(0, height, _BLOCK_ROWS):
+        rows = np.arange(start, min(start + _BLOCK_ROWS, height))
+        block = out[rows[0] : rows[-1] + 1]
+        block[...] = 0
+        for row_tap, row_weight in ((-dilation, _QUARTER), (0, _HALF), (dilation, _QUARTER)):
+            taken = image.take(np.clip(rows + row_tap, 0, height - 1), axis=0)
+            taken *= row_weight * _QUARTER
+            padded = taken.take(columns, axis=1)
+            block += padded[:, :width]
+            taken += taken
+            block += taken
+            block += padded[:, 2 * dilation :]
     return out

@@ -1,0 +1,116 @@
+"""The engines of one restoration: opened when first needed, timed, closed when no longer needed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+from livemoments.bundle import Bundle
+from livemoments.manifest import Graph
+from livemoments.runtime.backends.base import Array, Backend, Engine
+from livemoments.types import Size, Stage
+
+
+@dataclass
+class StageTiming:
+    """How often something ran, and for how many seconds in all."""
+
+    seconds: float = 0.0
+    count: int = 0
+
+
+class Timings:
+    """Wall time by name: a stage's name for its runs, ``load:STAGE`` for opening its graph, and steps without one."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, StageTiming] = {}
+        self.tile_seconds: list[float] = []
+
+    @contextlib.contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the time of a ``with`` block to ``name``."""
+        start_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            entry = self.stages.setdefault(name, StageTiming())
+            entry.seconds += time.perf_counter() - start_s
+            entry.count += 1
+
+
+class EnginePool:
+    """Opens, runs and closes a bundle's stages for one tile size.
+
+    Args:
+        bundle: where the graphs are.
+        backend: what opens them.
+        size: the tiles' size in pixels.
+        timings: where run and load times go.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, size: Size, timings: Timings | None = None) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.size = size
+        self.timings = timings or Timings()
+        self._engines: dict[tuple[Stage, str], Engine] = {}
+
+    def graph(self, stage: Stage, size: Size | None = None) -> Graph:
+        """The manifest's entry for the stage's graph, without loading it.
+
+        Raises:
+            BundleError: the bundle has none of this size.
+        """
+        return self.bundle.graph(stage, size or self.size)
+
+    def is_open(self, stage: Stage) -> bool:
+        """Whether some graph of the stage is loaded."""
+        return any(key[0] == stage for key in self._engines)
+
+    def run(
+        self,
+        stage: Stage,
+        inputs: Mapping[str, Array],
+        *,
+        size: Size | None = None,
+        keep: Collection[str] = (),
+    ) -> dict[str, Array]:
+        """Run a stage, loading it first if it is not loaded.
+
+        Args:
+            stage: which one.
+            inputs: numpy arrays of any float dtype (cast to the graph's), or arrays kept on the device before.
+            size: image size in pixels; the tiles' by default.
+            keep: outputs to leave on the device.
+
+        Raises:
+            BundleError: the bundle has no graph of this size.
+            EngineError: see :meth:`Engine.run`.
+            ResourceError: memory ran out.
+        """
+        engine = self._engine(stage, size or self.size)
+        with self.timings.measure(str(stage)):
+            return engine.run(engine.cast(inputs), keep=keep)
+
+    def close(self, *stages: Stage) -> None:
+        """Close these stages' engines, or all of them if none is named."""
+        for key in [key for key in self._engines if not stages or key[0] in stages]:
+            self._engines.pop(key).close()
+
+    def __enter__(self) -> EnginePool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _engine(self, stage: Stage, size: Size) -> Engine:
+        key = (stage, self.graph(stage, size).path)
+        if key not in self._engines:
+            with self.timings.measure(f"load:{stage}"):
+                self._engines[key] = self.backend.open(self.bundle, stage, size)
+        return self._engines[key]

@@ -1,0 +1,96 @@
+"""Optical flow for a restoration: by the bundle's RAFT engine, or by OpenCV's DIS without any engine."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import numpy as np
+
+from livemoments.errors import UsageError
+from livemoments.runtime.dis import dis_flow
+from livemoments.runtime.engine_pool import EnginePool
+from livemoments.types import Size, Stage
+
+FlowKind = Literal["engine", "dis"]
+
+_RAFT_MULTIPLE_PX = 8  # RAFT computes at an eighth of the resolution
+
+
+class FlowEstimator(Protocol):
+    """Estimates where the pixels of one image are in another. ``kind`` is recorded in the result."""
+
+    kind: str
+
+    def __call__(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+        """Flow in pixels, x then y, from ``image1`` to ``image2``: (B,3,H,W) float32 in [-1,1] -> (B,2,H,W) float32."""
+
+
+class EngineFlow:
+    """RAFT from the bundle. Sides that are no multiple of 8 are padded by replication, split between both ends."""
+
+    kind = "engine"
+
+    def __init__(self, pool: EnginePool) -> None:
+        self._pool = pool
+
+    def __call__(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+        """See :class:`FlowEstimator`.
+
+        Raises:
+            UsageError: the bundle's flow graphs have fixed sizes, and none is this one.
+            EngineError: the engine failed.
+        """
+        height, width = image1.shape[2:]
+        top, bottom = _split_pad(height)
+        left, right = _split_pad(width)
+        pad = ((0, 0), (0, 0), (top, bottom), (left, right))
+        size = Size(height + top + bottom, width + left + right)
+        self._check_size(size)
+        images = {"image1": np.pad(image1, pad, mode="edge"), "image2": np.pad(image2, pad, mode="edge")}
+        flow = self._pool.run(Stage.FLOW, images, size=size)["flow"]
+        assert isinstance(flow, np.ndarray)
+        return np.ascontiguousarray(flow[:, :, top : top + height, left : left + width], dtype=np.float32)
+
+    def _check_size(self, size: Size) -> None:
+        entry = self._pool.bundle.stage(Stage.FLOW)
+        if entry.graph(size) is None:
+            have = ", ".join(graph.size for graph in entry.graphs)
+            raise UsageError(
+                f"the bundle's flow engine takes images of {have} only, not {size}",
+                fix="pass --flow dis, or export again with a flow stage of free size",
+            )
+
+
+class DisFlow:
+    """OpenCV's DIS: no engine and a fraction of RAFT's memory; the paper's table 9 shows that the model bears it."""
+
+    kind = "dis"
+
+    def __call__(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+        """See :class:`FlowEstimator`."""
+        pairs = zip(_unit_hwc(image1), _unit_hwc(image2), strict=True)
+        flows = [dis_flow(first, second).transpose(2, 0, 1) for first, second in pairs]
+        return np.ascontiguousarray(np.stack(flows), dtype=np.float32)
+
+
+def flow_estimator(kind: str, pool: EnginePool) -> FlowEstimator:
+    """The estimator of this kind.
+
+    Raises:
+        UsageError: neither ``engine`` nor ``dis``.
+    """
+    if kind == "engine":
+        return EngineFlow(pool)
+    if kind == "dis":
+        return DisFlow()
+    raise UsageError(f"'{kind}' is no way to estimate flow", fix="use engine or dis")
+
+
+def _split_pad(length: int) -> tuple[int, int]:
+    """Pixels added before and after, as RAFT's InputPadder splits them (the smaller half first)."""
+    pad = -length % _RAFT_MULTIPLE_PX
+    return pad // 2, pad - pad // 2
+
+
+def _unit_hwc(images: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray((images * 0.5 + 0.5).transpose(0, 2, 3, 1), dtype=np.float32)

@@ -1,0 +1,376 @@
+"""Restore a photo: the whole path from three image files to one, with a bundle's engines and without PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from livemoments.bundle import Bundle
+from livemoments.errors import UsageError
+from livemoments.progress import SILENT, Progress, Task
+from livemoments.runtime.align import MeanFlow, ReferenceCorner
+from livemoments.runtime.backends.base import Backend
+from livemoments.runtime.blend import Blender
+from livemoments.runtime.color import color_fix_rows, to_unit_range
+from livemoments.runtime.engine_pool import EnginePool, Timings
+from livemoments.runtime.flow import FlowKind, flow_estimator
+from livemoments.runtime.images import ensure_writable, write_image
+from livemoments.runtime.inputs import DERIVED_JPEG_QUALITY, ImageSource, RestoreInputs, load_inputs
+from livemoments.runtime.kv_cache import KvCache
+from livemoments.runtime.kv_store import find_codec, open_store
+from livemoments.runtime.noise import NoiseSource, SeededNoise
+from livemoments.runtime.sampler import Observer, PhaseSplitSampler, ResidentSampler, Sampler
+from livemoments.runtime.schedule import plan_steps
+from livemoments.runtime.tile_batch import OrderedBlender, TileCodec, photo_flow, reference_corners
+from livemoments.runtime.tiles import TilePlan, plan_balanced, plan_upstream
+from livemoments.types import ReferencePolicy, Size, Stage, Tile
+from livemoments.version import __version__
+
+KV_BUDGET_BYTES = 4 << 30
+"""Default for phase-split's keys and values: one full-size 1024-pixel tile in float16, six steps (3.7 GiB)."""
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """What came out.
+
+    Attributes:
+        image: (H, W, 3) uint8 or uint16 RGB.
+        metadata: how it was made; JSON-able, also written into the file.
+        timings: wall time of the stages and tiles.
+        output: the file that was written, if any.
+    """
+
+    image: np.ndarray
+    metadata: dict[str, Any]
+    timings: Timings
+    output: Path | None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The checked and completed arguments of :func:`restore`."""
+
+    bundle: Bundle
+    compat: bool
+    steps: tuple[int, ...]
+    policy: ReferencePolicy
+    flow: FlowKind
+    tile_plan: Literal["balanced", "upstream"]
+    tile: Size | None
+    batch: int
+    pad_small: bool
+    kv_store: Literal["host", "disk"]
+    kv_dtype: str
+    kv_budget_bytes: int
+    kv_cache: str | os.PathLike[str] | None
+    noise: NoiseSource
+    observer: Observer | None
+    progress: Progress
+    timings: Timings = field(default_factory=Timings)
+
+
+def restore(
+    bundle: Bundle | str | os.PathLike[str],
+    frame: ImageSource,
+    photo: ImageSource,
+    photo_frame: ImageSource | None = None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    compat: Literal["upstream"] | None = None,
+    provider: str = "cpu",
+    threads: int | None = None,
+    reference: str | ReferencePolicy | None = None,
+    flow: FlowKind = "engine",
+    tile_plan: Literal["balanced", "upstream"] | None = None,
+    tile: Size | None = None,
+    batch: int = 1,
+    pad_small: bool = False,
+    kv_store: Literal["host", "disk"] = "host",
+    kv_dtype: str = "native",
+    kv_budget_bytes: int = KV_BUDGET_BYTES,
+    kv_cache: str | os.PathLike[str] | None = None,
+    bit_depth: int | None = None,
+    quality: int = 95,
+    noise: NoiseSource | None = None,
+    observer: Observer | None = None,
+    progress: Progress = SILENT,
+    upscaled_size: Size | None = None,
+    backend: Backend | None = None,
+) -> RestoreResult:
+    """Restore a video frame to the quality of its key photo.
+
+    Args:
+        bundle: an opened bundle, or its folder (opened with every hash checked).
+        frame: the reselected video frame: a file, or a :class:`Photo`.
+        photo: the key photo; the result has its size, colour profile and metadata.
+        photo_frame: the video frame at the photo's instant; derived from the photo if missing.
+        output: the file to write; checked before the work begins.
+        steps: sampling steps; the bundle's default if not given.
+        seed: of the noise; the same seed gives the same picture for any tile order and batch size.
+        compat: ``upstream`` reproduces upstream's tiling, grey border and 8-bit colour fix.
+        provider: what runs the graphs (:class:`OrtBackend`).
+        threads: threads within an operator.
+        reference: when ReferenceNet runs; the bundle's policy if not given.
+        flow: ``engine`` (RAFT) or ``dis`` (OpenCV).
+        tile_plan: ``balanced``, or ``upstream``'s padding to whole strides.
+        tile: use this tile size of the bundle only.
+        batch: tiles computed at once.
+        pad_small: reflect photos that are smaller than every tile.
+        kv_store: where ``phase-split`` keeps keys and values.
+        kv_dtype: how stored keys and values are kept: ``native`` or ``float16``.
+        kv_budget_bytes: how much of them may be stored at once.
+        kv_cache: a folder in which keys and values outlive the run, found again by content.
+        bit_depth: 8 or 16; the photo's if not given.
+        quality: of JPEG and WebP files, 1 to 100.
+        noise: replaces the seeded noise, for parity with a recording.
+        observer: called with the name and value of every intermediate tensor.
+        progress: where progress is shown.
+        upscaled_size: the result's size where it is not the photo's.
+        backend: replaces :class:`OrtBackend`.
+
+    Raises:
+        UsageError: an argument cannot be used.
+        ImageError: an image cannot be read, or they do not fit each other.
+        BundleError: the bundle cannot be trusted, or lacks a graph.
+        OutputError: the output cannot be written.
+        EngineError: an engine failed.
+        ResourceError: memory or disk ran out.
+    """
+    if compat not in (None, "upstream"):
+        raise UsageError(f"'{compat}' is no compatibility mode", fix="use upstream, or leave it out")
+    _check_numbers(batch=batch, kv_budget_bytes=kv_budget_bytes, quality=quality, bit_depth=bit_depth, compat=compat)
+    if output is not None:
+        ensure_writable(output)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    manifest = opened.manifest
+    settings = _Settings(
+        bundle=opened,
+        compat=compat == "upstream",
+        steps=plan_steps(manifest.schedule, steps),
+        policy=_policy(reference or manifest.reference_policy),
+        flow=flow,
+        tile_plan=tile_plan or ("upstream" if compat else "balanced"),
+        tile=tile,
+        batch=batch,
+        pad_small=pad_small,
+        kv_store=kv_store,
+        kv_dtype=kv_dtype,
+        kv_budget_bytes=kv_budget_bytes,
+        kv_cache=kv_cache,
+        noise=noise or SeededNoise(seed),
+        observer=observer,
+        progress=progress,
+    )
+    with settings.timings.measure("read"):
+        inputs = load_inputs(frame, photo, photo_frame, upscaled_size=upscaled_size)
+    plan = plan_tiles(settings, inputs.size)
+    if backend is None:
+        from livemoments.runtime.backends.ort import OrtBackend
+
+        backend = OrtBackend(provider, threads)
+    blender, corners = _restore_tiles(settings, inputs, plan, backend)
+    depth = bit_depth or (8 if settings.compat else inputs.photo.bit_depth)
+    image = _finish(settings, inputs, blender, depth)
+    metadata = {
+        "package": f"livemoments-deploy {__version__}",
+        "seed": None if noise is not None else seed,
+        "provider": f"{backend.name}:{backend.provider}",
+        **_describe(settings, inputs, plan, corners),
+    }
+    if output is not None:
+        with settings.timings.measure("write"):
+            text = {"Software": metadata["package"], "livemoments": json.dumps(metadata)}
+            write_image(output, image, like=inputs.photo, bit_depth=bit_depth, quality=quality, text=text)
+    return RestoreResult(image, metadata, settings.timings, None if output is None else Path(output))
+
+
+def plan_tiles(settings: _Settings, size: Size) -> TilePlan:
+    """The tiles for a photo of this size.
+
+    Raises:
+        UsageError: no tile size fits, or the bundle does not have the one that was asked for.
+    """
+    available = settings.bundle.tile_sizes
+    if settings.tile is not None and settings.tile not in available:
+        raise UsageError(
+            f"the bundle has no graphs for {settings.tile} tiles; it has {', '.join(map(str, available))}",
+            fix=f"export again with --tile {settings.tile}, or leave --tile out",
+        )
+    sizes = [settings.tile] if settings.tile else list(available)
+    overlap = settings.bundle.manifest.overlap
+    if settings.tile_plan == "upstream":
+        return plan_upstream(size, sizes[0], overlap)
+    if settings.tile_plan == "balanced":
+        return plan_balanced(size, sizes, overlap, pad_small=settings.pad_small)
+    raise UsageError(f"'{settings.tile_plan}' is no tile plan", fix="use balanced or upstream")
+
+
+def _restore_tiles(
+    settings: _Settings, inputs: RestoreInputs, plan: TilePlan, backend: Backend
+) -> tuple[Blender, list[tuple[MeanFlow, ReferenceCorner]]]:
+    blender = Blender(inputs.size, compat_upstream=settings.compat)
+    ordered = OrderedBlender(blender)
+    cache = None if settings.kv_cache is None else KvCache(settings.kv_cache, find_codec(settings.kv_dtype))
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(EnginePool(settings.bundle, backend, plan.tile, settings.timings))
+        sampler = _make_sampler(settings, pool, cache, stack)
+        per_group = settings.batch * sampler.batches_per_group(settings.batch)
+        flow = flow_estimator(settings.flow, pool)
+        with settings.progress.task("Flow between the video frames"), settings.timings.measure("photo_flow"):
+            flow_lr = photo_flow(flow, inputs)
+        corners = reference_corners(flow_lr, inputs, plan)
+        found = {index: corner for index, (_, corner) in corners.items()}
+        _observe(settings, "photo.flow_lr", flow_lr)
+        _observe(settings, "ref_patch_coords", np.array([(c.y, c.x) for _, c in sorted(found.items())]))
+        codec = TileCodec(
+            pool, inputs, found, settings.noise, flow, use_cache=cache is not None, observer=settings.observer
+        )
+        total = len(plan.tiles) * sampler.steps
+        with settings.progress.task("Restoring tiles", total) as task:
+            for group, is_last in _grouped(plan.tiles, per_group):
+                _restore_group(settings, group, is_last, codec, sampler, pool, ordered, task)
+    return blender, [corners[tile.index] for tile in plan.tiles]
+
+
+def _restore_group(
+    settings: _Settings,
+    tiles: Sequence[Tile],
+    is_last: bool,
+    codec: TileCodec,
+    sampler: Sampler,
+    pool: EnginePool,
+    blender: OrderedBlender,
+    task: Task,
+) -> None:
+    start_s = time.perf_counter()
+    batches = [codec.encode(part) for part, _ in _grouped(tiles, settings.batch)]
+    if is_last:  # each engine goes when nothing needs it any more
+        pool.close(Stage.FLOW, Stage.VAE_ENCODER)
+    latents = sampler.sample(batches, task)
+    if is_last:
+        pool.close(Stage.MOTION, Stage.REFERENCE, Stage.RESTORATION)
+    for batch, z in zip(batches, latents, strict=True):
+        for tile, image in codec.decode(batch, z):
+            blender.add(tile, image)
+    elapsed_s = time.perf_counter() - start_s
+    settings.timings.tile_seconds.extend([elapsed_s / len(tiles)] * len(tiles))
+
+
+def _make_sampler(
+    settings: _Settings, pool: EnginePool, cache: KvCache | None, stack: contextlib.ExitStack
+) -> Sampler:
+    schedule = settings.bundle.manifest.schedule
+    if settings.policy.name != "phase-split":
+        return ResidentSampler(
+            pool, schedule, settings.steps, settings.policy, cache=cache, observer=settings.observer
+        )
+    store = stack.enter_context(
+        open_store(settings.kv_store, codec=settings.kv_dtype, budget_bytes=settings.kv_budget_bytes)
+    )
+    return PhaseSplitSampler(
+        pool,
+        schedule,
+        settings.steps,
+        settings.policy,
+        store=store,
+        budget_bytes=settings.kv_budget_bytes,
+        cache=cache,
+        observer=settings.observer,
+    )
+
+
+def _finish(settings: _Settings, inputs: RestoreInputs, blender: Blender, bit_depth: int) -> np.ndarray:
+    """Colour fix in strips, and the final integers: (H, W, 3) uint8 or uint16."""
+    size = inputs.size
+
+    def content_rows(y0: int, y1: int) -> np.ndarray:
+        return to_unit_range(blender.result_rows(y0, y1))
+
+    def style_rows(y0: int, y1: int) -> np.ndarray:
+        return inputs.frame_view.window(y0, 0, y1 - y0, size.width)
+
+    if settings.observer is not None:
+        stitched = blender.result_rows(0, size.height)
+        _observe(settings, "photo.stitched", stitched.transpose(2, 0, 1)[None])
+        _observe(settings, "photo.before_color_fix", to_integers(to_unit_range(stitched), 8))
+    image = np.empty((size.height, size.width, 3), np.uint8 if bit_depth == 8 else np.uint16)
+    with settings.progress.task("Colour fix", size.height) as task, settings.timings.measure("color_fix"):
+        for y0, rows in color_fix_rows(content_rows, style_rows, size, compat_upstream=settings.compat):
+            image[y0 : y0 + len(rows)] = to_integers(rows, bit_depth)
+            task.advance(len(rows))
+    _observe(settings, "photo.result", image)
+    return image
+
+
+def to_integers(unit: np.ndarray, bit_depth: int) -> np.ndarray:
+    """[0, 1] -> uint8 or uint16, rounded to the nearest."""
+    top = np.float32((1 << bit_depth) - 1)
+    return np.rint(np.clip(unit, 0, 1) * top).astype(np.uint8 if bit_depth == 8 else np.uint16)
+
+
+def _describe(
+    settings: _Settings,
+    inputs: RestoreInputs,
+    plan: TilePlan,
+    corners: Sequence[tuple[MeanFlow, ReferenceCorner]],
+) -> dict[str, Any]:
+    files = settings.bundle.manifest.files
+    digest = hashlib.sha256("".join(f"{name}:{files[name].sha256}\n" for name in sorted(files)).encode())
+    derived = f"derived from the photo: area downscale to {inputs.frame.size}, JPEG quality {DERIVED_JPEG_QUALITY}"
+    return {
+        "compat": "upstream" if settings.compat else None,
+        "steps": len(settings.steps),
+        "reference_policy": str(settings.policy),
+        "kv_dtype": settings.kv_dtype,
+        "flow": settings.flow,
+        "photo_frame": derived if inputs.photo_frame_derived else "given",
+        "tile_plan": plan.kind,
+        "tile": str(plan.tile),
+        "tiles": len(plan.tiles),
+        "batch": settings.batch,
+        "pcr_mean_shift_px": round(float(np.mean([np.hypot(mean.dx, mean.dy) for mean, _ in corners])), 3),
+        "pcr_clamp_rate": round(float(np.mean([corner.clamped for _, corner in corners])), 4),
+        "bundle_sha256": digest.hexdigest(),
+    }
+
+
+def _policy(reference: str | ReferencePolicy) -> ReferencePolicy:
+    return reference if isinstance(reference, ReferencePolicy) else ReferencePolicy.parse(reference)
+
+
+def _check_numbers(
+    *, batch: int, kv_budget_bytes: int, quality: int, bit_depth: int | None, compat: str | None
+) -> None:
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} tiles cannot be computed", fix="pass --batch 1 or more")
+    if kv_budget_bytes < 1:
+        raise UsageError(f"a budget of {kv_budget_bytes} bytes holds no keys and values")
+    if not 1 <= quality <= 100:
+        raise UsageError(f"{quality} is no quality", fix="use 1 to 100")
+    if bit_depth not in (None, 8, 16):
+        raise UsageError(f"{bit_depth} bits per channel cannot be written", fix="use 8 or 16")
+    if compat and bit_depth == 16:
+        raise UsageError("upstream's colour fix has 8 bits; a 16-bit result would hold no more", fix="leave one out")
+
+
+def _grouped(tiles: Sequence[Tile], size: int) -> Iterator[tuple[Sequence[Tile], bool]]:
+    """Runs of ``size`` tiles (the last may be shorter), and whether each is the last."""
+    for start in range(0, len(tiles), size):
+        yield tiles[start : start + size], start + size >= len(tiles)
+
+
+def _observe(settings: _Settings, name: str, value: np.ndarray) -> None:
+    if settings.observer is not None:
+        settings.observer(name, value)

@@ -1,0 +1,147 @@
+"""Options and value types that several commands share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from livemoments.cli.progress import reporter
+from livemoments.errors import UsageError
+from livemoments.progress import Progress
+from livemoments.types import ReferencePolicy, Size, Stage
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+
+
+class BadValue(click.BadParameter):
+    """A value that an option refuses, with the fix."""
+
+    def __init__(self, message: str, *, fix: str, param: click.Parameter | None, ctx: click.Context | None) -> None:
+        super().__init__(message, ctx=ctx, param=param)
+        self.fix = fix
+
+
+class SizeType(click.ParamType):
+    """``WIDTHxHEIGHT`` in pixels, or one number for a square."""
+
+    name = "WxH px"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
+        if isinstance(value, Size):
+            return value
+        try:
+            return Size.parse(value)
+        except UsageError as error:
+            raise BadValue(error.message, fix=error.fix or "", param=param, ctx=ctx) from None
+
+
+class PolicyType(click.ParamType):
+    """The name of a reference policy."""
+
+    name = "POLICY"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ReferencePolicy:
+        if isinstance(value, ReferencePolicy):
+            return value
+        try:
+            return ReferencePolicy.parse(value)
+        except UsageError as error:
+            raise BadValue(error.message, fix=error.fix or "", param=param, ctx=ctx) from None
+
+
+class CountsType(click.ParamType):
+    """Whole numbers from 1 on with commas between them; each once, in ascending order."""
+
+    name = "N,N,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        if not re.fullmatch(r"\s*[1-9]\d{0,3}\s*(,\s*[1-9]\d{0,3}\s*)*", value):
+            fix = "write whole numbers with commas between them, e.g. 1,2,4,6"
+            raise BadValue(f"'{value}' is not a list of counts", fix=fix, param=param, ctx=ctx)
+        return tuple(sorted({int(part) for part in value.split(",")}))
+
+
+class StagesType(click.ParamType):
+    """Names of stages with commas between them, in any order."""
+
+    name = "STAGE,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Stage, ...]:
+        if isinstance(value, tuple):
+            return value
+        known = {stage.value: stage for stage in Stage}
+        names = [part.strip() for part in value.split(",")]
+        for name in names:
+            if name not in known:
+                fix = f"use {', '.join(known)}"
+                raise BadValue(f"'{name}' is not a stage", fix=fix, param=param, ctx=ctx)
+        return tuple(stage for stage in Stage if stage.value in names)
+
+
+class BytesType(click.ParamType):
+    """A number of bytes, with K, M, G (powers of 1000) or KiB, MiB, GiB (powers of 1024)."""
+
+    name = "BYTES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMG]I?|)B?\s*", value.upper())
+        count = int(float(match[1]) * _BYTES[match[2]]) if match else 0
+        if count <= 0:
+            fix = "write e.g. 4GiB, 500M or 4294967296"
+            raise BadValue(f"'{value}' is not a positive number of bytes", fix=fix, param=param, ctx=ctx)
+        return count
+
+
+SIZE = SizeType()
+POLICY = PolicyType()
+COUNTS = CountsType()
+STAGES = StagesType()
+BYTES = BytesType()
+PATH = click.Path(path_type=Path)
+
+
+def result_options(function: Function) -> Function:
+    """``--json`` (passed as ``as_json``) and ``--quiet`` (passed on as ``progress``, the reporter to use)."""
+
+    def to_progress(context: click.Context, parameter: click.Parameter, quiet: bool) -> Progress:
+        return reporter(quiet=quiet)
+
+    quiet = click.option(
+        "--quiet", "-q", "progress", is_flag=True, callback=to_progress, help="Show no progress on stderr."
+    )
+    as_json = click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON document on stdout instead of text; errors too."
+    )
+    return as_json(quiet(function))
+
+
+def overwrite_option(function: Function) -> Function:
+    """``--overwrite``."""
+    text = "Replace what is there; without it, an existing output is an error."
+    return click.option("--overwrite", is_flag=True, help=text)(function)
+
+
+def provider_options(function: Function) -> Function:
+    """``--provider`` and ``--threads``: where onnxruntime runs the graphs."""
+    provider = click.option(
+        "--provider",
+        default="cpu",
+        show_default=True,
+        metavar="NAME",
+        help="onnxruntime's execution provider: cpu, cuda, coreml, … One that is not there is an error, "
+        "never a silent fall back to the CPU. Only cpu was measured so far.",
+    )
+    threads = click.option(
+        "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: one per core]"
+    )
+    return provider(threads(function))
