@@ -97,8 +97,9 @@ class ModulationTable(nn.Module):
         self.table = nn.Parameter(torch.empty(points, len(rows), dim))
 
     def forward(self, step: Tensor) -> dict[str, Tensor]:
-        """step () int64 to one (D,) per row."""
-        return dict(zip(self.rows, _row(self.table, step).unbind(0), strict=True))
+        """step (1,) int64 to one (D,) per row."""
+        chosen = self.table.index_select(0, step).flatten()
+        return dict(zip(self.rows, chosen.split(self.table.shape[-1]), strict=True))
 
 
 class TextTable(nn.Module):
@@ -111,16 +112,12 @@ class TextTable(nn.Module):
             setattr(self, name, nn.Parameter(torch.empty(points, tokens, dim)))
 
     def forward(self, step: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        """step () int64 to (1, T, D) each; the query is ``None`` where nobody reads it."""
-        found = [_row(getattr(self, name), step)[None] if name in self.names else None for name in ("q", "k", "v")]
+        """step (1,) int64 to (1, T, D) each; the query is ``None`` where nobody reads it."""
+        found = [getattr(self, name).index_select(0, step) if name in self.names else None for name in ("q", "k", "v")]
         query, key, value = found
         if key is None or value is None:
             raise ValueError("a text table needs keys and values")
         return query, key, value
-
-
-def _row(table: Tensor, step: Tensor) -> Tensor:
-    return table.index_select(0, step.reshape(1)).squeeze(0)
 
 
 def modulate(x: Tensor, rows: dict[str, Tensor], which: str) -> Tensor:

@@ -139,7 +139,7 @@ class JointBlock(nn.Module):
         if text_query is not None:
             query = torch.cat([query, text_query], dim=1)
         mixed = attn.attend(query, *_with_guidance(own, guidance, image.shape[1]))
-        image_mixed = mixed[:, : image.shape[1]]
+        image_mixed = mixed if text_query is None else mixed[:, : image.shape[1]]
         image = image + rows["gate_msa"] * attn.to_out[0](image_mixed)
         image = image + rows["gate_mlp"] * self.ff(modulate(image, rows, "mlp"))
         if attn.to_add_out is not None and self.ff_context is not None:
@@ -220,9 +220,9 @@ class MMDiT(nn.Module):
         Returns:
             The velocity (B, 16, h, w), ``None`` where the output was pruned; every block's own keys and values.
         """
-        conditioning = when
+        conditioning = when.reshape(1)
         if self.time_text_embed is not None and self.pooled is not None:
-            conditioning = self.time_text_embed(when.reshape(1), self.pooled)
+            conditioning = self.time_text_embed(conditioning, self.pooled)
         image = self.pos_embed(latent)
         text = self.embedded_prompt().expand(latent.shape[0], -1, -1)
         kept = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 _BLOCKS_PER_EMBEDDING = 2  # each embedding serves two consecutive transformer blocks

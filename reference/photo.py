@@ -117,14 +117,19 @@ def tile_weight(size: Size, *, upstream_border: bool) -> Tensor:
 
 
 def blend(tiles: Sequence[tuple[Tile, Tensor]], padded: Size, size: Size, *, upstream_border: bool) -> Tensor:
-    """Blend tiles (1, 3, h, w) to a photo (1, 3, H, W): the weighted sum over the summed weight + 1e-8, cropped."""
+    """Blend tiles (1, 3, h, w) to a photo (1, 3, H, W): the weighted sum over the summed weight, cropped.
+
+    Upstream adds 1e-8 to the summed weight, which its zero border needs; without that border it is left out, for it
+    would pull the corners, whose weight is about 1e-6, towards grey.
+    """
     total = torch.zeros(1, 3, padded.height, padded.width)
     weights = torch.zeros(1, 1, padded.height, padded.width)
     for tile, pixels in tiles:
         weight = tile_weight(tile.size, upstream_border=upstream_border)
         total[(..., *tile.window)] += pixels.float().cpu() * weight
         weights[(..., *tile.window)] += weight
-    return (total / (weights + _WEIGHT_EPSILON))[..., : size.height, : size.width]
+    epsilon = _WEIGHT_EPSILON if upstream_border else 0.0
+    return (total / (weights + epsilon))[..., : size.height, : size.width]
 
 
 def to_bytes(image: Tensor) -> Tensor:
@@ -150,7 +155,7 @@ def wavelet_blur(image: Tensor, radius: int) -> Tensor:
 
 
 def wavelet_color_fix(content: Tensor, style: Tensor) -> Tensor:
-    """High frequencies of ``content`` plus low frequencies of ``style``, both (B, 3, H, W): a 5-level a-trous wavelet."""
+    """High frequencies of ``content`` plus low ones of ``style``, both (B, 3, H, W): a 5-level a-trous wavelet."""
     low_content, low_style = content, style
     for level in range(_WAVELET_LEVELS):
         low_content = wavelet_blur(low_content, 2**level)

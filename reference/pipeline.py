@@ -91,6 +91,7 @@ def restore_photo(
     noise: NoiseOfTile,
     settings: Settings,
     *,
+    only_tiles: Callable[[Tile], bool] | None = None,
     observe: Observer = _ignore,
     progress: Progress = SILENT,
 ) -> RestoredPhoto:
@@ -102,6 +103,7 @@ def restore_photo(
         size: what the frames are upscaled to: ``int(frame size * ref_res / lr_res)``.
         noise: every tile's noise.
         settings: tiling, steps, policy, compatibility.
+        only_tiles: which tiles to restore (all if not given); the others stay mid-grey in the result.
         observe: told every intermediate.
         progress: where to report.
     """
@@ -116,6 +118,7 @@ def restore_photo(
     if settings.tiles is not None and settings.padded is not None:
         padded, tiles = settings.padded, tuple(settings.tiles)
     observe("lq_padded_shape", np.array([1, 3, padded.height, padded.width]))
+    observe("tile_indices", np.array([(tile.y, tile.x) for tile in tiles]))
     lr_padded, ref_lr_padded, ref_padded = (
         photo.pad_reflect(image, padded) for image in (lr_up, ref_lr_up, inputs.ref)
     )
@@ -126,6 +129,8 @@ def restore_photo(
     decoded = []
     with progress.task("reference: tiles", total=len(tiles)) as task:
         for tile, corner in zip(tiles, corners, strict=True):
+            if only_tiles is not None and not only_tiles(tile):
+                continue
             images = TileImages(
                 lr=_images(photo.cut(lr_padded, tile)).to(device, reference.dtype),
                 ref=_images(photo.cut(ref_padded, tile, corner)).to(device, reference.dtype),
@@ -235,14 +240,11 @@ def sample(
     prompt, pooled = (
         part.expand(len(z), *part.shape[1:]) for part in (reference.prompt.tokens, reference.prompt.pooled)
     )
+    timesteps = [torch.full((len(z),), sigma * config.num_train_timesteps, device=z.device) for sigma in sigmas]
     kv, kv_step = None, -1
     for step, source in enumerate(settings.policy.source_steps(settings.steps)):
-
-        def timestep(at: int) -> Tensor:
-            return torch.full((len(z),), sigmas[at] * config.num_train_timesteps, device=z.device)
-
         if kv is None or source != kv_step:
-            kv, kv_step = reference.reference_net(z_ref, timestep(source), prompt, pooled), source
+            kv, kv_step = reference.reference_net(z_ref, timesteps[source], prompt, pooled), source
             for index, block in enumerate(kv):
                 prefix = f"step{step}.kv.transformer_blocks.{index}.attn"
                 tell(f"{prefix}.to_k", block.image_key)
@@ -250,7 +252,7 @@ def sample(
                 tell(f"{prefix}.add_k_proj", block.text_key)
                 tell(f"{prefix}.add_v_proj", block.text_value)
         guidance = [BlockGuidance(block, motion[embedding_index(index)]) for index, block in enumerate(kv)]
-        velocity = reference.restoration_net(z, timestep(step), prompt, pooled, guidance)
+        velocity = reference.restoration_net(z, timesteps[step], prompt, pooled, guidance)
         tell(f"step{step}.velocity", velocity)
         following = sigmas[step + 1] if step + 1 < settings.steps else 0.0
         z = z + (following - sigmas[step]) * velocity

@@ -14,7 +14,7 @@ cannot hold a position in a wide image to better than an eighth of a cell.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ WINDOW_BYTES_GPU = 256 << 20
 
 _TAPS = 2 * RADIUS + 1
 _WINDOW = 2 * RADIUS + 2
-"""Whole cells along one axis that 9 samples at a common fraction lie between."""
+"""Whole cells along one axis between which 9 samples at one fraction lie."""
 
 
 def all_pairs_bytes(height_px: int, width_px: int, batch: int = 1) -> int:
@@ -58,89 +58,110 @@ def all_pairs_bytes(height_px: int, width_px: int, batch: int = 1) -> int:
     return 4 * batch * h * w * sum((h >> level) * (w >> level) for level in range(LEVELS))
 
 
-def correlation_pyramid(features1: Tensor, features2: Tensor) -> list[Tensor]:
+class Pyramid(NamedTuple):
+    """What a lookup samples, on every level.
+
+    Attributes:
+        levels: all pairs' correlations, (B * h * w, cells of the level) each; or, on demand, the second image's
+        features,
+            (B * cells of the level, C) each.
+        widths: (LEVELS, 1), float32: cells along x on each level.
+        heights: (LEVELS, 1), float32: cells along y on each level.
+    """
+
+    levels: list[Tensor]
+    widths: Tensor
+    heights: Tensor
+
+
+def _sizes(maps: Sequence[Tensor], axis: int) -> Tensor:
+    return torch.cat([torch.full((1, 1), m.shape[axis], dtype=torch.float32, device=m.device) for m in maps])
+
+
+def correlation_pyramid(features1: Tensor, features2: Tensor) -> Pyramid:
     """All pairs' correlations, averaged over 2x2, 4x4 and 8x8 cells of the second image (section 3.2).
 
     Args:
         features1: (B, C, h, w), float32.
         features2: (B, C, h, w), float32.
-
-    Returns:
-        One (B * h * w, h >> level, w >> level) per level.
     """
     channels, h, w = features1.shape[1:]
     queries = features1.flatten(2).transpose(1, 2) * channels**-0.5
-    volume = torch.matmul(queries, features2.flatten(2)).reshape(-1, 1, h, w)
-    pyramid = [volume]
+    maps = [torch.matmul(queries, features2.flatten(2)).reshape(-1, 1, h, w)]
     for _ in range(LEVELS - 1):
-        pyramid.append(F.avg_pool2d(pyramid[-1], 2))
-    return [level.squeeze(1) for level in pyramid]
+        maps.append(F.avg_pool2d(maps[-1], 2))
+    return Pyramid([m.flatten(1) for m in maps], _sizes(maps, 3), _sizes(maps, 2))
 
 
-def feature_pyramid(features2: Tensor) -> list[Tensor]:
+def feature_pyramid(features2: Tensor) -> Pyramid:
     """The second image's features, averaged as the correlations would be: averaging and the inner product commute.
 
     Args:
         features2: (B, C, h, w), float32.
-
-    Returns:
-        One (B, h >> level, w >> level, C), contiguous, per level: a cell's features lie side by side.
     """
-    levels = [features2]
+    maps = [features2]
     for _ in range(LEVELS - 1):
-        levels.append(F.avg_pool2d(levels[-1], 2))
-    return [level.permute(0, 2, 3, 1).contiguous() for level in levels]
+        maps.append(F.avg_pool2d(maps[-1], 2))
+    tables = [m.permute(0, 2, 3, 1).flatten(0, 2).contiguous() for m in maps]
+    return Pyramid(tables, _sizes(maps, 3), _sizes(maps, 2))
 
 
-def _axis_window(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+class _Windows(NamedTuple):
+    """Which cells each query reads on each level, and how they are mixed.
+
+    Attributes:
+        cells: (Q, LEVELS, 100), int64: flat indices, x the slower axis, as the published weights expect.
+        low_x: (Q, LEVELS, 9): weight of the lower of each pair of neighbours along x; the other three likewise.
+    """
+
+    cells: Tensor
+    low_x: Tensor
+    high_x: Tensor
+    low_y: Tensor
+    high_y: Tensor
+
+
+def _axis_window(position: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The cells around positions on one axis, and the two weights with which each pair of neighbours is mixed.
 
-    All 9 offsets of a query share one fraction, so 10 whole cells are read and mixed pairwise. Cells outside the map
-    get weight 0, which is bilinear sampling with zeros outside; no division by the size is needed, so one cell is
-    enough.
+    All 9 offsets of a query share one fraction, so 10 whole cells are read and mixed pairwise: fewer reads than 9 x 9
+    bilinear samples of 4 cells. Cells outside the map get weight 0, which is bilinear sampling with zeros outside.
+    Nothing divides by the size, so a level one cell wide is sampled like any other.
 
     Args:
-        position: (Q, 1), float32, cells.
-        size: cells along the axis.
+        position: (Q, LEVELS, 1), float32, cells of the level.
+        sizes: (LEVELS, 1), float32, cells along the axis.
 
     Returns:
-        Cells (Q, 10), int64, inside the map; lower and upper weights (Q, 9).
+        Cells (Q, LEVELS, 10), float32, inside the map; lower and upper weights (Q, LEVELS, 9).
     """
     base = torch.floor(position)
     fraction = position - base
-    cells = base + torch.arange(-RADIUS, RADIUS + 2, dtype=position.dtype, device=position.device)
-    inside = ((cells >= 0) & (cells <= size - 1)).to(position.dtype)
-    clamped = cells.clamp(0, size - 1).to(torch.int64)
-    return clamped, (1 - fraction) * inside[:, :-1], fraction * inside[:, 1:]
+    cells = base + torch.arange(-RADIUS, RADIUS + 2, dtype=torch.float32, device=position.device)
+    nearest = torch.minimum(cells.clamp(min=0), sizes - 1)
+    inside = (cells == nearest).float()
+    return nearest, (1 - fraction) * inside[..., :-1], fraction * inside[..., 1:]
 
 
-def _mix(window: Tensor, weights_x: tuple[Tensor, Tensor], weights_y: tuple[Tensor, Tensor]) -> Tensor:
-    """Bilinear samples of a window of whole cells: (Q, 10 over x, 10 over y) to (Q, 81), x the slower axis."""
-    (low_x, high_x), (low_y, high_y) = weights_x, weights_y
-    columns = window[:, :-1] * low_x[:, :, None] + window[:, 1:] * high_x[:, :, None]
-    samples = columns[:, :, :-1] * low_y[:, None, :] + columns[:, :, 1:] * high_y[:, None, :]
-    return samples.flatten(1)
+def _windows(coordinates: Tensor, pyramid: Pyramid) -> _Windows:
+    scales = torch.tensor([[0.5**level] for level in range(LEVELS)], device=coordinates.device)
+    columns, low_x, high_x = _axis_window(coordinates[:, 0].reshape(-1, 1, 1) * scales, pyramid.widths)
+    rows, low_y, high_y = _axis_window(coordinates[:, 1].reshape(-1, 1, 1) * scales, pyramid.heights)
+    starts = rows.to(torch.int64) * pyramid.widths.to(torch.int64)
+    cells = columns.to(torch.int64)[..., :, None] + starts[..., None, :]
+    return _Windows(cells.flatten(2), low_x, high_x, low_y, high_y)
 
 
-def _level_window(
-    coordinates: Tensor, level: int, height: int, width: int
-) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Flat cell indices (Q, 100), x the slower axis as the published weights expect, and both axes' weights."""
-    x = coordinates[:, 0].reshape(-1, 1) * 0.5**level
-    y = coordinates[:, 1].reshape(-1, 1) * 0.5**level
-    columns, *weights_x = _axis_window(x, width)
-    rows, *weights_y = _axis_window(y, height)
-    cells = (rows[:, None, :] * width + columns[:, :, None]).flatten(1)
-    return cells, (weights_x[0], weights_x[1]), (weights_y[0], weights_y[1])
-
-
-def _to_maps(samples: Sequence[Tensor], coordinates: Tensor) -> Tensor:
-    """Each level's (B * h * w, 81) to (B, 324, h, w)."""
+def _mix(values: Sequence[Tensor], windows: _Windows, coordinates: Tensor) -> Tensor:
+    """Bilinear samples from each level's window of whole cells: LEVELS times (Q, 100) to (B, LEVELS * 81, h, w)."""
+    window = torch.stack(list(values), dim=1).reshape(-1, LEVELS, _WINDOW, _WINDOW)
+    columns = window[:, :, :-1] * windows.low_x[..., :, None] + window[:, :, 1:] * windows.high_x[..., :, None]
+    samples = columns[..., :-1] * windows.low_y[..., None, :] + columns[..., 1:] * windows.high_y[..., None, :]
     batch, _, h, w = coordinates.shape
-    return torch.cat(list(samples), dim=1).reshape(batch, h, w, -1).permute(0, 3, 1, 2)
+    return samples.reshape(batch, h, w, LEVELS * _TAPS**2).permute(0, 3, 1, 2)
 
 
-def look_up(pyramid: Sequence[Tensor], coordinates: Tensor) -> Tensor:
+def look_up(pyramid: Pyramid, coordinates: Tensor) -> Tensor:
     """Samples the correlations around where each cell is thought to have gone (section 3.2, the lookup operator).
 
     Args:
@@ -148,18 +169,14 @@ def look_up(pyramid: Sequence[Tensor], coordinates: Tensor) -> Tensor:
         coordinates: (B, 2, h, w), float32: x and y in the second image, cells.
 
     Returns:
-        (B, 4 * 81, h, w): level-major, then the offset in x, then the offset in y.
+        (B, 4 * 81, h, w): by level, then by offset in x, then by offset in y.
     """
-    samples = []
-    for level, volume in enumerate(pyramid):
-        height, width = volume.shape[1:]
-        cells, weights_x, weights_y = _level_window(coordinates, level, height, width)
-        window = volume.flatten(1).gather(1, cells).reshape(-1, _WINDOW, _WINDOW)
-        samples.append(_mix(window, weights_x, weights_y))
-    return _to_maps(samples, coordinates)
+    windows = _windows(coordinates, pyramid)
+    values = [volume.gather(1, windows.cells[:, level]) for level, volume in enumerate(pyramid.levels)]
+    return _mix(values, windows, coordinates)
 
 
-def look_up_on_demand(features1: Tensor, levels: Sequence[Tensor], coordinates: Tensor) -> Tensor:
+def look_up_on_demand(features1: Tensor, pyramid: Pyramid, coordinates: Tensor) -> Tensor:
     """What :func:`look_up` gives, from the features: only the 100 cells that a query touches are correlated.
 
     Memory grows with the number of cells instead of its square. The features of at most ``WINDOW_BYTES_CPU`` (or
@@ -167,7 +184,7 @@ def look_up_on_demand(features1: Tensor, levels: Sequence[Tensor], coordinates: 
 
     Args:
         features1: (B, C, h, w), float32.
-        levels: from :func:`feature_pyramid`.
+        pyramid: from :func:`feature_pyramid`.
         coordinates: (B, 2, h, w), float32: x and y in the second image, cells.
 
     Returns:
@@ -175,22 +192,19 @@ def look_up_on_demand(features1: Tensor, levels: Sequence[Tensor], coordinates: 
     """
     batch, channels, h, w = features1.shape
     queries = (features1 * channels**-0.5).permute(0, 2, 3, 1).reshape(batch * h * w, channels, 1)
-    item = torch.arange(batch, device=features1.device).repeat_interleave(h * w)[:, None]
+    image = torch.arange(batch, device=features1.device).repeat_interleave(h * w)[:, None]
     limit_bytes = WINDOW_BYTES_CPU if features1.device.type == "cpu" else WINDOW_BYTES_GPU
     step = max(1, limit_bytes // (_WINDOW**2 * channels * queries.element_size()))
-    samples = []
-    for level, features2 in enumerate(levels):
-        height, width = features2.shape[1:3]
-        cells, weights_x, weights_y = _level_window(coordinates, level, height, width)
-        cells = cells + item * (height * width)
-        table = features2.flatten(0, 2)
+    windows = _windows(coordinates, pyramid)
+    values = []
+    for level, table in enumerate(pyramid.levels):
+        cells = windows.cells[:, level] + image * (table.shape[0] // batch)
         parts = []
         for chunk, query in zip(cells.split(step), queries.split(step), strict=True):
-            window = table.index_select(0, chunk.flatten()).reshape(-1, _WINDOW**2, channels)
-            parts.append(torch.bmm(window, query))
-        window = torch.cat(parts).reshape(-1, _WINDOW, _WINDOW)
-        samples.append(_mix(window, weights_x, weights_y))
-    return _to_maps(samples, coordinates)
+            features2 = table.index_select(0, chunk.flatten()).reshape(-1, _WINDOW**2, channels)
+            parts.append(torch.bmm(features2, query).squeeze(2))
+        values.append(torch.cat(parts))
+    return _mix(values, windows, coordinates)
 
 
 def pixel_grid(height: int, width: int, device: torch.device) -> Tensor:

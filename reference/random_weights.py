@@ -26,6 +26,7 @@ _BIAS_STD = 0.1
 _AFTER_SILU = 1.68  # 1 / sqrt(E[silu(x)^2]) for standard normal x
 _AFTER_GELU = 1.53  # 1 / sqrt(E[gelu(x)^2])
 _AFTER_RELU = math.sqrt(2.0)
+_FLOW_GAIN = 0.03
 _LOGVAR_MEAN = -4.0  # posterior standard deviation near 0.14: sampled noise is visible and does not drown the mean
 
 
@@ -61,9 +62,13 @@ _VAE: _Gains = (
     (r"encoder\.conv_out", 1.1),  # posterior means whose scaled latents are of order one
     (r"decoder\.conv_out", 0.8),  # images of order one
 )
-_MOTION: _Gains = ((r"^blocks\.0\.0\.", 1.0), (r"", _AFTER_SILU))
+_MOTION: _Gains = (
+    (r"^blocks\.0\.0\.", 1.0),
+    # a little under _AFTER_SILU: the input is a flow of several pixels, and 15 layers would amplify it
+    (r"", 1.55),
+)
 _RAFT: _Gains = (
-    (r"flow_head\.conv2", 0.02),  # a few pixels in all over 20 iterations
+    (r"flow_head\.conv2", _FLOW_GAIN),  # a few pixels in all over 20 iterations
     (r"\.gru\.", 1.0),
     (r"mask\.2", 4.0),  # RAFT divides the mask's logits by 4
     (r"(fnet|cnet)\.conv2", 1.0),
@@ -94,6 +99,8 @@ def fill_of(component: str, name: str, shape: Sequence[int]) -> Fill:
         return Fill(_BIAS_STD, means)
     if name.endswith("running_var"):
         return Fill(0.2, 1.0, spread=True)
+    if name == "update_block.flow_head.conv2.bias":
+        return Fill(_BIAS_STD * _FLOW_GAIN)  # every iteration adds it, at an eighth of the resolution
     if len(shape) < 2:
         is_norm_weight = name.endswith("weight")
         return Fill(_BIAS_STD, 1.0 if is_norm_weight else 0.0)

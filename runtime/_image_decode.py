@@ -7,6 +7,8 @@ Pillow identifies and decodes every file, so damage shows. It has no 16-bit RGB 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import importlib
 import io
 import os
 import threading
@@ -55,17 +57,12 @@ def decode(path: str | os.PathLike[str], data: bytes) -> Decoded:
         raise ImageError(path, f"this {kind} is damaged or cut short: {damage}", fix=_AGAIN)
     if kind == "HEIC" and not _register_heif():
         raise ImageError(path, "HEIC needs the package pillow-heif", fix="pip install pillow-heif, or convert to PNG")
-    orientation = 1
     try:
         with _pixel_limit():
             if kind == "TIFF":
-                # Pillow turns TIFFs while it loads them, OpenCV turns some: with the tag at 1 neither does.
-                orientation, data = _tiff.get_orientation(data), _tiff.reset_orientation(data)
-            with Image.open(io.BytesIO(data)) as image:
-                _check_size(path, image)
-                if kind != "TIFF":
-                    orientation = _orientation(image)
-                return _decode_image(path, image, data, orientation)
+                return _decode_tiff(path, data)
+            with _open(path, data) as image:
+                return _decode_image(path, image, data, _orientation(image))
     except (ImageError, ResourceError):
         raise
     except Image.DecompressionBombError as error:
@@ -81,6 +78,22 @@ def decode(path: str | os.PathLike[str], data: bytes) -> Decoded:
         raise ImageError(path, f"cannot be decoded ({error or type(error).__name__})", fix=_AGAIN) from error
 
 
+def _decode_tiff(path: str | os.PathLike[str], data: bytes) -> Decoded:
+    """What decoders do differently is taken out of the file and done here.
+
+    Pillow turns TIFFs while it loads them and OpenCV turns some: with the orientation at 1 neither does. Both leave
+    16-bit white-is-zero pixels as they are, and Pillow knows one byte order of them: they are read as black-is-zero.
+    """
+    orientation = _tiff.get_number(data, _tiff.ORIENTATION, 1)
+    data = _tiff.set_number(data, _tiff.ORIENTATION, 1)
+    is_inverted = _is_deep_tiff(path, data) and _tiff.get_number(data, _tiff.PHOTOMETRIC, 1) == 0
+    if is_inverted:
+        data = _tiff.set_number(data, _tiff.PHOTOMETRIC, 1)
+    with _open(path, data) as image:
+        decoded = _decode_image(path, image, data, orientation)
+    return dataclasses.replace(decoded, pixels=65535 - decoded.pixels) if is_inverted else decoded
+
+
 def _decode_image(path: str | os.PathLike[str], image: Image.Image, data: bytes, orientation: int) -> Decoded:
     if getattr(image, "is_animated", False):
         image.seek(0)
@@ -93,8 +106,6 @@ def _decode_image(path: str | os.PathLike[str], image: Image.Image, data: bytes,
         pixels = _deep_pixels(path, image, data)
     else:
         pixels, icc = _to_rgb(path, image, icc)
-        if name == "TIFF" and image.mode.startswith("I;16") and _is_white_zero(data):
-            pixels = np.iinfo(pixels.dtype).max - pixels
     if icc is not None and icc[16:20] != b"RGB ":  # the profile's colour space: a grey one does not fit RGB pixels
         icc = None
     if isinstance(xmp, str):
@@ -126,19 +137,22 @@ def _pixel_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _check_size(path: str | os.PathLike[str], image: Image.Image) -> None:
+def _open(path: str | os.PathLike[str], data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
     width, height = image.size
     if width * height > MAX_PIXELS:
-        message = f"{width}x{height} are {width * height / 1e6:.0f} megapixels; the limit is {MAX_PIXELS / 1e6:.0f}"
+        image.close()
+        message = f"too large: {width}x{height} pixels; the limit is {MAX_PIXELS}"
         raise ImageError(path, message, fix="scale it down, or cut it into parts")
+    return image
 
 
 def _register_heif() -> bool:
     try:
-        import pillow_heif
+        plugin = importlib.import_module("pillow_heif")  # not a dependency: HEIC's codecs carry patents
     except ImportError:
         return False
-    pillow_heif.register_heif_opener()
+    plugin.register_heif_opener()
     return True
 
 
@@ -158,7 +172,7 @@ def _exif(image: Image.Image, data: bytes) -> bytes | None:
         block = image.info.get("exif")
         if block is None and "Raw profile type exif" in image.info:  # how PNGs held EXIF before 2017
             block = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
-        return _tiff.reset_orientation(block.removeprefix(b"Exif\0\0")) if block else None
+        return _tiff.set_number(block.removeprefix(b"Exif\0\0"), _tiff.ORIENTATION, 1) if block else None
     except ValueError:
         return None
 
@@ -178,11 +192,6 @@ def _is_deep_tiff(path: str | os.PathLike[str], data: bytes) -> bool:
     )
 
 
-def _is_white_zero(data: bytes) -> bool:
-    tiff = _tiff.Tiff(data)
-    return tiff.number(tiff.directory(tiff.first)[0].get(262), 1) == 0
-
-
 def _deep_pixels(path: str | os.PathLike[str], image: Image.Image, data: bytes) -> np.ndarray:
     """16-bit pixels by OpenCV, alpha dropped; their high bytes must be what Pillow decoded."""
     encoded = np.frombuffer(_png.only_pixels(data) if image.format == "PNG" else data, np.uint8)
@@ -193,7 +202,7 @@ def _deep_pixels(path: str | os.PathLike[str], image: Image.Image, data: bytes) 
     if decoded is not None and decoded.dtype == np.uint16:
         rgb = cv2.cvtColor(decoded, cv2.COLOR_GRAY2RGB) if decoded.ndim == 2 else decoded[..., 2::-1]
         if rgb.shape[:2] == (image.height, image.width):
-            high_bytes = (rgb >> 8).astype(np.uint8)
+            high_bytes = np.right_shift(rgb, 8).astype(np.uint8)
             if np.array_equal(high_bytes, np.asarray(image.convert("RGB"))):
                 return rgb
     message = f"this kind of 16-bit {image.format} cannot be read faithfully"
@@ -237,12 +246,9 @@ def _unit_to_16_bit(path: str | os.PathLike[str], plane: np.ndarray) -> np.ndarr
 
 def _through_profile(image: Image.Image, icc: bytes | None) -> Image.Image | None:
     """To sRGB, relative colorimetric; None where the profile is missing or does not fit."""
-    if image.mode == "LAB":
-        source = ImageCms.createProfile("LAB")
-    elif icc is not None:
-        source = io.BytesIO(icc)
-    else:
+    if image.mode != "LAB" and icc is None:
         return None
+    source = ImageCms.createProfile("LAB") if image.mode == "LAB" else io.BytesIO(icc or b"")
     intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
     try:
         return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), intent, outputMode="RGB")

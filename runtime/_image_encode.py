@@ -80,14 +80,11 @@ def encode(
         fix = "write a PNG" if name == "TIFF" else "write a PNG or a TIFF"
         raise OutputError(path, f"{size} is larger than {name} allows", fix=fix)
     pixels = np.ascontiguousarray(pixels)
-    exif, dropped = _exif(metadata, size, comment=name != "PNG")
+    exif, is_exif_lost = _exif(name, size, metadata)
     icc, xmp = metadata.icc_profile or None, _xmp.make_still(metadata.xmp) if metadata.xmp else None
-    if name == "JPEG":
-        exif = exif if exif is None or len(exif) <= _JPEG_EXIF_BYTES else None
-        xmp = xmp if xmp is None or len(xmp) <= _JPEG_XMP_BYTES else None
-    if (metadata.exif or metadata.text and name != "PNG") and exif is None:
-        dropped = True
-    lost = ("exif",) * dropped + ("xmp",) * bool(metadata.xmp and xmp is None)
+    if name == "JPEG" and xmp is not None and len(xmp) > _JPEG_XMP_BYTES:
+        xmp = None
+    lost = ("exif",) * is_exif_lost + ("xmp",) * bool(metadata.xmp and xmp is None)
     if name == "PNG":
         return _encode_png(pixels, icc, exif, xmp, metadata.text), lost
     if name == "TIFF":
@@ -95,19 +92,23 @@ def encode(
     return _encode_lossy(name, pixels, quality, {"icc_profile": icc, "exif": exif, "xmp": xmp}), lost
 
 
-def _exif(metadata: Metadata, size: Size, *, comment: bool) -> tuple[bytes | None, bool]:
-    """The edited block, and whether a malformed one was dropped."""
-    block = (metadata.exif or b"").removeprefix(b"Exif\0\0") or None
-    try:
-        return _tiff.edit_exif(block, size=size, comment=_comment(block, metadata.text) if comment else None), False
-    except _tiff.TiffError:
-        return _tiff.edit_exif(None, size=size, comment=_comment(None, metadata.text) if comment else None), True
+def _exif(name: str, size: Size, metadata: Metadata) -> tuple[bytes | None, bool]:
+    """The edited block with the text items, and whether the one that was given had to be left out."""
+    given = (metadata.exif or b"").removeprefix(b"Exif\0\0") or None
+    text = metadata.text if name != "PNG" else {}
+    if given is not None:
+        try:
+            edited = _tiff.edit_exif(given, size=size, comment=_comment(_tiff.user_comment(given), text))
+        except _tiff.TiffError:
+            edited = None
+        if edited is not None and (name != "JPEG" or len(edited) <= _JPEG_EXIF_BYTES):
+            return edited, False
+    return _tiff.edit_exif(None, size=size, comment=_comment("", text)), given is not None
 
 
-def _comment(block: bytes | None, text: Mapping[str, str]) -> str | None:
+def _comment(before: str, text: Mapping[str, str]) -> str | None:
     if not text:
         return None
-    before = _tiff.user_comment(block) if block else ""
     return json.dumps(({"UserComment": before} if before else {}) | dict(text), ensure_ascii=False)
 
 

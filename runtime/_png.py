@@ -54,7 +54,7 @@ def bit_depth(png: bytes) -> int:
 
 
 def only_pixels(png: bytes) -> bytes:
-    """The same picture without ancillary chunks: a decoder finds no gamma, profile, orientation or animation to act on."""
+    """The same picture without ancillary chunks: no gamma, profile or orientation for a decoder to act on."""
     parts = [png[chunk.start : chunk.end] for chunk in walk(png) if chunk.name in _PIXEL_CHUNKS]
     return b"".join([SIGNATURE, *parts])
 

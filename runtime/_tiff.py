@@ -21,7 +21,7 @@ BYTE = 1
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 
-ORIENTATION, XMP, ICC = 274, 700, 34675
+PHOTOMETRIC, ORIENTATION, XMP, ICC = 262, 274, 700, 34675
 EXIF_IFD, GPS_IFD, INTEROP_IFD = 34665, 34853, 40965
 _USER_COMMENT, _PIXEL_WIDTH, _PIXEL_HEIGHT = 37510, 40962, 40963
 _THUMBNAIL_AT, _THUMBNAIL_BYTES = 513, 514
@@ -42,12 +42,12 @@ class Entry(NamedTuple):
     """One field of a directory: its type, the number of values and where the first one lies."""
 
     kind: int
-    count: int
+    length: int
     at: int
 
     @property
     def n_bytes(self) -> int:
-        return _TYPE_BYTES[self.kind] * self.count
+        return _TYPE_BYTES[self.kind] * self.length
 
 
 class Tiff:
@@ -104,7 +104,7 @@ class Tiff:
         """An entry's values; empty when it is absent or not of an unsigned integer type."""
         if entry is None or entry.kind not in _INTEGERS:
             return ()
-        return struct.unpack(f"{self.order}{entry.count}{_INTEGERS[entry.kind]}", self.value(entry))
+        return struct.unpack(f"{self.order}{entry.length}{_INTEGERS[entry.kind]}", self.value(entry))
 
     def number(self, entry: Entry | None, default: int = 0) -> int:
         """The first of :meth:`numbers`."""
@@ -144,34 +144,33 @@ class _Editor:
         return bytes(self.blob)
 
 
-def get_orientation(data: bytes) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none.
+def get_number(data: bytes, tag: int, default: int) -> int:
+    """An integer of the first directory, e.g. ``ORIENTATION``.
 
     Raises:
         TiffError: the structure is broken.
     """
     tiff = Tiff(data)
-    value = tiff.number(tiff.directory(tiff.first)[0].get(ORIENTATION), 1)
-    return value if 1 <= value <= 8 else 1
+    return tiff.number(tiff.directory(tiff.first)[0].get(tag), default)
 
 
-def reset_orientation(data: bytes) -> bytes:
-    """The same bytes with the orientation of the first directory, if it has one, set to 1 in place.
+def set_number(data: bytes, tag: int, value: int) -> bytes:
+    """The same bytes with an integer of the first directory, if it is there, overwritten in place.
 
     Raises:
         TiffError: the structure is broken.
     """
     tiff = Tiff(data)
-    entry = tiff.directory(tiff.first)[0].get(ORIENTATION)
-    if entry is None or entry.kind not in _INTEGERS or tiff.number(entry) == 1:
+    entry = tiff.directory(tiff.first)[0].get(tag)
+    if entry is None or not tiff.numbers(entry) or tiff.number(entry) == value:
         return data
     patched = bytearray(data)
-    struct.pack_into(tiff.order + _INTEGERS[entry.kind], patched, entry.at, 1)
+    struct.pack_into(tiff.order + _INTEGERS[entry.kind], patched, entry.at, value)
     return bytes(patched)
 
 
 def extract_exif(data: bytes) -> bytes | None:
-    """The EXIF block of a TIFF file: what its first directory says about the picture, with the EXIF and GPS directories.
+    """The EXIF block of a TIFF file: what its first directory says about the picture, and the EXIF and GPS ones.
 
     Raises:
         TiffError: the structure is broken.
@@ -226,7 +225,9 @@ def edit_exif(exif: bytes | None, *, size: Size, comment: str | None) -> bytes |
     """
     if exif is None and comment is None:
         return None
-    editor, entries, inner = _Editor(), {}, {}
+    editor = _Editor()
+    entries: dict[int, Entry] = {}
+    inner: dict[int, Entry] = {}
     if exif is not None:
         tiff = Tiff(exif)
         entries, following = tiff.directory(tiff.first)
@@ -272,12 +273,13 @@ def encode_tiff(pixels: np.ndarray, *, icc_profile: bytes | None, exif: bytes | 
         xmp: becomes tag 700.
     """
     height, width, _ = pixels.shape
-    editor, entries = _Editor(), {}
+    editor = _Editor()
+    entries: dict[int, Entry] = {}
     if exif is not None:
         editor, tiff = _Editor(exif), Tiff(exif)
         entries = {tag: e for tag, e in tiff.directory(tiff.first)[0].items() if tag not in _LAYOUT_TAGS}
     rows = min(height, max(1, _STRIP_BYTES // pixels[0].nbytes))
-    stored = np.dtype(pixels.dtype).newbyteorder(editor.order)
+    stored = np.dtype(f"{editor.order}u{pixels.dtype.itemsize}")
     offsets, counts = [], []
     for top in range(0, height, rows):
         strip = pixels[top : top + rows].copy()

@@ -63,14 +63,15 @@ def _without(xmp: bytes, unwanted: Callable[[str, str], bool]) -> bytes | None:
         document = minidom.parseString(text.encode())
     except (ExpatError, UnicodeError, ValueError):
         return None
+    if document.documentElement is None:
+        return None
     for element in document.getElementsByTagName("*"):
         for attribute in list(element.attributes.values()):
             if attribute.namespaceURI and unwanted(attribute.namespaceURI, attribute.localName):
                 element.removeAttributeNode(attribute)
-        for child in list(element.childNodes):
-            if child.nodeType == child.ELEMENT_NODE and child.namespaceURI:
-                if unwanted(child.namespaceURI, child.localName):
-                    element.removeChild(child)
+        for child in [node for node in element.childNodes if node.nodeType == node.ELEMENT_NODE]:
+            if child.namespaceURI and unwanted(child.namespaceURI, child.localName):
+                element.removeChild(child)
     body = document.documentElement.toxml()
     return (_PACKET.format(body) if "<?xpacket" in text else body).encode()
 

@@ -34,9 +34,9 @@ class ReferenceCorner(NamedTuple):
 def mean_flow(flow_window: FloatArray) -> MeanFlow:
     """Average the flow of one tile (equation 5).
 
-    The sum is taken in float64 and rounded to float32. Upstream's sum runs in float32 in an order that depends on the
-    machine; both agree to about 1e-6 pixels, so a corner can differ, by one pixel, where the mean lies that close to a
-    whole number. The rounding makes the common whole numbers (no motion, a pure shift) come out whole.
+    The sum is taken in float64 and rounded to float32, the type of upstream's mean. Upstream sums in float32, in an
+    order that depends on the machine: both agree to about 1e-6 of the mean, so that a corner can differ, by one pixel,
+    where the mean lies that close to a whole number.
 
     Args:
         flow_window: (h, w, 2) float32, x then y displacement in pixels of the photo.
@@ -54,7 +54,7 @@ def mean_flow(flow_window: FloatArray) -> MeanFlow:
 def reference_corner(tile: Tile, mean: tuple[float, float], bounds: Size) -> ReferenceCorner:
     """Find the reference tile's corner (equation 6), as upstream rounds it.
 
-    The corner is ``int(centre + mean - size // 2)`` with ``centre = corner + size // 2``, truncated toward zero and then
+    The corner is ``int(centre + mean - size // 2)`` with ``centre = corner + size // 2``: truncated toward zero, then
     clamped so that the reference tile, of the same size, lies inside ``bounds``.
 
     Args:

@@ -121,7 +121,7 @@ def color_fix_rows(
 
 
 def _fix(content: FloatArray, style: FloatArray) -> FloatArray:
-    # The transform is linear: high(content) + low(style) = content + low(style - content), one low-pass in place of two.
+    # The transform is linear: high(content) + low(style) = content + low(style - content), half the low-passes.
     fixed = np.clip(style, 0, 1)
     fixed -= content
     fixed = low_frequencies(fixed)

@@ -1,8 +1,7 @@
 """Optical flow without an engine: OpenCV's Dense Inverse Search (DIS).
 
 The ``--flow dis`` choice: a fraction of RAFT's time and memory. The paper's table 9 shows that the restoration network
-tolerates other flow estimators. OpenCV divides the image into a fixed number of stripes, so the flow does not depend on
-the number of threads.
+tolerates other flow estimators. The flow was the same bit for bit with 1, 2 and 4 threads (OpenCV 5.0, every preset).
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from livemoments.runtime.resize import FloatArray
 
 DisPreset: TypeAlias = Literal["ultrafast", "fast", "medium"]
 
-# Below this, OpenCV finds no scale for its coarsest level and raises an assertion.
-_LEAST_SIDE_PX = 12
+# OpenCV 5.0 chooses the number of scales by the width alone: on wide images less than 32 pixels high it ends in an
+# assertion, in NaN or in a segmentation fault. Smaller images are padded; 64 leaves a margin of one scale.
+_LEAST_SIDE_PX = 64
 
 
 def dis_flow(image1: npt.NDArray[Any], image2: npt.NDArray[Any], preset: DisPreset = "medium") -> FloatArray:
@@ -35,19 +35,18 @@ def dis_flow(image1: npt.NDArray[Any], image2: npt.NDArray[Any], preset: DisPres
         (H, W, 2) or (B, H, W, 2) float32, x then y displacement in pixels.
 
     Raises:
-        UsageError: the shapes differ or are not RGB images, a side is shorter than 12 pixels, the type is neither
-            uint8 nor float32, or the preset is unknown.
+        UsageError: the shapes differ or are not RGB images of a pixel or more, the type is neither uint8 nor float32,
+            or the preset is unknown.
     """
     if preset not in get_args(DisPreset):
         raise UsageError(f"'{preset}' is not a DIS preset", fix=f"use one of {', '.join(get_args(DisPreset))}")
     if image1.shape != image2.shape or image1.ndim not in (3, 4) or image1.shape[-1] != 3:
         raise UsageError(f"flow needs two RGB images of one size, not {image1.shape} and {image2.shape}")
-    height, width = image1.shape[-3:-1]
-    if min(height, width) < _LEAST_SIDE_PX:
-        raise UsageError(f"DIS flow needs images of at least {_LEAST_SIDE_PX} pixels a side, not {width}x{height}")
+    if image1.size == 0:
+        raise UsageError(f"flow needs images of at least one pixel, not {image1.shape}")
     if image1.ndim == 4:
-        flows = [_flow(_grey(first), _grey(second), preset) for first, second in zip(image1, image2, strict=True)]
-        return np.stack(flows) if flows else np.empty((0, height, width, 2), np.float32)
+        pairs = zip(image1, image2, strict=True)
+        return np.stack([_flow(_grey(first), _grey(second), preset) for first, second in pairs])
     return _flow(_grey(image1), _grey(image2), preset)
 
 
@@ -58,8 +57,7 @@ def _grey(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         image = np.rint(np.clip(image, 0, 1) * np.float32(255)).astype(np.uint8)
     elif image.dtype != np.uint8:
         raise UsageError(f"DIS flow needs uint8 or float32 images, not {image.dtype}")
-    grey: npt.NDArray[np.uint8] = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
-    return grey
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY), np.uint8)
 
 
 def _flow(grey1: npt.NDArray[np.uint8], grey2: npt.NDArray[np.uint8], preset: DisPreset) -> FloatArray:
@@ -70,6 +68,10 @@ def _flow(grey1: npt.NDArray[np.uint8], grey2: npt.NDArray[np.uint8], preset: Di
         "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
         "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
     }[preset]
+    height, width = grey1.shape
+    missing = ((0, max(_LEAST_SIDE_PX - height, 0)), (0, max(_LEAST_SIDE_PX - width, 0)))
+    if missing != ((0, 0), (0, 0)):
+        grey1, grey2 = np.pad(grey1, missing, mode="edge"), np.pad(grey2, missing, mode="edge")
     # A new estimator for every pair: a used one may start from what it found before.
-    flow: FloatArray = cv2.DISOpticalFlow_create(code).calc(grey1, grey2, None)
-    return flow
+    flow: FloatArray = cv2.DISOpticalFlow.create(code).calc(grey1, grey2, None)  # type: ignore[call-overload]
+    return np.ascontiguousarray(flow[:height, :width])

@@ -65,7 +65,9 @@ class KvCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.folder, ".partial-")
         except OSError as error:
-            raise OutputError(folder, f"cannot hold the cache ({error.strerror})", fix="choose another --kv-cache") from None
+            raise OutputError(
+                folder, f"cannot hold the cache ({error.strerror})", fix="choose another --kv-cache"
+            ) from None
 
     def get(self, key: str, point: int) -> dict[str, np.ndarray] | None:
         """The arrays of one tile at one schedule point, or ``None`` if they are not there or damaged."""
@@ -108,7 +110,9 @@ class KvCache:
             temporary = None
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ResourceError(f"{self.folder}: the disk is full", fix="empty the cache or drop --kv-cache") from None
+                raise ResourceError(
+                    f"{self.folder}: the disk is full", fix="empty the cache or drop --kv-cache"
+                ) from None
             raise OutputError(self.folder, f"the cache cannot be written ({error.strerror})") from None
         finally:
             if temporary is not None:

@@ -74,7 +74,7 @@ class Float16Codec:
         return stored.astype(dtype, copy=False)
 
     def itemsize(self, dtype: np.dtype) -> int:
-        return 2
+        return min(dtype.itemsize, 2)
 
 
 _CODECS: dict[str, Codec] = {codec.name: codec for codec in (NativeCodec(), Float16Codec())}
@@ -245,7 +245,8 @@ def open_store(
 def budget_error(needed_bytes: int, budget_bytes: int) -> ResourceError:
     """The error for keys and values that do not fit into a host store's budget."""
     return ResourceError(
-        f"the reference keys and values need {needed_bytes / _MIB:.0f} MiB, the budget is {budget_bytes / _MIB:.0f} MiB",
+        f"the reference keys and values need {needed_bytes / _MIB:.1f} MiB, "
+        f"the budget is {budget_bytes / _MIB:.1f} MiB",
         fix="raise --kv-budget, pass --batch 1, --kv-dtype float16 or --kv-store disk, or use the policy per-step",
     )
 
@@ -255,7 +256,9 @@ def _make_folder(parent: Path) -> Path:
         remove_leftovers(parent, _DISK_PREFIX)
         return Path(tempfile.mkdtemp(dir=parent, prefix=f"{_DISK_PREFIX}{os.getpid()}-"))
     except OSError as error:
-        raise OutputError(parent, f"no temporary folder can be made here ({error.strerror})", fix="set TMPDIR") from None
+        raise OutputError(
+            parent, f"no temporary folder can be made here ({error.strerror})", fix="set TMPDIR"
+        ) from None
 
 
 def _disk_error(folder: Path, error: OSError, needed_bytes: int) -> ResourceError:

@@ -77,5 +77,7 @@ class RecordedNoise:
         for name in ("posterior_lr", "posterior_ref", "initial"):
             shape = getattr(noise, name).shape
             if shape != latent_shape:
-                raise UsageError(f"tile {tile.index}'s recorded noise '{name}' is {shape}, the bundle wants {latent_shape}")
+                raise UsageError(
+                    f"tile {tile.index}'s recorded noise '{name}' is {shape}, the bundle wants {latent_shape}"
+                )
         return noise

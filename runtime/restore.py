@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from livemoments.bundle import Bundle
-from livemoments.errors import UsageError
 from livemoments.progress import SILENT, Progress, Task
 from livemoments.runtime.align import MeanFlow, ReferenceCorner
 from livemoments.runtime.backends.base import Backend
@@ -24,14 +22,15 @@ from livemoments.runtime.color import color_fix_rows, to_unit_range
 from livemoments.runtime.engine_pool import EnginePool, Timings
 from livemoments.runtime.flow import FlowKind, flow_estimator
 from livemoments.runtime.images import ensure_writable, write_image
-from livemoments.runtime.inputs import DERIVED_JPEG_QUALITY, ImageSource, RestoreInputs, load_inputs
+from livemoments.runtime.inputs import ImageSource, RestoreInputs, load_inputs
 from livemoments.runtime.kv_cache import KvCache
 from livemoments.runtime.kv_store import find_codec, open_store
 from livemoments.runtime.noise import NoiseSource, SeededNoise
 from livemoments.runtime.sampler import Observer, PhaseSplitSampler, ResidentSampler, Sampler
 from livemoments.runtime.schedule import plan_steps
+from livemoments.runtime.settings import Settings, check_arguments, describe, plan_tiles
 from livemoments.runtime.tile_batch import OrderedBlender, TileCodec, photo_flow, reference_corners
-from livemoments.runtime.tiles import TilePlan, plan_balanced, plan_upstream
+from livemoments.runtime.tiles import TilePlan
 from livemoments.types import ReferencePolicy, Size, Stage, Tile
 from livemoments.version import __version__
 
@@ -54,29 +53,6 @@ class RestoreResult:
     metadata: dict[str, Any]
     timings: Timings
     output: Path | None
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """The checked and completed arguments of :func:`restore`."""
-
-    bundle: Bundle
-    compat: bool
-    steps: tuple[int, ...]
-    policy: ReferencePolicy
-    flow: FlowKind
-    tile_plan: Literal["balanced", "upstream"]
-    tile: Size | None
-    batch: int
-    pad_small: bool
-    kv_store: Literal["host", "disk"]
-    kv_dtype: str
-    kv_budget_bytes: int
-    kv_cache: str | os.PathLike[str] | None
-    noise: NoiseSource
-    observer: Observer | None
-    progress: Progress
-    timings: Timings = field(default_factory=Timings)
 
 
 def restore(
@@ -148,18 +124,23 @@ def restore(
         EngineError: an engine failed.
         ResourceError: memory or disk ran out.
     """
-    if compat not in (None, "upstream"):
-        raise UsageError(f"'{compat}' is no compatibility mode", fix="use upstream, or leave it out")
-    _check_numbers(batch=batch, kv_budget_bytes=kv_budget_bytes, quality=quality, bit_depth=bit_depth, compat=compat)
+    check_arguments(
+        batch=batch,
+        kv_budget_bytes=kv_budget_bytes,
+        quality=quality,
+        bit_depth=bit_depth,
+        compat=compat,
+        output=output,
+    )
     if output is not None:
         ensure_writable(output)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest = opened.manifest
-    settings = _Settings(
+    settings = Settings(
         bundle=opened,
         compat=compat == "upstream",
         steps=plan_steps(manifest.schedule, steps),
-        policy=_policy(reference or manifest.reference_policy),
+        policy=ReferencePolicy.parse(str(reference or manifest.reference_policy)),
         flow=flow,
         tile_plan=tile_plan or ("upstream" if compat else "balanced"),
         tile=tile,
@@ -183,42 +164,22 @@ def restore(
     blender, corners = _restore_tiles(settings, inputs, plan, backend)
     depth = bit_depth or (8 if settings.compat else inputs.photo.bit_depth)
     image = _finish(settings, inputs, blender, depth)
-    metadata = {
+    metadata: dict[str, Any] = {
         "package": f"livemoments-deploy {__version__}",
         "seed": None if noise is not None else seed,
         "provider": f"{backend.name}:{backend.provider}",
-        **_describe(settings, inputs, plan, corners),
+        **describe(settings, inputs, plan, corners),
     }
     if output is not None:
         with settings.timings.measure("write"):
             text = {"Software": metadata["package"], "livemoments": json.dumps(metadata)}
-            write_image(output, image, like=inputs.photo, bit_depth=bit_depth, quality=quality, text=text)
+            lost = write_image(output, image, like=inputs.photo, quality=quality, text=text)
+        metadata["not_carried_over"] = list(lost)
     return RestoreResult(image, metadata, settings.timings, None if output is None else Path(output))
 
 
-def plan_tiles(settings: _Settings, size: Size) -> TilePlan:
-    """The tiles for a photo of this size.
-
-    Raises:
-        UsageError: no tile size fits, or the bundle does not have the one that was asked for.
-    """
-    available = settings.bundle.tile_sizes
-    if settings.tile is not None and settings.tile not in available:
-        raise UsageError(
-            f"the bundle has no graphs for {settings.tile} tiles; it has {', '.join(map(str, available))}",
-            fix=f"export again with --tile {settings.tile}, or leave --tile out",
-        )
-    sizes = [settings.tile] if settings.tile else list(available)
-    overlap = settings.bundle.manifest.overlap
-    if settings.tile_plan == "upstream":
-        return plan_upstream(size, sizes[0], overlap)
-    if settings.tile_plan == "balanced":
-        return plan_balanced(size, sizes, overlap, pad_small=settings.pad_small)
-    raise UsageError(f"'{settings.tile_plan}' is no tile plan", fix="use balanced or upstream")
-
-
 def _restore_tiles(
-    settings: _Settings, inputs: RestoreInputs, plan: TilePlan, backend: Backend
+    settings: Settings, inputs: RestoreInputs, plan: TilePlan, backend: Backend
 ) -> tuple[Blender, list[tuple[MeanFlow, ReferenceCorner]]]:
     blender = Blender(inputs.size, compat_upstream=settings.compat)
     ordered = OrderedBlender(blender)
@@ -245,7 +206,7 @@ def _restore_tiles(
 
 
 def _restore_group(
-    settings: _Settings,
+    settings: Settings,
     tiles: Sequence[Tile],
     is_last: bool,
     codec: TileCodec,
@@ -268,14 +229,10 @@ def _restore_group(
     settings.timings.tile_seconds.extend([elapsed_s / len(tiles)] * len(tiles))
 
 
-def _make_sampler(
-    settings: _Settings, pool: EnginePool, cache: KvCache | None, stack: contextlib.ExitStack
-) -> Sampler:
+def _make_sampler(settings: Settings, pool: EnginePool, cache: KvCache | None, stack: contextlib.ExitStack) -> Sampler:
     schedule = settings.bundle.manifest.schedule
     if settings.policy.name != "phase-split":
-        return ResidentSampler(
-            pool, schedule, settings.steps, settings.policy, cache=cache, observer=settings.observer
-        )
+        return ResidentSampler(pool, schedule, settings.steps, settings.policy, cache=cache, observer=settings.observer)
     store = stack.enter_context(
         open_store(settings.kv_store, codec=settings.kv_dtype, budget_bytes=settings.kv_budget_bytes)
     )
@@ -291,7 +248,7 @@ def _make_sampler(
     )
 
 
-def _finish(settings: _Settings, inputs: RestoreInputs, blender: Blender, bit_depth: int) -> np.ndarray:
+def _finish(settings: Settings, inputs: RestoreInputs, blender: Blender, bit_depth: int) -> np.ndarray:
     """Colour fix in strips, and the final integers: (H, W, 3) uint8 or uint16."""
     size = inputs.size
 
@@ -320,57 +277,12 @@ def to_integers(unit: np.ndarray, bit_depth: int) -> np.ndarray:
     return np.rint(np.clip(unit, 0, 1) * top).astype(np.uint8 if bit_depth == 8 else np.uint16)
 
 
-def _describe(
-    settings: _Settings,
-    inputs: RestoreInputs,
-    plan: TilePlan,
-    corners: Sequence[tuple[MeanFlow, ReferenceCorner]],
-) -> dict[str, Any]:
-    files = settings.bundle.manifest.files
-    digest = hashlib.sha256("".join(f"{name}:{files[name].sha256}\n" for name in sorted(files)).encode())
-    derived = f"derived from the photo: area downscale to {inputs.frame.size}, JPEG quality {DERIVED_JPEG_QUALITY}"
-    return {
-        "compat": "upstream" if settings.compat else None,
-        "steps": len(settings.steps),
-        "reference_policy": str(settings.policy),
-        "kv_dtype": settings.kv_dtype,
-        "flow": settings.flow,
-        "photo_frame": derived if inputs.photo_frame_derived else "given",
-        "tile_plan": plan.kind,
-        "tile": str(plan.tile),
-        "tiles": len(plan.tiles),
-        "batch": settings.batch,
-        "pcr_mean_shift_px": round(float(np.mean([np.hypot(mean.dx, mean.dy) for mean, _ in corners])), 3),
-        "pcr_clamp_rate": round(float(np.mean([corner.clamped for _, corner in corners])), 4),
-        "bundle_sha256": digest.hexdigest(),
-    }
-
-
-def _policy(reference: str | ReferencePolicy) -> ReferencePolicy:
-    return reference if isinstance(reference, ReferencePolicy) else ReferencePolicy.parse(reference)
-
-
-def _check_numbers(
-    *, batch: int, kv_budget_bytes: int, quality: int, bit_depth: int | None, compat: str | None
-) -> None:
-    if batch < 1:
-        raise UsageError(f"a batch of {batch} tiles cannot be computed", fix="pass --batch 1 or more")
-    if kv_budget_bytes < 1:
-        raise UsageError(f"a budget of {kv_budget_bytes} bytes holds no keys and values")
-    if not 1 <= quality <= 100:
-        raise UsageError(f"{quality} is no quality", fix="use 1 to 100")
-    if bit_depth not in (None, 8, 16):
-        raise UsageError(f"{bit_depth} bits per channel cannot be written", fix="use 8 or 16")
-    if compat and bit_depth == 16:
-        raise UsageError("upstream's colour fix has 8 bits; a 16-bit result would hold no more", fix="leave one out")
-
-
 def _grouped(tiles: Sequence[Tile], size: int) -> Iterator[tuple[Sequence[Tile], bool]]:
     """Runs of ``size`` tiles (the last may be shorter), and whether each is the last."""
     for start in range(0, len(tiles), size):
         yield tiles[start : start + size], start + size >= len(tiles)
 
 
-def _observe(settings: _Settings, name: str, value: np.ndarray) -> None:
+def _observe(settings: Settings, name: str, value: np.ndarray) -> None:
     if settings.observer is not None:
         settings.observer(name, value)

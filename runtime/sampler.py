@@ -81,7 +81,9 @@ class Sampler(abc.ABC):
         self._motion_names = [spec.name for spec in motion_specs(pool.graph(Stage.MOTION), restoration)]
         given = {"latent", "step", *(spec.name for spec in self._reference.specs), *self._motion_names}
         if unfed := sorted({spec.name for spec in restoration.inputs} - given):
-            raise EngineError(f"nothing produces the input {', '.join(unfed)} of the stage 'restoration'", fix="export again")
+            raise EngineError(
+                f"nothing produces the input {', '.join(unfed)} of the stage 'restoration'", fix="export again"
+            )
 
     @property
     def steps(self) -> int:

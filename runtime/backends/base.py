@@ -182,7 +182,9 @@ def batch_axis(spec: TensorSpec) -> int:
         EngineError: the spec names no batch axis.
     """
     if BATCH_AXIS not in spec.shape:
-        raise EngineError(f"tensor '{spec.name}' has no axis named '{BATCH_AXIS}' in the manifest: {_shape(spec.shape)}")
+        raise EngineError(
+            f"tensor '{spec.name}' has no axis named '{BATCH_AXIS}' in the manifest: {_shape(spec.shape)}"
+        )
     return spec.shape.index(BATCH_AXIS)
 
 

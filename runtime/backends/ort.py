@@ -34,7 +34,9 @@ _PROVIDERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 _CPU = "CPUExecutionProvider"
 _LOG_ERRORS_ONLY = 3
-_OUT_OF_MEMORY = re.compile(r"bad.?alloc|failed to allocate|out of memory|OUT_OF_MEMORY|not enough memory", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"bad.?alloc|failed to allocate|out of memory|OUT_OF_MEMORY|not enough memory", re.IGNORECASE
+)
 _MEMORY_FIX = "use a bundle with smaller tiles (export --tile), --batch 1, or --flow dis"
 
 
@@ -83,7 +85,7 @@ class OrtEngine(Engine):
         on_device = self._device != "cpu" or keep or any(isinstance(a, DeviceArray) for a in inputs.values())
         try:
             return self._run_bound(inputs, keep) if on_device else self._run_plain(inputs)
-        except (MemoryError, RuntimeError, ValueError) as error:  # what onnxruntime's pybind layer raises
+        except Exception as error:  # onnxruntime's own exceptions share no base class
             raise _translated(error, f"stage '{self.stage}' failed in {self._path.name}") from error
 
     def _run_plain(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -153,7 +155,7 @@ class OrtBackend(Backend):
         path = bundle.path / graph.path  # by path: external weights lie beside the graph
         try:
             session = onnxruntime.InferenceSession(str(path), self._session_options(), providers=self._providers)
-        except (MemoryError, RuntimeError, ValueError) as error:
+        except Exception as error:
             raise _translated(error, f"{path}: the engine cannot be loaded") from error
         active = session.get_providers()
         if active[0] != self._ort_name:

@@ -1,8 +1,9 @@
-"""Bundles on disk: opened with every hash checked, written so that an interruption leaves nothing that looks finished."""
+"""Bundles on disk: opened with every hash checked; an interrupted write leaves nothing that looks finished."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -190,7 +191,7 @@ def write_bundle(destination: str | os.PathLike[str], *, overwrite: bool = False
     Raises:
         OutputError: the destination exists (and ``overwrite`` is false), is not a bundle, or cannot be written.
     """
-    target = Path(os.path.abspath(destination))
+    target = Path(destination).absolute()
     if target.exists():
         is_bundle = (target / MANIFEST_NAME).is_file()
         is_empty = target.is_dir() and not any(target.iterdir())

@@ -55,7 +55,7 @@ def signals_as_interrupts() -> Iterator[None]:
     A signal that is ignored (``nohup``) stays ignored. Does nothing outside the main thread.
     """
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def end(number: int, _frame: FrameType | None) -> None:
         raise Ended(number)
 
     previous: dict[int, Any] = {}

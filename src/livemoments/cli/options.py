@@ -30,7 +30,10 @@ class BadValue(click.BadParameter):
 class SizeType(click.ParamType):
     """``WIDTHxHEIGHT`` in pixels, or one number for a square."""
 
-    name = "WxH px"
+    name = "size"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "WxH"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
         if isinstance(value, Size):
@@ -113,16 +116,19 @@ PATH = click.Path(path_type=Path)
 def result_options(function: Function) -> Function:
     """``--json`` (passed as ``as_json``) and ``--quiet`` (passed on as ``progress``, the reporter to use)."""
 
-    def to_progress(context: click.Context, parameter: click.Parameter, quiet: bool) -> Progress:
+    def to_progress(_context: click.Context, _parameter: click.Parameter, quiet: bool) -> Progress:
         return reporter(quiet=quiet)
 
     quiet = click.option(
         "--quiet", "-q", "progress", is_flag=True, callback=to_progress, help="Show no progress on stderr."
     )
-    as_json = click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON document on stdout instead of text; errors too."
-    )
-    return as_json(quiet(function))
+    return json_option(quiet(function))
+
+
+def json_option(function: Function) -> Function:
+    """``--json`` (passed as ``as_json``)."""
+    text = "Print one JSON document on stdout instead of text; errors too."
+    return click.option("--json", "as_json", is_flag=True, help=text)(function)
 
 
 def overwrite_option(function: Function) -> Function:

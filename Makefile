@@ -1,0 +1,55 @@
+# Everything runs in .venv, which `make` sets up on first use. PYTHON=python3.12 chooses the interpreter.
+
+PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 -c '' >/dev/null 2>&1 && echo python3.11 || echo python3)
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO_OUTPUT ?= demo-output
+BENCH ?=
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo setup test test-all lint readme bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(READY)  ## set up, then export, restore and compare on embedded photographs
+	$(BIN)/livemoments demo -o $(DEMO_OUTPUT)
+
+setup: $(READY)  ## make .venv with everything that the other targets need
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: $(READY)  ## the tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow' -n 2 $(PYTEST_ARGS)
+
+test-all: $(READY)  ## every test
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: $(READY)  ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tools/typecheck.py
+
+readme: $(READY)  ## run the README's commands
+	$(BIN)/python tools/readme_commands.py README.md
+
+bench: $(READY)  ## list the benchmarks; make bench BENCH=name runs benchmarks/name.py
+ifeq ($(BENCH),)
+	@echo "make bench BENCH=NAME runs one of:"
+	@for file in benchmarks/*.py; do \
+	  if [ -f "$$file" ]; then echo "  $$(basename "$$file" .py)"; fi; \
+	done
+else
+	$(BIN)/python benchmarks/$(BENCH).py
+endif
+
+clean:  ## remove what can be made again, .venv included
+	rm -rf .venv build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf *.egg-info src/*.egg-info

@@ -1,0 +1,207 @@
+"""From a stage's module to an ONNX graph whose weights are still in the checkpoint, and from there to files.
+
+The module is traced on the meta device, so no weight is in memory. While the graph is simplified, its weights are inputs:
+the optimizer can neither read, fold, merge nor rename them. Then they become initializers again, each a lazy tensor under its
+checkpoint name, which is read, converted and written when its turn comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import onnxscript.optimizer
+import torch
+
+from livemoments.errors import CheckpointError
+from livemoments.export.passes.fuse_attention import fuse_attention
+from livemoments.export.passes.remove_dead import remove_dead
+from livemoments.export.passes.report import PassReport
+from livemoments.export.passes.transpose_weights import transpose_weights
+from livemoments.export.plan import FLOW_EXAMPLE_PX, FLOW_MULTIPLE_PX, StageGraph
+from livemoments.export.weights import WeightSource
+from livemoments.types import TensorSpec
+
+OPSET = 23
+"""The first opset with Attention."""
+_EXAMPLE_BATCH = 2  # with 1 the exporter freezes the batch
+_ALIGN_BYTES = 4096
+"""Offsets of external tensors: what memory mapping needs."""
+_TYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}
+
+
+def trace(graph: StageGraph, *, fuse: bool = True) -> tuple[ir.Model, list[PassReport]]:
+    """Trace a stage's module, simplify the graph and bind its weights lazily.
+
+    Args:
+        graph: what to trace.
+        fuse: rewrite attention for onnxruntime.
+
+    Returns:
+        The model, whose weights are lazy, and what the graph passes did.
+    """
+    program = _export(graph)
+    model: ir.Model = program.model
+    hidden = _hide_weights(model)
+    _rename_io(model, graph)
+    onnxscript.optimizer.optimize_ir(model)
+    _bind_weights(model, graph, hidden)
+    reports = [remove_dead(model), transpose_weights(model)]
+    if fuse:
+        reports.append(fuse_attention(model))
+    _normalise(model, graph)
+    return model, reports
+
+
+def _export(graph: StageGraph) -> Any:
+    arguments = tuple(_example(spec) for spec in graph.inputs)
+    dims = _free_dims(graph.inputs)
+    shapes = tuple(_dynamic(spec, dims) for spec in graph.inputs)
+    arguments, shapes = _nest(graph, arguments), _nest(graph, shapes)
+    with _quiet():
+        exported = torch.export.export(graph.module.eval(), arguments, dynamic_shapes=shapes, strict=False)
+        return torch.onnx.export(exported, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
+
+
+def _nest(graph: StageGraph, flat: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The restoration stage takes its keys and values as one sequence."""
+    first = next((i for i, spec in enumerate(graph.inputs) if spec.name.startswith("reference_")), None)
+    return flat if first is None else (*flat[:first], list(flat[first:]))
+
+
+def _example(spec: TensorSpec) -> torch.Tensor:
+    free = {"batch": _EXAMPLE_BATCH}
+    shape = [free.get(axis, FLOW_EXAMPLE_PX) if isinstance(axis, str) else axis for axis in spec.shape]
+    return torch.empty(shape, dtype=getattr(torch, spec.dtype), device="meta")
+
+
+def _free_dims(specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
+    names = {axis for spec in specs for axis in spec.shape if isinstance(axis, str)}
+    dims: dict[str, Any] = {}
+    for name in sorted(names):
+        if name == "batch":
+            dims[name] = torch.export.Dim(name, min=1, max=4096)
+        else:
+            dims[name] = FLOW_MULTIPLE_PX * torch.export.Dim(f"{name}_cells", min=8, max=4096)
+    return dims
+
+
+def _dynamic(spec: TensorSpec, dims: dict[str, Any]) -> dict[int, Any]:
+    return {index: dims[axis] for index, axis in enumerate(spec.shape) if isinstance(axis, str)}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about absent packages and deprecations of its own, which no user can mend."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _hide_weights(model: ir.Model) -> list[ir.Value]:
+    graph = model.graph
+    hidden = []
+    for name, value in list(graph.initializers.items()):
+        del graph.initializers[name]
+        value.const_value = None
+        graph.inputs.append(value)
+        hidden.append(value)
+    return hidden
+
+
+def _rename_io(model: ir.Model, graph: StageGraph) -> None:
+    for value, spec in zip(model.graph.inputs, graph.inputs, strict=False):
+        value.name = spec.name
+    for value, spec in zip(model.graph.outputs, graph.outputs, strict=True):
+        value.name = spec.name
+    wanted = [spec.name for spec in graph.inputs]
+    found = [value.name for value in model.graph.inputs[: len(wanted)]]
+    if found != wanted:
+        raise RuntimeError(f"the traced graph takes {found}, not {wanted}")
+
+
+def _bind_weights(model: ir.Model, graph: StageGraph, hidden: list[ir.Value]) -> None:
+    own = dict(graph.module.named_parameters()) | dict(graph.module.named_buffers())
+    for value in hidden:
+        parameter = value.name or ""
+        model.graph.inputs.remove(value)
+        if not value.uses():
+            continue
+        if parameter not in own:
+            raise RuntimeError(f"the traced graph holds '{parameter}', which is no parameter of the stage")
+        name = graph.weight_name(parameter)
+        tensor = _lazy(graph.weights, name, own[parameter].dtype)
+        if tuple(tensor.shape.numpy()) != tuple(own[parameter].shape):
+            raise CheckpointError(graph.weights.path, f"'{name}' does not have the shape of {parameter}")
+        value.name = name
+        value.const_value = tensor
+        value.dtype, value.shape = tensor.dtype, tensor.shape
+        model.graph.register_initializer(value)
+
+
+def _lazy(weights: WeightSource, name: str, dtype: torch.dtype) -> ir.LazyTensor:
+    def read() -> ir.TensorProtocol:
+        return ir.tensor(weights.get(name, dtype).contiguous().numpy(), name=name)
+
+    return ir.LazyTensor(read, dtype=_TYPES[dtype], shape=ir.Shape(weights.shape(name)), name=name)
+
+
+def _normalise(model: ir.Model, graph: StageGraph) -> None:
+    """Names and types of inputs and outputs as specified; no traces of the machine or the tracer."""
+    common.ClearMetadataAndDocStringPass()(model)
+    for value, spec in zip((*model.graph.inputs, *model.graph.outputs), (*graph.inputs, *graph.outputs), strict=True):
+        value.shape = ir.Shape(spec.shape)
+        value.dtype = ir.DataType.from_numpy(__import__("numpy").dtype(spec.dtype))
+    model.producer_name, model.producer_version = "livemoments", None
+    model.graph.name = str(graph.stage)
+
+
+class WeightsFile:
+    """External data that several graphs share: each tensor is written once, by its name.
+
+    Args:
+        path: the file, which is created.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._written: dict[str, ir.ExternalTensor] = {}
+        self._stream = path.open("wb")
+
+    def add(self, tensor: ir.TensorProtocol, name: str) -> ir.ExternalTensor:
+        """Write a tensor unless a graph before wrote one of this name; where it is."""
+        if name in self._written:
+            return self._written[name]
+        self._stream.write(b"\0" * (-self._stream.tell() % _ALIGN_BYTES))
+        offset = self._stream.tell()
+        data = tensor.tobytes()
+        self._stream.write(data)
+        external = ir.ExternalTensor(
+            self.path.name, offset, len(data), tensor.dtype, shape=tensor.shape, name=name, base_dir=self.path.parent
+        )
+        self._written[name] = external
+        return external
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._stream.close()
+
+
+def save(model: ir.Model, path: Path, weights: WeightsFile) -> None:
+    """Write a graph beside its weights: each lazy initializer is read, written and forgotten in turn."""
+    for name, value in model.graph.initializers.items():
+        if isinstance(value.const_value, ir.LazyTensor):
+            value.const_value = weights.add(value.const_value, name)
+    ir.save(model, path)

@@ -1,0 +1,118 @@
+"""``livemoments export``: a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from livemoments.bundle import Bundle
+from livemoments.cli.bundles import bundle_bytes, bundle_document, worst_parity
+from livemoments.cli.extras import needs_extra
+from livemoments.cli.options import COUNTS, PATH, POLICY, SIZE, STAGES, overwrite_option, result_options
+from livemoments.cli.output import human_bytes, stdout_is_ours, write_json
+from livemoments.types import ReferencePolicy, Size
+
+
+@click.command("export", short_help="Turn a checkpoint into a bundle of engines.")
+@click.argument("checkpoint", type=PATH)
+@click.option("-o", "--output", metavar="BUNDLE", type=PATH, required=True, help="The bundle's folder.")
+@click.option(
+    "--target", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="What kind of engine to write."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Precision of weights and activations; flow is always fp32. fp16 halves the files; on a CPU it is no faster.",
+)
+@click.option(
+    "--tile",
+    "tiles",
+    type=SIZE,
+    multiple=True,
+    default=["1024x1024"],
+    show_default=True,
+    help="A tile size, in pixels, multiples of 16; give it several times for several sizes, which share their weights.",
+)
+@click.option(
+    "--overlap",
+    type=click.IntRange(min=0),
+    default=64,
+    show_default=True,
+    metavar="PX",
+    help="Pixels by which neighbouring tiles overlap at least.",
+)
+@click.option(
+    "--steps",
+    type=COUNTS,
+    default="1,2,3,4,6",
+    show_default=True,
+    help="Step counts whose timesteps are folded into the graphs exactly; restore can pick among them.",
+)
+@click.option(
+    "--reference",
+    "policy",
+    type=POLICY,
+    default="per-step",
+    show_default=True,
+    help="The policy that restore uses unless told otherwise: per-step, phase-split, every-K, frozen.",
+)
+@click.option(
+    "--kv-layout",
+    type=click.Choice(["per-block", "stacked"]),
+    help="How keys and values pass from ReferenceNet to RestorationNet.  [default: the one measured to be faster]",
+)
+@click.option("--stages", type=STAGES, help="Export only these stages, for experiments.  [default: all six]")
+@click.option(
+    "--verify",
+    type=click.Choice(["full", "finite", "none"]),
+    default="full",
+    show_default=True,
+    help="full: every stage against the PyTorch reference. finite: every graph runs and its outputs are finite and "
+    "alive. none: nothing. What was checked is recorded in the manifest.",
+)
+@overwrite_option
+@result_options
+def command(checkpoint: Path, output: Path, policy: ReferencePolicy, as_json: bool, **options: Any) -> None:
+    """Export CHECKPOINT to a bundle that runs without PyTorch.
+
+    CHECKPOINT is a folder in upstream's layout, or upstream's own inference_config.yml. BUNDLE becomes a folder with
+    one graph per stage and tile size, the weights, and manifest.json, which records sources, hashes, the schedule and
+    the parity that was measured. The prompt and the timesteps are constants, so about a third of each transformer
+    folds into small tables.
+
+    Every stage is compared with the PyTorch reference before the bundle is put in place; one that is past its limit
+    ends the export with exit code 1 and leaves nothing. An interrupted export leaves nothing either.
+
+    Needs the extra 'export'. With --json: the document of 'livemoments inspect --json'.
+
+    \b
+    Examples:
+      livemoments export checkpoint -o bundle --precision fp16
+      livemoments export inference_config.yml -o bundle --tile 1024x1024 --tile 768x1024
+    """
+    tiles: tuple[Size, ...] = tuple(dict.fromkeys(options.pop("tiles")))
+    with stdout_is_ours(), needs_extra("exporting", "export"):
+        from livemoments.export.pipeline import export_bundle
+
+        bundle = export_bundle(checkpoint, output, tiles=tiles, reference_policy=str(policy), **options)
+    if as_json:
+        write_json(bundle_document(bundle))
+    else:
+        click.echo(_summary(bundle))
+
+
+def _summary(bundle: Bundle) -> str:
+    manifest = bundle.manifest
+    lines = [
+        f"wrote {bundle.path}: {manifest.target} {manifest.precision}, tiles {', '.join(manifest.tiles)}, "
+        f"{human_bytes(bundle_bytes(bundle))}"
+    ]
+    for name, entry in manifest.stages.items():
+        worst = worst_parity(entry)
+        measured = "not compared" if worst is None else f"relative L2 error {worst.rel_l2:.1e}, limit {worst.limit:.0e}"
+        lines.append(f"  {name:12} {entry.precision}  {measured}")
+    return "\n".join(lines)

@@ -1,0 +1,193 @@
+"""``livemoments restore``: a video frame to the quality of its key photo."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from livemoments.cli.bundles import open_checked
+from livemoments.cli.options import BYTES, PATH, POLICY, SIZE, provider_options, result_options
+from livemoments.cli.output import human_seconds, plural, stdout_is_ours, write_json
+from livemoments.errors import OutputError
+from livemoments.progress import Progress
+from livemoments.types import ReferencePolicy
+
+if TYPE_CHECKING:
+    from livemoments.runtime.restore import RestoreResult
+
+
+@click.command("restore", short_help="Restore a video frame with its key photo.")
+@click.argument("bundle", type=PATH)
+@click.option("--frame", metavar="IMAGE", type=PATH, required=True, help="The video frame to restore.")
+@click.option("--photo", metavar="IMAGE", type=PATH, required=True, help="The key photo: sharp, of the same scene.")
+@click.option(
+    "--photo-frame",
+    metavar="IMAGE",
+    type=PATH,
+    help="The video frame at the photo's instant.  [default: derived from the photo, and the metadata says so]",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="IMAGE",
+    type=PATH,
+    required=True,
+    help="The result; the suffix decides the format (png, jpg, tif, webp). An existing file is replaced.",
+)
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Sampling steps.  [default: the bundle's, 6]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the noise.")
+@click.option(
+    "--compat",
+    type=click.Choice(["upstream"]),
+    help="Reproduce upstream's tiling, 8-bit colour fix and grey top row and left column.",
+)
+@click.option(
+    "--reference",
+    type=POLICY,
+    help="When ReferenceNet runs. per-step, phase-split: exact; phase-split never holds both big networks. every-K, "
+    "frozen, frozen@STEP: approximate, less work.  [default: the bundle's]",
+)
+@click.option(
+    "--flow",
+    type=click.Choice(["engine", "dis"]),
+    default="engine",
+    show_default=True,
+    help="engine: RAFT, as upstream. dis: OpenCV's DIS, less memory, another result.",
+)
+@click.option(
+    "--tile-plan",
+    type=click.Choice(["balanced", "upstream"]),
+    help="balanced: the fewest tiles that cover the photo. upstream: padding to whole strides.  "
+    "[default: balanced; upstream with --compat]",
+)
+@click.option("--tile", type=SIZE, help="Use this tile size of the bundle.  [default: the best of those it has]")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=1, show_default=True, metavar="TILES", help="Tiles computed at once."
+)
+@click.option("--pad-small", is_flag=True, help="Extend a photo that is smaller than a tile, instead of refusing it.")
+@click.option(
+    "--kv-store",
+    type=click.Choice(["host", "disk"]),
+    default="host",
+    show_default=True,
+    help="Where phase-split keeps keys and values.",
+)
+@click.option(
+    "--kv-dtype",
+    type=click.Choice(["native", "float16"]),
+    default="native",
+    show_default=True,
+    help="How stored keys and values are kept; float16 halves those of an fp32 bundle.",
+)
+@click.option(
+    "--kv-budget",
+    "kv_budget_bytes",
+    type=BYTES,
+    default="4GiB",
+    show_default=True,
+    help="How much of them phase-split may hold at once; decides how many tiles share a phase.",
+)
+@click.option(
+    "--kv-cache",
+    metavar="DIR",
+    type=PATH,
+    help="Keep keys and values in this folder, found again by content: a second frame of the same photo is cheaper.",
+)
+@click.option(
+    "--bit-depth", type=click.Choice(["8", "16"]), help="Bits per channel of the result.  [default: the photo's]"
+)
+@click.option(
+    "--quality",
+    type=click.IntRange(1, 100),
+    default=95,
+    show_default=True,
+    metavar="1-100",
+    help="Quality of JPEG and WebP.",
+)
+@provider_options
+@result_options
+def command(
+    bundle: Path,
+    frame: Path,
+    photo: Path,
+    photo_frame: Path | None,
+    output: Path,
+    reference: ReferencePolicy | None,
+    bit_depth: str | None,
+    progress: Progress,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Restore a video frame to the quality of its key photo, with the engines of BUNDLE.
+
+    Frame and photo must show the same scene in the same aspect ratio; the result has the photo's size, colour profile
+    and metadata. How it was made (seed, steps, policy, flow, tiles, the bundle's hash) is written into the file. The
+    same seed gives the same picture whatever the batch size. Runs without PyTorch.
+
+    With --json: {"output", "width", "height", "seconds", "metadata", "timings": {"stages": {NAME: {"seconds",
+    "count"}}, "tile_seconds"}}.
+
+    \b
+    Examples:
+      livemoments restore bundle --frame frame.png --photo photo.jpg -o restored.png
+      livemoments restore bundle --frame frame.png --photo photo.jpg -o small-memory.png \\
+          --reference phase-split --kv-store disk --flow dis
+    """
+    for name, source in (("--frame", frame), ("--photo", photo), ("--photo-frame", photo_frame)):
+        if source is not None and source.exists() and output.exists() and output.samefile(source):
+            raise OutputError(output, f"is also {name}; it would be overwritten", fix="choose another -o")
+    started = time.perf_counter()
+    with stdout_is_ours():
+        from livemoments.runtime.restore import restore
+
+        result = restore(
+            open_checked(bundle, progress),
+            frame,
+            photo,
+            photo_frame,
+            output,
+            reference=reference,
+            bit_depth=None if bit_depth is None else int(bit_depth),
+            progress=progress,
+            **options,
+        )
+    seconds = time.perf_counter() - started
+    if as_json:
+        write_json(_document(result, output, seconds))
+    else:
+        click.echo(_summary(result, output, seconds))
+
+
+def _document(result: RestoreResult, output: Path, seconds: float) -> dict[str, Any]:
+    height, width = result.image.shape[:2]
+    timings = {
+        "stages": {
+            name: {"seconds": round(timing.seconds, 4), "count": timing.count}
+            for name, timing in result.timings.stages.items()
+        },
+        "tile_seconds": [round(tile_s, 4) for tile_s in result.timings.tile_seconds],
+    }
+    return {
+        "output": output,
+        "width": width,
+        "height": height,
+        "seconds": round(seconds, 3),
+        "metadata": result.metadata,
+        "timings": timings,
+    }
+
+
+def _summary(result: RestoreResult, output: Path, seconds: float) -> str:
+    height, width = result.image.shape[:2]
+    made = result.metadata
+    lines = [
+        f"wrote {output}: {width}x{height} in {human_seconds(seconds)}",
+        f"  {plural(made['tiles'], 'tile')} of {made['tile']}, {plural(made['steps'], 'step')}, "
+        f"reference {made['reference_policy']}, flow by {made['flow']}, photo frame {made['photo_frame']}",
+    ]
+    if lost := made.get("not_carried_over"):
+        lines.append(f"  not carried over from the photo: {', '.join(lost)}")
+    return "\n".join(lines)

@@ -1,0 +1,231 @@
+"""What each command passes on to its back-end, and what it prints of the answer."""
+
+from __future__ import annotations
+
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_support import Report, error_of, run, stand_in
+from fake_bundle import make_fake_bundle
+
+from livemoments.bundle import Bundle
+from livemoments.errors import ParityError
+from livemoments.types import ReferencePolicy, Size, Stage
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_fake_bundle(tmp_path_factory.mktemp("cli") / "bundle")
+
+
+def test_export_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    backend = stand_in(monkeypatch, "livemoments.export.pipeline:export_bundle", bundle)
+    result = run("export", "weights", "-o", "out")
+    assert (result.exit_code, backend.positional) == (0, (Path("weights"), Path("out")))
+    progress = backend.options.pop("progress")
+    with progress.task("anything"):
+        assert backend.options == {
+            "target": "onnx",
+            "precision": "fp32",
+            "tiles": (Size(1024, 1024),),
+            "overlap": 64,
+            "steps": (1, 2, 3, 4, 6),
+            "reference_policy": "per-step",
+            "kv_layout": None,
+            "stages": None,
+            "overwrite": False,
+            "verify": "full",
+        }
+    options = "--precision fp16 --tile 256x128 --tile 64 --tile 64x64 --overlap 32 --steps 6,2 --reference every-2"
+    more = "--kv-layout stacked --stages restoration,reference --overwrite --verify none -q"
+    assert run("export", "weights", "-o", "out", *options.split(), *more.split()).exit_code == 0
+    del backend.options["progress"]
+    assert backend.options == {
+        "target": "onnx",
+        "precision": "fp16",
+        "tiles": (Size(128, 256), Size(64, 64)),
+        "overlap": 32,
+        "steps": (2, 6),
+        "reference_policy": "every-2",
+        "kv_layout": "stacked",
+        "stages": (Stage.REFERENCE, Stage.RESTORATION),
+        "overwrite": True,
+        "verify": "none",
+    }
+
+
+def test_export_prints_what_it_wrote(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    stand_in(monkeypatch, "livemoments.export.pipeline:export_bundle", bundle)
+    result = run("export", "weights", "-o", "out")
+    assert f"wrote {bundle.path}: onnx" in result.stdout
+    assert "chatter" not in result.stdout
+    assert "chatter" in result.stderr
+    document = json.loads(run("export", "weights", "-o", "out", "--json").stdout)
+    assert document == json.loads(run("inspect", bundle.path, "--json").stdout)
+
+
+def test_a_failed_gate_ends_with_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(
+        monkeypatch, "livemoments.export.pipeline:export_bundle", ParityError("stage 'motion' is off", fix="use fp32")
+    )
+    result = run("export", "weights", "-o", "out", "--json")
+    assert result.exit_code == 1
+    assert result.stderr.endswith("error: stage 'motion' is off\n  fix: use fp32\n")
+    assert error_of(result)["type"] == "ParityError"
+
+
+def test_make_checkpoint_passes_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"x" * 1500)
+    backend = stand_in(monkeypatch, "livemoments.reference.random_checkpoint:make_checkpoint", tmp_path)
+    result = run("make-checkpoint", tmp_path, "--size", "mid", "--seed", 7, "--dtype", "float16", "--overwrite")
+    assert result.stdout == f"wrote {tmp_path}: mid, seed 7, float16, 1 file, 1.5 kB\n"
+    del backend.options["progress"]
+    assert backend.positional == (tmp_path,)
+    assert backend.options == {"size": "mid", "seed": 7, "dtype": "float16", "overwrite": True}
+    expected = {"checkpoint": str(tmp_path), "size": "tiny", "seed": 0, "dtype": "float32", "bytes": 1500, "files": 1}
+    assert json.loads(run("make-checkpoint", tmp_path, "--json").stdout) == expected
+
+
+@pytest.fixture
+def restored() -> types.SimpleNamespace:
+    timings = types.SimpleNamespace(stages={"flow": types.SimpleNamespace(seconds=0.25, count=2)}, tile_seconds=[1.5])
+    metadata = {"tiles": 1, "tile": "64x64", "steps": 6, "reference_policy": "frozen", "flow": "dis"}
+    return types.SimpleNamespace(
+        image=np.zeros((48, 64, 3), np.uint8), metadata={**metadata, "photo_frame": "given"}, timings=timings
+    )
+
+
+def test_restore_passes_everything_on(
+    monkeypatch: pytest.MonkeyPatch, bundle: Bundle, restored: Any, tmp_path: Path
+) -> None:
+    backend = stand_in(monkeypatch, "livemoments.runtime.restore:restore", restored)
+    images = ("--frame", "f.png", "--photo", "p.jpg")
+    assert run("restore", bundle.path, *images, "-o", tmp_path / "x.png").exit_code == 0
+    opened, *paths = backend.positional
+    assert opened.manifest == bundle.manifest
+    assert paths == [Path("f.png"), Path("p.jpg"), None, tmp_path / "x.png"]
+    del backend.options["progress"]
+    defaults = {
+        "steps": None,
+        "seed": 0,
+        "compat": None,
+        "provider": "cpu",
+        "threads": None,
+        "reference": None,
+        "flow": "engine",
+        "tile_plan": None,
+        "tile": None,
+        "batch": 1,
+        "pad_small": False,
+        "kv_store": "host",
+        "kv_dtype": "native",
+        "kv_budget_bytes": 4 << 30,
+        "kv_cache": None,
+        "bit_depth": None,
+        "quality": 95,
+    }
+    assert backend.options == defaults
+    options = (
+        "--photo-frame v.png --steps 3 --seed 9 --compat upstream --provider cuda --threads 2 --reference frozen@1 "
+        "--flow dis --tile-plan upstream --tile 128x64 --batch 4 --pad-small --kv-store disk --kv-dtype float16 "
+        "--kv-budget 1.5GB --kv-cache cache --bit-depth 16 --quality 80"
+    )
+    assert run("restore", bundle.path, *images, "-o", tmp_path / "x.png", *options.split()).exit_code == 0
+    assert backend.positional[3] == Path("v.png")
+    del backend.options["progress"]
+    assert backend.options == {
+        "steps": 3,
+        "seed": 9,
+        "compat": "upstream",
+        "provider": "cuda",
+        "threads": 2,
+        "reference": ReferencePolicy("frozen", frozen_step=1),
+        "flow": "dis",
+        "tile_plan": "upstream",
+        "tile": Size(64, 128),
+        "batch": 4,
+        "pad_small": True,
+        "kv_store": "disk",
+        "kv_dtype": "float16",
+        "kv_budget_bytes": 1_500_000_000,
+        "kv_cache": Path("cache"),
+        "bit_depth": 16,
+        "quality": 80,
+    }
+
+
+def test_restore_prints_what_it_did(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, restored: Any) -> None:
+    stand_in(monkeypatch, "livemoments.runtime.restore:restore", restored)
+    arguments = ("restore", bundle.path, "--frame", "f.png", "--photo", "p.jpg", "-o", "x.png")
+    text = run(*arguments).stdout
+    assert text.startswith("wrote x.png: 64x48 in ")
+    assert "1 tile of 64x64, 6 steps, reference frozen, flow by dis, photo frame given" in text
+    document = json.loads(run(*arguments, "--json").stdout)
+    assert document.pop("seconds") >= 0
+    assert document == {
+        "output": "x.png",
+        "width": 64,
+        "height": 48,
+        "metadata": restored.metadata,
+        "timings": {"stages": {"flow": {"seconds": 0.25, "count": 2}}, "tile_seconds": [1.5]},
+    }
+
+
+@pytest.mark.parametrize("option", ["--frame", "--photo", "--photo-frame"])
+def test_restore_refuses_to_overwrite_an_input(bundle: Bundle, tmp_path: Path, option: str) -> None:
+    kept = tmp_path / "kept.png"
+    kept.write_bytes(b"a photo")
+    (tmp_path / "link.png").symlink_to(kept)
+    images = {"--frame": "f.png", "--photo": "p.png", option: kept}
+    pairs = [part for pair in images.items() for part in pair]
+    result = run("restore", bundle.path, *pairs, "-o", tmp_path / "link.png")
+    assert result.exit_code == 2
+    assert f"is also {option}" in result.stderr
+    assert kept.read_bytes() == b"a photo"
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_validate_reports_and_ends_accordingly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, passed: bool) -> None:
+    backend = stand_in(monkeypatch, "livemoments.validate.parity:validate", Report(passed))
+    report = tmp_path / "report.json"
+    result = run("validate", "b", "--checkpoint", "c", "--frame", "f", "--photo", "p", "-o", report)
+    assert result.exit_code == (0 if passed else 1)
+    assert result.stdout == f"photo 61.5 dB {'ok' if passed else 'FAILED'}\n"
+    assert backend.positional == (Path("b"), Path("c"))
+    del backend.options["progress"]
+    assert backend.options == {"frame": Path("f"), "photo": Path("p"), "photo_frame": None}
+    assert json.loads(report.read_text()) == {"passed": passed, "psnr_db": 61.5}
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    result = run("validate", "b", "--checkpoint", "c", "--json")
+    assert result.exit_code == (0 if passed else 1)
+    assert json.loads(result.stdout) == {"passed": passed, "psnr_db": 61.5}
+
+
+@pytest.mark.parametrize(("name", "words"), [("", "is a folder"), ("none/report.json", "no such folder")])
+def test_validate_refuses_an_impossible_report_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, words: str
+) -> None:
+    backend = stand_in(monkeypatch, "livemoments.validate.parity:validate", Report(True))
+    result = run("validate", "b", "--checkpoint", "c", "-o", tmp_path / name)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert backend.positional == ()
+
+
+def test_demo_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = stand_in(monkeypatch, "livemoments.demo:run_demo", Report(True))
+    assert run("demo").exit_code == 0
+    assert (backend.positional, backend.options["photo"], backend.options["frame"]) == (
+        (Path("demo-output"),),
+        None,
+        None,
+    )
+    result = run("demo", "-o", "out", "--photo", "p", "--frame", "f", "--json")
+    assert json.loads(result.stdout)["passed"] is True
+    assert (backend.positional, backend.options["photo"]) == ((Path("out"),), Path("p"))
+    stand_in(monkeypatch, "livemoments.demo:run_demo", Report(False))
+    assert run("demo").exit_code == 1
