@@ -1,7 +1,7 @@
 """Group normalisation that half-precision graphs survive.
 
-In half precision, the sum of squares behind a variance overflows once activations' standard deviation nears 100, and what
-comes out is all zeros, without a NaN. So the statistics are taken in float32, of centred values, whatever the graph's type.
+In half precision, the sum of squares behind a variance overflows once activations' standard deviation nears 100, and
+what comes out is all zeros, without a NaN. So the statistics are taken in float32, whatever the graph's type.
 """
 
 from __future__ import annotations

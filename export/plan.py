@@ -53,8 +53,8 @@ class StageGraph:
         size: the tile as ``WxH``, or ``any``.
         module: on the meta device, in the graph's type.
         weights: by checkpoint name.
-        weight_name: a parameter of ``module`` to its name in ``weights``: the checkpoint's, or with the tile's size in it
-            for a constant that graphs of other sizes do not share.
+        weight_name: a parameter of ``module`` to its name in ``weights``: the checkpoint's, or with the tile's size
+            in it for a constant that graphs of other sizes do not share.
         parameters_before: elements of the checkpoint's network.
     """
 
@@ -144,11 +144,11 @@ class Planner:
         folder = SafetensorsFolder(self.files.vae)
         check_keys(self.files.vae, {k: tuple(v.shape) for k, v in autoencoder.state_dict().items()}, folder.shapes)
         replace_group_norms(autoencoder)
-        return autoencoder.to(self.dtype).eval(), WeightSource(folder, self.files.vae)
+        return autoencoder, WeightSource(folder, self.files.vae)
 
     def _vae_encoder(self, size: Size) -> StageGraph:
         autoencoder, weights = self._vae()
-        module = VaeEncoderStage(autoencoder)
+        module = VaeEncoderStage(autoencoder).to(self.dtype)
         return StageGraph(
             stage=Stage.VAE_ENCODER,
             size=str(size),
@@ -162,7 +162,7 @@ class Planner:
 
     def _vae_decoder(self, size: Size) -> StageGraph:
         autoencoder, weights = self._vae()
-        module = VaeDecoderStage(autoencoder)
+        module = VaeDecoderStage(autoencoder).to(self.dtype)
         return StageGraph(
             stage=Stage.VAE_DECODER,
             size=str(size),

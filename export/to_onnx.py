@@ -1,8 +1,8 @@
 """From a stage's module to an ONNX graph whose weights are still in the checkpoint, and from there to files.
 
-The module is traced on the meta device, so no weight is in memory. While the graph is simplified, its weights are inputs:
-the optimizer can neither read, fold, merge nor rename them. Then they become initializers again, each a lazy tensor under its
-checkpoint name, which is read, converted and written when its turn comes.
+The module is traced on the meta device, so no weight is in memory. While the graph is simplified, its weights are
+inputs: the optimizer can neither read, fold, merge nor rename them. Then they become initializers again, each a lazy
+tensor under its checkpoint name, which is read, converted and written when its turn comes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import onnxscript.optimizer
@@ -31,6 +32,8 @@ from livemoments.types import TensorSpec
 OPSET = 23
 """The first opset with Attention."""
 _EXAMPLE_BATCH = 2  # with 1 the exporter freezes the batch
+_MAX_BATCH = 32
+"""Only while tracing: from 64 on diffusers' upsampling takes another branch. Graphs are not bound by it."""
 _ALIGN_BYTES = 4096
 """Offsets of external tensors: what memory mapping needs."""
 _TYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}
@@ -86,7 +89,7 @@ def _free_dims(specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
     dims: dict[str, Any] = {}
     for name in sorted(names):
         if name == "batch":
-            dims[name] = torch.export.Dim(name, min=1, max=4096)
+            dims[name] = torch.export.Dim(name, min=1, max=_MAX_BATCH)
         else:
             dims[name] = FLOW_MULTIPLE_PX * torch.export.Dim(f"{name}_cells", min=8, max=4096)
     return dims
@@ -133,7 +136,8 @@ def _rename_io(model: ir.Model, graph: StageGraph) -> None:
 
 
 def _bind_weights(model: ir.Model, graph: StageGraph, hidden: list[ir.Value]) -> None:
-    own = dict(graph.module.named_parameters()) | dict(graph.module.named_buffers())
+    own = dict(graph.module.named_parameters(remove_duplicate=False))
+    own |= dict(graph.module.named_buffers(remove_duplicate=False))
     for value in hidden:
         parameter = value.name or ""
         model.graph.inputs.remove(value)
@@ -163,7 +167,7 @@ def _normalise(model: ir.Model, graph: StageGraph) -> None:
     common.ClearMetadataAndDocStringPass()(model)
     for value, spec in zip((*model.graph.inputs, *model.graph.outputs), (*graph.inputs, *graph.outputs), strict=True):
         value.shape = ir.Shape(spec.shape)
-        value.dtype = ir.DataType.from_numpy(__import__("numpy").dtype(spec.dtype))
+        value.dtype = ir.DataType.from_numpy(np.dtype(spec.dtype))
     model.producer_name, model.producer_version = "livemoments", None
     model.graph.name = str(graph.stage)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel
 from torch import nn
 
 from livemoments.errors import UsageError
@@ -159,13 +158,15 @@ class CheckpointSizes:
         )
 
     def _build(self, component: Component) -> nn.Module:
-        if component == "vae":
-            network: nn.Module = AutoencoderKL.from_config(self.vae())
-            return network
         if component == "motion_encoder":
             return MotionEncoder(self.motion_widths, self.motion_depth)
         if component == "raft":
             return RAFT()
+        from diffusers import AutoencoderKL, SD3Transformer2DModel  # here, so that the sizes are there without it
+
+        if component == "vae":
+            network: nn.Module = AutoencoderKL.from_config(self.vae())
+            return network
         transformer: nn.Module = SD3Transformer2DModel(**self.transformer().as_dict())
         return transformer
 

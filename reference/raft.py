@@ -65,8 +65,8 @@ class Pyramid(NamedTuple):
         levels: all pairs' correlations, (B * h * w, cells of the level) each; or, on demand, the second image's
         features,
             (B * cells of the level, C) each.
-        widths: (LEVELS, 1), float32: cells along x on each level.
-        heights: (LEVELS, 1), float32: cells along y on each level.
+        widths: (LEVELS, 1), int64: cells along x on each level.
+        heights: (LEVELS, 1), int64: cells along y on each level.
     """
 
     levels: list[Tensor]
@@ -75,7 +75,7 @@ class Pyramid(NamedTuple):
 
 
 def _sizes(maps: Sequence[Tensor], axis: int) -> Tensor:
-    return torch.cat([torch.full((1, 1), m.shape[axis], dtype=torch.float32, device=m.device) for m in maps])
+    return torch.cat([torch.full((1, 1), m.shape[axis], dtype=torch.int64, device=m.device) for m in maps])
 
 
 def correlation_pyramid(features1: Tensor, features2: Tensor) -> Pyramid:
@@ -130,14 +130,16 @@ def _axis_window(position: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tenso
 
     Args:
         position: (Q, LEVELS, 1), float32, cells of the level.
-        sizes: (LEVELS, 1), float32, cells along the axis.
+        sizes: (LEVELS, 1), int64, cells along the axis.
 
     Returns:
-        Cells (Q, LEVELS, 10), float32, inside the map; lower and upper weights (Q, LEVELS, 9).
+        Cells (Q, LEVELS, 10), int64, inside the map; lower and upper weights (Q, LEVELS, 9).
     """
     base = torch.floor(position)
     fraction = position - base
-    cells = base + torch.arange(-RADIUS, RADIUS + 2, dtype=torch.float32, device=position.device)
+    offsets = torch.arange(-RADIUS, RADIUS + 2, device=position.device)
+    # Clamped as integers: a position that is not finite then reads some cell, and its weight carries the NaN on.
+    cells = base.to(torch.int64) + offsets
     nearest = torch.minimum(cells.clamp(min=0), sizes - 1)
     inside = (cells == nearest).float()
     return nearest, (1 - fraction) * inside[..., :-1], fraction * inside[..., 1:]
@@ -147,8 +149,7 @@ def _windows(coordinates: Tensor, pyramid: Pyramid) -> _Windows:
     scales = torch.tensor([[0.5**level] for level in range(LEVELS)], device=coordinates.device)
     columns, low_x, high_x = _axis_window(coordinates[:, 0].reshape(-1, 1, 1) * scales, pyramid.widths)
     rows, low_y, high_y = _axis_window(coordinates[:, 1].reshape(-1, 1, 1) * scales, pyramid.heights)
-    starts = rows.to(torch.int64) * pyramid.widths.to(torch.int64)
-    cells = columns.to(torch.int64)[..., :, None] + starts[..., None, :]
+    cells = columns[..., :, None] + (rows * pyramid.widths)[..., None, :]
     return _Windows(cells.flatten(2), low_x, high_x, low_y, high_y)
 
 

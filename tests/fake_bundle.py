@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from livemoments.bundle import Bundle, write_bundle
 from livemoments.manifest import SCHEMA_VERSION, Graph, Manifest, Model, Schedule, Source, StageEntry
-from livemoments.runtime.schedule import build_schedule
+from livemoments.schedule import build_schedule
 from livemoments.types import Size, Stage, TensorSpec
 
 BLOCKS = 2

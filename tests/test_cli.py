@@ -13,6 +13,7 @@ from livemoments.cli import cli, main
 COMMANDS = ["demo", "make-checkpoint", "export", "restore", "validate", "inspect", "verify", "completion"]
 JSON_COMMANDS = COMMANDS[:-1]
 RESTORE = ["restore", "b", "--frame", "f", "--photo", "p", "-o", "x.png"]
+FUNCTIONS = {"export": "export_bundle", "reference": "make_checkpoint", "demo": "run_demo", "validate": "validate"}
 
 
 def test_the_commands_are_those_of_the_design() -> None:
@@ -139,17 +140,11 @@ def test_a_bug_passes_through(
 def test_a_missing_extra_names_its_fix(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], module: str, extra: str
 ) -> None:
-    function = {"export": "export_bundle", "reference": "make_checkpoint", "demo": "run_demo", "validate": "validate"}
-    stand_in(
-        monkeypatch, f"{module}:{function[extra]}", ModuleNotFoundError("No module named 'torch'", name="torch.nn")
-    )
+    target = f"{module}:{FUNCTIONS[extra]}"
+    stand_in(monkeypatch, target, ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
     result = run(*arguments)
     assert result.exit_code == 2
     assert "no module named 'torch'" in result.stderr
     assert f"fix: pip install 'livemoments-deploy[{extra}]'" in result.stderr
-    stand_in(
-        monkeypatch,
-        f"{module}:{function[extra]}",
-        ModuleNotFoundError("No module named 'ours'", name="livemoments.ours"),
-    )
+    stand_in(monkeypatch, target, ModuleNotFoundError("No module named 'ours'", name="livemoments.ours"))
     assert isinstance(run(*arguments).exception, ModuleNotFoundError)  # our own fault

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cli_support import error_of, run
 from fake_bundle import make_fake_bundle
+from PIL import Image
 
 from livemoments.bundle import Bundle
 from livemoments.errors import BundleError
@@ -87,3 +88,40 @@ def test_verify_refuses_an_unknown_provider(bundle: Bundle) -> None:
     result = run("verify", bundle.path, "--provider", "abacus")
     assert result.exit_code == 2
     assert "'abacus'" in result.stderr
+
+
+def test_restore_goes_the_whole_way(bundle: Bundle, tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    small = random.integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(small).save(tmp_path / "frame.png")
+    Image.fromarray(small).resize((128, 96), Image.Resampling.BICUBIC).save(tmp_path / "photo.jpg", quality=95)
+    images = ("--frame", tmp_path / "frame.png", "--photo", tmp_path / "photo.jpg")
+    arguments = ("restore", bundle.path, *images, "--reference", "phase-split", "--flow", "dis", "--batch", 2)
+    result = run(*arguments, "-o", tmp_path / "restored.png")
+    assert result.exit_code == 0, result.output
+    assert f"wrote {tmp_path / 'restored.png'}: 128x96" in result.stdout
+    assert "reference phase-split, flow by dis, photo frame derived from the photo" in result.stdout
+    document = json.loads(run(*arguments, "-o", tmp_path / "again.png", "--json").stdout)
+    assert (document["width"], document["height"]) == (128, 96)
+    assert document["metadata"]["reference_policy"] == "phase-split"
+    assert len(document["timings"]["tile_seconds"]) == document["metadata"]["tiles"]
+    with Image.open(tmp_path / "restored.png") as once, Image.open(tmp_path / "again.png") as again:
+        assert once.size == (128, 96)
+        assert np.array_equal(np.asarray(once), np.asarray(again))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "photo.png"), (b"", "photo.png"), (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "photo.png")],
+    ids=["missing", "empty", "truncated"],
+)
+def test_restore_refuses_a_bad_photo(bundle: Bundle, tmp_path: Path, content: bytes | None, words: str) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "frame.png")
+    if content is not None:
+        (tmp_path / "photo.png").write_bytes(content)
+    images = ("--frame", tmp_path / "frame.png", "--photo", tmp_path / "photo.png")
+    result = run("restore", bundle.path, *images, "-o", tmp_path / "out.png")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert words in result.stderr
+    assert not (tmp_path / "out.png").exists()

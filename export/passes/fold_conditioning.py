@@ -1,12 +1,12 @@
 """Fold timestep, pooled prompt and every AdaLN layer into tables over the schedule's points.
 
 Requires: an :class:`MMDiT` with computed modulation; its weights, ``pooled`` among them; the schedule's timesteps.
-Ensures: the network takes a point's index instead of a timestep; every ``Modulation`` is a ``ModulationTable`` of the same
-rows; ``time_text_embed``, ``pooled`` and all AdaLN linears are gone. Outputs change by rounding only: the tables are
-computed in float64 from the float32 sinusoid that diffusers uses.
+Ensures: the network takes a point's index instead of a timestep; every ``Modulation`` is a ``ModulationTable`` of the
+same rows; ``time_text_embed``, ``pooled`` and all AdaLN linears are gone. Outputs change by rounding only: the tables
+are computed in float64 from the float32 sinusoid that diffusers uses.
 
-The prompt and the timesteps are constants of a bundle, so a third of each network (paper, table 4: two linears of D x 6 D
-per block) does nothing but produce these rows.
+The prompt and the timesteps are constants of a bundle, so a third of each network (two linears of D x 6 D per block)
+does nothing but produce these rows.
 """
 
 from __future__ import annotations

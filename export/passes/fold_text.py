@@ -2,8 +2,8 @@
 
 Requires: :func:`fold_conditioning` was applied; ``prompt`` among the weights.
 Ensures: ``context_embedder`` and ``prompt`` are gone, ``context`` (1, T, D) stands for them. Where that stores fewer
-elements than it removes (points x T < D, so not for the longest prompts), the first block's text queries, keys and values
-are a ``TextTable`` and the rows of its text norm that only they read are gone. Outputs change by rounding only.
+elements than it removes (points x T < D, so not for the longest prompts), the first block's text queries, keys and
+values are a ``TextTable`` and the rows of its text norm that only they read are gone. Outputs change by rounding only.
 """
 
 from __future__ import annotations

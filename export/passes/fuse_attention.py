@@ -1,8 +1,8 @@
 """Rewrite the standard Attention to onnxruntime's ``com.microsoft.MultiHeadAttention``, which works in blocks.
 
-At a 1024-pixel tile the standard operation materialises all scores on a CPU (3.7 GiB for SD3-medium's 24 heads) and takes
-more than twice as long; MultiHeadAttention never holds them. It also takes tokens as (B, S, D), so the transposes around the
-standard operation go away. Only for onnxruntime: other engines know the standard operation and not this one.
+At a 1024-pixel tile the standard operation materialises all scores on a CPU (3.7 GiB for SD3-medium's 24 heads) and
+takes more than twice as long; MultiHeadAttention never holds them. It also takes tokens as (B, S, D), so the transposes
+around the standard operation go away. Only for onnxruntime: other engines know the standard operation and not this one.
 
 Requires: ``Attention`` nodes (opset 23) without masks or caches whose inputs are ``Transpose(Reshape(x))`` of (B, S, D)
 tensors into heads, and whose output is transposed and reshaped back.

@@ -1,8 +1,8 @@
 """Reduce ReferenceNet's last block to what is read of it: its keys and values.
 
 Requires: a ReferenceNet whose conditioning is folded.
-Ensures: the last block is its two norms (shift and scale only) and the projections to keys and values; its attention, its
-feed-forwards, ``norm_out`` and ``proj_out`` are gone. Keys and values are bit-identical; there is no velocity any more.
+Ensures: the last block is its two norms (shift and scale only) and the projections to keys and values; its attention,
+its feed-forwards, ``norm_out`` and ``proj_out`` are gone. Keys and values are bit-identical; there is no velocity.
 """
 
 from __future__ import annotations

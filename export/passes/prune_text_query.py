@@ -1,8 +1,8 @@
 """Take the text queries out of RestorationNet's last block, whose text outputs nobody reads.
 
 Requires: a RestorationNet.
-Ensures: the last block's ``add_q_proj`` is gone and its attention has image queries only. The velocity is unchanged (each
-query attends on its own).
+Ensures: the last block's ``add_q_proj`` is gone and its attention has image queries only. The velocity is unchanged:
+each query attends on its own.
 """
 
 from __future__ import annotations

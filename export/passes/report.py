@@ -29,5 +29,5 @@ class PassReport:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Elements of a network's parameters, without what is no weight: the prompt and the window of the position table."""
+    """Elements of a network's parameters, without what is no weight: prompt and position window."""
     return sum(p.numel() for name, p in network.named_parameters() if name not in _CONSTANTS)
