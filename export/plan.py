@@ -51,7 +51,7 @@ class StageGraph:
 
     Attributes:
         size: the tile as ``WxH``, or ``any``.
-        module: on the meta device, in the graph's type.
+        module: in the graph's type; on the meta device, but for RAFT.
         weights: by checkpoint name.
         weight_name: a parameter of ``module`` to its name in ``weights``: the checkpoint's, or with the tile's size
             in it for a constant that graphs of other sizes do not share.
@@ -130,7 +130,7 @@ class Planner:
         return StageGraph(
             stage=Stage.FLOW,
             size=ANY_SIZE,
-            module=FlowStage(raft).to("meta"),
+            module=FlowStage(raft),  # small enough to trace with its weights, and its constants need values
             weights=WeightSource(state, self.files.raft),
             weight_name=lambda name: name.removeprefix("raft."),
             inputs=(TensorSpec("image1", "float32", free), TensorSpec("image2", "float32", free)),

@@ -51,10 +51,11 @@ def trace(graph: StageGraph, *, fuse: bool = True) -> tuple[ir.Model, list[PassR
     """
     program = _export(graph)
     model: ir.Model = program.model
-    hidden = _hide_weights(model)
+    own = _tensors(graph)
+    hidden = _hide_weights(model, own)
     _rename_io(model, graph)
     onnxscript.optimizer.optimize_ir(model)
-    _bind_weights(model, graph, hidden)
+    _bind_weights(model, graph, hidden, own)
     reports = [remove_dead(model), transpose_weights(model)]
     if fuse:
         reports.append(fuse_attention(model))
@@ -63,7 +64,8 @@ def trace(graph: StageGraph, *, fuse: bool = True) -> tuple[ir.Model, list[PassR
 
 
 def _export(graph: StageGraph) -> Any:
-    arguments = tuple(_example(spec) for spec in graph.inputs)
+    device = next(graph.module.parameters()).device
+    arguments = tuple(_example(spec, device) for spec in graph.inputs)
     dims = _free_dims(graph.inputs)
     shapes = tuple(_dynamic(spec, dims) for spec in graph.inputs)
     arguments, shapes = _nest(graph, arguments), _nest(graph, shapes)
@@ -78,10 +80,10 @@ def _nest(graph: StageGraph, flat: tuple[Any, ...]) -> tuple[Any, ...]:
     return flat if first is None else (*flat[:first], list(flat[first:]))
 
 
-def _example(spec: TensorSpec) -> torch.Tensor:
+def _example(spec: TensorSpec, device: torch.device) -> torch.Tensor:
     free = {"batch": _EXAMPLE_BATCH}
     shape = [free.get(axis, FLOW_EXAMPLE_PX) if isinstance(axis, str) else axis for axis in spec.shape]
-    return torch.empty(shape, dtype=getattr(torch, spec.dtype), device="meta")
+    return torch.zeros(shape, dtype=getattr(torch, spec.dtype), device=device)
 
 
 def _free_dims(specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
@@ -113,10 +115,18 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _hide_weights(model: ir.Model) -> list[ir.Value]:
+def _tensors(graph: StageGraph) -> dict[str, torch.Tensor]:
+    own: dict[str, torch.Tensor] = dict(graph.module.named_parameters(remove_duplicate=False))
+    return own | dict(graph.module.named_buffers(remove_duplicate=False))
+
+
+def _hide_weights(model: ir.Model, own: dict[str, torch.Tensor]) -> list[ir.Value]:
+    """Make the module's tensors inputs, after the real ones; constants that tracing made stay initializers."""
     graph = model.graph
     hidden = []
     for name, value in list(graph.initializers.items()):
+        if name not in own:
+            continue
         del graph.initializers[name]
         value.const_value = None
         graph.inputs.append(value)
@@ -135,16 +145,12 @@ def _rename_io(model: ir.Model, graph: StageGraph) -> None:
         raise RuntimeError(f"the traced graph takes {found}, not {wanted}")
 
 
-def _bind_weights(model: ir.Model, graph: StageGraph, hidden: list[ir.Value]) -> None:
-    own = dict(graph.module.named_parameters(remove_duplicate=False))
-    own |= dict(graph.module.named_buffers(remove_duplicate=False))
+def _bind_weights(model: ir.Model, graph: StageGraph, hidden: list[ir.Value], own: dict[str, torch.Tensor]) -> None:
     for value in hidden:
         parameter = value.name or ""
         model.graph.inputs.remove(value)
         if not value.uses():
             continue
-        if parameter not in own:
-            raise RuntimeError(f"the traced graph holds '{parameter}', which is no parameter of the stage")
         name = graph.weight_name(parameter)
         tensor = _lazy(graph.weights, name, own[parameter].dtype)
         if tuple(tensor.shape.numpy()) != tuple(own[parameter].shape):

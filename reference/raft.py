@@ -197,15 +197,15 @@ def look_up_on_demand(features1: Tensor, pyramid: Pyramid, coordinates: Tensor) 
     limit_bytes = WINDOW_BYTES_CPU if features1.device.type == "cpu" else WINDOW_BYTES_GPU
     step = max(1, limit_bytes // (_WINDOW**2 * channels * queries.element_size()))
     windows = _windows(coordinates, pyramid)
-    values = []
+    # One allocation for the results: small ones kept between the chunks' large ones would fragment the heap.
+    values = queries.new_empty(LEVELS, queries.shape[0], _WINDOW**2)
     for level, table in enumerate(pyramid.levels):
         cells = windows.cells[:, level] + image * (table.shape[0] // batch)
-        parts = []
-        for chunk, query in zip(cells.split(step), queries.split(step), strict=True):
-            features2 = table.index_select(0, chunk.flatten()).reshape(-1, _WINDOW**2, channels)
-            parts.append(torch.bmm(features2, query).squeeze(2))
-        values.append(torch.cat(parts))
-    return _mix(values, windows, coordinates)
+        for start in range(0, queries.shape[0], step):
+            chunk = slice(start, start + step)
+            features2 = table.index_select(0, cells[chunk].flatten()).reshape(-1, _WINDOW**2, channels)
+            values[level, chunk] = torch.bmm(features2, queries[chunk]).squeeze(2)
+    return _mix(values.unbind(), windows, coordinates)
 
 
 def pixel_grid(height: int, width: int, device: torch.device) -> Tensor:

@@ -47,7 +47,7 @@ def relative_error(value: Tensor | np.ndarray, expected: Tensor | np.ndarray) ->
 
 def random_raft(**options: object) -> RAFT:
     torch.manual_seed(3)
-    return RAFT(**options).requires_grad_(False)  # type: ignore[arg-type]
+    return RAFT(**options).eval().requires_grad_(False)  # type: ignore[arg-type]
 
 
 def random_images(batch: int, height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:

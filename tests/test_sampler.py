@@ -76,7 +76,9 @@ def by_hand(bundle: Bundle, batch: LatentBatch, policy: str) -> np.ndarray:
     def run(stage: Stage, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         return {n: to_host(a) for n, a in engines[stage].run(engines[stage].cast(inputs)).items()}
 
-    levels = [0.2001819836, 0.1654676259, 0.1289198606, 0.0901670250, 0.0493338282, 0.0029940120, 0.0]
+    levels = [
+        3 * s / (1 + 2 * s) for s in (0.077, 0.062, 0.047, 0.032, 0.017, 0.001, 0.0)
+    ]  # entries 923, 938, … 999, and 0
     motion = run(Stage.MOTION, flow=batch.flow)
     z = batch.latent.astype(np.float64)
     for step, source in enumerate(ReferencePolicy.parse(policy).source_steps(STEPS)):

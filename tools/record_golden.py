@@ -49,7 +49,8 @@ def main(
     try:
         if recording.exists():
             raise OutputError(recording, "exists already", fix="name a new folder")
-        _record(recording, {"lr": lr, "ref": ref, "ref_lr": ref_lr}, {"size": size, "seed": checkpoint_seed}, seed, sizes)
+        images = {"lr": lr, "ref": ref, "ref_lr": ref_lr}
+        _record(recording, images, {"size": size, "seed": checkpoint_seed}, seed, sizes)
     except LiveMomentsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -78,7 +79,7 @@ def _record(
     meta |= {"lr_res": float(frame.height), "ref_res": float(photo.height)}
     rng = np.random.Generator(np.random.Philox(seed))
 
-    def noise(tile: Tile, shape: tuple[int, ...]) -> TileNoise:
+    def noise(_: Tile, shape: tuple[int, ...]) -> TileNoise:
         return TileNoise(*(torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)) for _ in range(3)))
 
     arrays: dict[str, np.ndarray] = {}

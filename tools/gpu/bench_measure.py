@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     """Relative L2 error, in float64; infinite when anything is not finite."""
     difference = torch.linalg.vector_norm(found.double() - expected.double())
     error = float(difference / torch.linalg.vector_norm(expected.double()))
-    return error if error == error else float("inf")
+    return error if math.isfinite(error) else math.inf
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype, *, side: int, repeats: int) -> tuple[float, Latency]:

@@ -9,6 +9,7 @@ from livemoments.bundle import Bundle, hash_file
 from livemoments.errors import BundleError
 from livemoments.manifest import StageEntry, StageParity
 from livemoments.progress import Progress
+from livemoments.types import Stage
 
 
 def open_checked(path: Path, progress: Progress) -> Bundle:
@@ -40,6 +41,11 @@ def check_hashes(bundle: Bundle, progress: Progress) -> None:
             f"changed or damaged, the SHA-256 is not the manifest's: {', '.join(damaged)}",
             fix="copy the bundle again, or export it again",
         )
+
+
+def stages_of(bundle: Bundle) -> dict[str, StageEntry]:
+    """The bundle's stages in the order in which a tile passes through them."""
+    return {stage.value: bundle.stage(stage) for stage in Stage if stage.value in bundle.manifest.stages}
 
 
 def bundle_bytes(bundle: Bundle) -> int:

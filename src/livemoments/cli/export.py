@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from livemoments.bundle import Bundle
-from livemoments.cli.bundles import bundle_bytes, bundle_document, worst_parity
+from livemoments.cli.bundles import bundle_bytes, bundle_document, stages_of, worst_parity
 from livemoments.cli.extras import needs_extra
 from livemoments.cli.options import COUNTS, PATH, POLICY, SIZE, STAGES, overwrite_option, result_options
 from livemoments.cli.output import human_bytes, stdout_is_ours, write_json
@@ -111,7 +111,7 @@ def _summary(bundle: Bundle) -> str:
         f"wrote {bundle.path}: {manifest.target} {manifest.precision}, tiles {', '.join(manifest.tiles)}, "
         f"{human_bytes(bundle_bytes(bundle))}"
     ]
-    for name, entry in manifest.stages.items():
+    for name, entry in stages_of(bundle).items():
         worst = worst_parity(entry)
         measured = "not compared" if worst is None else f"relative L2 error {worst.rel_l2:.1e}, limit {worst.limit:.0e}"
         lines.append(f"  {name:12} {entry.precision}  {measured}")

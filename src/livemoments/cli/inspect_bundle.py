@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from livemoments.bundle import Bundle
-from livemoments.cli.bundles import bundle_bytes, bundle_document, stage_bytes, worst_parity
+from livemoments.cli.bundles import bundle_bytes, bundle_document, stage_bytes, stages_of, worst_parity
 from livemoments.cli.options import PATH, json_option
 from livemoments.cli.output import human_bytes, human_count, stdout_is_ours, write_json, write_table
-from livemoments.manifest import Manifest
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,7 +41,7 @@ def command(bundle: Path, show_io: bool, as_json: bool) -> None:
         click.echo(f"{key:11} {value}")
     write_table(_stage_table(opened))
     if show_io:
-        write_table(_io_table(opened.manifest))
+        write_table(_io_table(opened))
 
 
 def _facts(bundle: Bundle) -> dict[str, str]:
@@ -74,15 +73,15 @@ def _stage_table(bundle: Bundle) -> Table:
     table = Table("stage", "precision", "tiles", title="Stages", title_justify="left")
     for heading in ("parameters", "of the checkpoint's", "files", "relative L2 error", "limit"):
         table.add_column(heading, justify="right")
-    for name, entry in bundle.manifest.stages.items():
-        share = f"{100 * entry.parameters / entry.parameters_before:.0f} %" if entry.parameters_before else "-"
+    for name, entry in stages_of(bundle).items():
+        share = f"{100 * entry.parameters / max(1, entry.parameters_before):.0f} %"
         worst = worst_parity(entry)
         table.add_row(
             name,
             entry.precision,
             ", ".join(graph.size for graph in entry.graphs),
             human_count(entry.parameters),
-            f"{share} of {human_count(entry.parameters_before)}",
+            f"{share} of {human_count(entry.parameters_before)}" if entry.parameters_before else "-",
             human_bytes(stage_bytes(bundle, entry)),
             "not compared" if worst is None else f"{worst.rel_l2:.1e} ({worst.output}, {worst.size})",
             "-" if worst is None else f"{worst.limit:.0e}",
@@ -90,11 +89,11 @@ def _stage_table(bundle: Bundle) -> Table:
     return table
 
 
-def _io_table(manifest: Manifest) -> Table:
+def _io_table(bundle: Bundle) -> Table:
     from rich.table import Table
 
     table = Table("graph", "", "tensor", "dtype", "shape", title="Inputs and outputs", title_justify="left")
-    for entry in manifest.stages.values():
+    for entry in stages_of(bundle).values():
         for graph in entry.graphs:
             for kind, specs in (("in", graph.inputs), ("out", graph.outputs)):
                 for spec in specs:

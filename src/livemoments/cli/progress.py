@@ -109,6 +109,7 @@ def _make_bars(stream: IO[str]) -> Bars:
     from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
     from rich.progress import Task as RichTask
+    from rich.table import Column
     from rich.text import Text
 
     class Counts(ProgressColumn):
@@ -120,16 +121,20 @@ def _make_bars(stream: IO[str]) -> Bars:
             done = shorten(min(task.completed, task.total), task.total)
             return Text(f"{task.percentage:3.0f} %  {done} of {shorten(task.total, task.total)}")
 
+    def one_line(ratio: int | None = None) -> Column:
+        return Column(no_wrap=True, overflow="ellipsis", ratio=ratio)
+
     return Bars(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        Counts(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=one_line()),
+        BarColumn(bar_width=12, table_column=one_line()),
+        Counts(table_column=one_line()),
+        TimeElapsedColumn(table_column=one_line()),
+        TextColumn("left", table_column=one_line()),
+        TimeRemainingColumn(table_column=one_line()),
+        TextColumn("{task.fields[note]}", markup=False, table_column=one_line(ratio=1)),
         console=Console(file=stream),
         transient=True,
+        expand=True,  # so that the note, which has a ratio, gives way first on a narrow terminal
         redirect_stdout=False,  # rich would send the command's result to stderr
         speed_estimate_period=_SPEED_WINDOW_S,
     )

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from livemoments.bundle import Bundle
-from livemoments.cli.bundles import bundle_bytes, open_checked
+from livemoments.cli.bundles import bundle_bytes, open_checked, stages_of
 from livemoments.cli.options import PATH, provider_options, result_options
 from livemoments.cli.output import human_bytes, human_seconds, plural, stdout_is_ours, write_json
 from livemoments.errors import EngineError
@@ -87,7 +87,7 @@ def check_graphs(bundle: Bundle, provider: str, threads: int | None, run: bool, 
     from livemoments.runtime.backends.ort import OrtBackend
 
     backend: Backend = OrtBackend(provider, threads)
-    graphs = [(Stage(name), graph) for name, entry in bundle.manifest.stages.items() for graph in entry.graphs]
+    graphs = [(Stage(name), graph) for name, entry in stages_of(bundle).items() for graph in entry.graphs]
     checks = []
     with progress.task("Running every graph" if run else "Loading every graph", total=len(graphs)) as task:
         for stage, graph in graphs:
