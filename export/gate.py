@@ -20,6 +20,8 @@ from livemoments.types import Stage, TensorSpec
 
 _MAPPED_BYTES = 1 << 30
 """Weights beyond this stay mapped from the file: onnxruntime's further optimizations would copy them all."""
+_IMAGE_STAGES = (Stage.FLOW, Stage.VAE_ENCODER, Stage.RESTORATION, Stage.VAE_DECODER)
+"""Stages whose outputs are (B, C, H, W); the others' are tokens, channels last."""
 _ALIVE = 1e-3
 """A channel counts as alive in the reference when it varies by this share of the whole tensor."""
 
@@ -67,7 +69,8 @@ def check_stage(
         got = run(session, case.inputs, specs)
         where = "" if case.point is None else f" at schedule point {case.point}"
         for name, want in case.outputs.items():
-            error = compare(got[name], want, f"stage '{stage}' ({size}), output '{name}'{where}")
+            axis = 1 if stage in _IMAGE_STAGES else -1
+            error = compare(got[name], want, f"stage '{stage}' ({size}), output '{name}'{where}", axis)
             if error > worst.rel_l2:
                 label = name if case.point is None else f"{name}@{case.point}"
                 worst = StageParity(size=size, rel_l2=error, limit=limit, output=label)
@@ -80,8 +83,8 @@ def check_stage(
     return worst
 
 
-def compare(got: np.ndarray, want: np.ndarray, what: str) -> float:
-    """Relative L2 error of an output.
+def compare(got: np.ndarray, want: np.ndarray, what: str, axis: int) -> float:
+    """Relative L2 error of an output whose channels are along ``axis``.
 
     Raises:
         ParityError: it is not finite, or a channel is constant that is not constant in the reference.
@@ -91,7 +94,7 @@ def compare(got: np.ndarray, want: np.ndarray, what: str) -> float:
     wide = got.astype(np.float32)
     if not np.isfinite(wide).all():
         raise ParityError(f"{what}: holds NaN or infinity", fix="export with --precision fp32")
-    dead = dead_channels(wide, want)
+    dead = dead_channels(wide, want, axis)
     if dead:
         raise ParityError(
             f"{what}: {dead} channels are constant and the reference's are not", fix="export with --precision fp32"
@@ -100,13 +103,9 @@ def compare(got: np.ndarray, want: np.ndarray, what: str) -> float:
     return float(np.linalg.norm(wide - want)) / scale if scale else float(np.linalg.norm(wide))
 
 
-def dead_channels(got: np.ndarray, want: np.ndarray) -> int:
-    """How many channels are constant that are not constant in the reference.
-
-    Channels are the second axis of (B, C, H, W), the last of tokens (..., S, D).
-    """
-    axis = 1 if want.ndim == 4 and want.shape[1] <= want.shape[-1] and want.shape[1] < _TOKEN_AXIS_LIMIT else want.ndim - 1
-    others = tuple(i for i in range(want.ndim) if i != axis)
+def dead_channels(got: np.ndarray, want: np.ndarray, axis: int) -> int:
+    """How many channels (along ``axis``) are constant that are not constant in the reference."""
+    others = tuple(i for i in range(want.ndim) if i != axis % want.ndim)
     alive = np.ptp(want, axis=others) > _ALIVE * float(want.std())
     return int(np.count_nonzero(alive & (np.ptp(got, axis=others) == 0)))
 

@@ -23,7 +23,13 @@ class StageTiming:
 
 
 class Timings:
-    """Wall time by name: a stage's name for its runs, ``load:STAGE`` for opening its graph, and steps without one."""
+    """Wall time by name.
+
+    Attributes:
+        stages: a stage's name for its runs, ``load:STAGE`` for opening its graph, and the steps without a graph:
+            ``read``, ``photo_flow`` (which contains the flow stage's first run), ``color_fix``, ``write``.
+        tile_seconds: for each tile, in the order of work, its share of its group's time.
+    """
 
     def __init__(self) -> None:
         self.stages: dict[str, StageTiming] = {}

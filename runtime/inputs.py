@@ -110,8 +110,10 @@ def derive_photo_frame(photo: Photo, size: Size) -> Photo:
     _, encoded = cv2.imencode(
         ".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, DERIVED_JPEG_QUALITY]
     )
-    decoded = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    return replace(photo, pixels=decoded, icc_profile=None, exif=None, xmp=None, path=None, format="JPEG")
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    assert decoded is not None  # it was encoded a line above
+    pixels = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    return replace(photo, pixels=pixels, icc_profile=None, exif=None, xmp=None, path=None, format="JPEG")
 
 
 def cut_tile(inputs: RestoreInputs, tile: Tile, corner: ReferenceCorner) -> TileImages:

@@ -38,7 +38,7 @@ def content_key(context: Mapping[str, object], *arrays: np.ndarray) -> str:
     digest = hashlib.sha256(json.dumps(context, sort_keys=True).encode())
     for array in arrays:
         digest.update(f"\0{array.dtype.str}{array.shape}\0".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest.update(_bytes(array))
     return digest.hexdigest()
 
 
@@ -96,13 +96,14 @@ class KvCache:
 
     def _save(self, path: Path, stored: Mapping[str, np.ndarray], dtypes: Mapping[str, np.dtype]) -> None:
         header = json.dumps([[n, a.dtype.str, a.shape, dtypes[n].str] for n, a in stored.items()]).encode() + b"\n"
+        pieces: list[bytes | memoryview] = [_MAGIC, header, *map(_bytes, stored.values())]
         temporary = None
         try:
             handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".partial-{os.getpid()}-")
             temporary = Path(name)
             digest = hashlib.sha256()
             with os.fdopen(handle, "wb") as stream:
-                for piece in (_MAGIC, header, *(a.reshape(-1).view(np.uint8) for a in stored.values())):
+                for piece in pieces:
                     digest.update(piece)
                     stream.write(piece)
                 stream.write(digest.digest())
@@ -125,7 +126,7 @@ class KvCache:
         except OSError:
             return None
         body, trailer = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
-        if hashlib.sha256(body).digest() != trailer.tobytes() or body[: len(_MAGIC)].tobytes() != _MAGIC:
+        if hashlib.sha256(body.data).digest() != trailer.tobytes() or body[: len(_MAGIC)].tobytes() != _MAGIC:
             return None
         start = len(_MAGIC)
         end = start + int(np.argmax(body[start:] == ord("\n"))) + 1
@@ -136,3 +137,8 @@ class KvCache:
             arrays[name] = self.codec.decode(data, np.dtype(dtype))
             end += length
         return arrays
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    """An array's numbers, as they lie in memory when it is contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -159,14 +159,13 @@ def test_half_precision_graphs_come_close(tmp_path: Path, expected: RestoreResul
         {"reference": "every-3"},
         {"steps": 4},
         {"flow": "dis"},
-        {"tile_plan": "upstream"},
         {"compat": "upstream"},
     ],
 )
 def test_these_do_change_the_result(options: dict[str, Any], bundle: Bundle, expected: RestoreResult) -> None:
     found = restore_photo(bundle, FRAME, PHOTO, KEY_FRAME, threads=1, **options)
     assert difference(found.image, expected.image) > 1
-    for name in ("steps", "flow", "tile_plan", "compat", "seed"):
+    for name in ("steps", "flow", "compat", "seed"):
         if name in options:
             assert found.metadata[name] == options[name]
 
@@ -185,6 +184,17 @@ def test_compat_upstream_has_the_grey_border_and_the_default_has_not(bundle: Bun
     assert (np.abs(compat[:, 0].astype(int) - 127.5) <= 0.5).all()
     assert fixed[0].std() > 5
     assert fixed[:, 0].std() > 5
+
+
+def test_the_upstream_plan_pads_to_whole_strides(bundle: Bundle) -> None:
+    photo = Photo(PHOTO.pixels[:150, :195].copy())
+    balanced = restore_photo(bundle, FRAME, photo, KEY_FRAME)
+    padded = restore_photo(bundle, FRAME, photo, KEY_FRAME, tile_plan="upstream")
+    assert padded.image.shape == photo.pixels.shape
+    assert (padded.metadata["tile_plan"], padded.metadata["tiles"]) == ("upstream", 12)
+    assert difference(padded.image, balanced.image) > 1
+    upstream = restore_photo(bundle, FRAME, photo, KEY_FRAME, compat="upstream")
+    assert upstream.metadata["tile_plan"] == "upstream"
 
 
 def test_the_planner_chooses_among_the_bundles_tile_sizes(tmp_path: Path) -> None:
@@ -291,8 +301,8 @@ def test_a_missing_photo_frame_is_derived_and_recorded(bundle: Bundle, expected:
     assert found.metadata["photo_frame"].startswith("derived from the photo: area downscale to 104x80, JPEG")
     derived = derive_photo_frame(PHOTO, VIDEO)
     assert derived.size == VIDEO
-    deviation = np.abs(derived.pixels.astype(float) - KEY_FRAME.pixels).mean()
-    assert 0.2 < deviation < 10  # JPEG's losses, and nothing worse
+    grey, wanted = (cv2.cvtColor(p.pixels, cv2.COLOR_RGB2GRAY).astype(float) for p in (derived, KEY_FRAME))
+    assert 0.2 < np.abs(grey - wanted).mean() < 4  # JPEG's losses, and nothing worse
     given = restore_photo(bundle, FRAME, PHOTO, derived, threads=1)
     assert np.array_equal(found.image, given.image)
 
@@ -540,19 +550,18 @@ def test_restoring_loads_neither_torch_nor_onnx(bundle: Bundle, tmp_path: Path) 
 @pytest.mark.slow
 def test_a_12_megapixel_photo_needs_little_memory_beside_the_engines(tmp_path: Path) -> None:
     tile = Size(1072, 1072)
-    bundle = make_fake_bundle(tmp_path / "bundle", tiles=(tile,), overlap=64, step_counts=(1,))
+    make_fake_bundle(tmp_path / "bundle", tiles=(tile,), overlap=64, step_counts=(1,))
     photo = textured(Size(3072, 4096), 1)
     Image.fromarray(photo).save(tmp_path / "photo.png", compress_level=1)
     Image.fromarray(shrunk(photo, Size(1080, 1440))).save(tmp_path / "frame.png")
     code = (
-        "import resource, sys; import livemoments.runtime as r, onnxruntime; b, f, p, o = sys.argv[1:];"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "import resource, sys; import livemoments.runtime as r; b, f, p, o = sys.argv[1:];"
         "r.restore(b, f, p, output=o, steps=1, flow='dis', threads=2);"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024))"
     )
     arguments = [str(tmp_path / name) for name in ("bundle", "frame.png", "photo.png", "out.png")]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < RESTORE_MEMORY_LIMIT_BYTES
+    assert int(done.stdout) < RESTORE_MEMORY_LIMIT_BYTES  # with the interpreter and the tiny engines
 
 
 def test_load_inputs_reads_paths_and_takes_photos(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 
 from livemoments.errors import UsageError
+from livemoments.runtime.images import Photo
+from livemoments.types import Size
 
 MARGIN_FRACTION = 0.06
 """Of each side, cut away on all four sides so that the moved view never runs out of the photograph."""
@@ -35,6 +37,24 @@ class SimulatedLivePhoto:
     frame: np.ndarray
     photo_frame: np.ndarray
     truth: np.ndarray
+
+    def as_photos(self) -> tuple[Photo, Photo, Photo]:
+        """``frame``, ``photo`` and ``photo_frame`` as the runtime takes them."""
+        return Photo(self.frame), Photo(self.photo), Photo(self.photo_frame)
+
+
+def synthetic_photograph(size: Size, *, seed: int = 0) -> np.ndarray:
+    """A picture with a photograph's spectrum (amplitude as 1/f), (H, W, 3) uint8, where no photograph is at hand."""
+    rng = np.random.default_rng(seed)
+    rows = np.fft.fftfreq(size.height)[:, None, None]
+    columns = np.fft.rfftfreq(size.width)[None, :, None]
+    frequency = np.sqrt(rows**2 + columns**2)
+    frequency[0, 0] = np.inf
+    spectrum = np.fft.rfft2(rng.standard_normal((size.height, size.width, 3)), axes=(0, 1)) / frequency
+    picture = np.fft.irfft2(spectrum, s=(size.height, size.width), axes=(0, 1))
+    grey = picture.mean(axis=2, keepdims=True)  # channels of a photograph go together
+    picture = (grey + 0.3 * (picture - grey)) / grey.std()
+    return np.clip(np.rint(127.5 + 50 * picture), 0, 255).astype(np.uint8)
 
 
 def simulate_live_photo(source: np.ndarray, *, seed: int = 0, scale: int = 2, multiple: int = 16) -> SimulatedLivePhoto:

@@ -1,0 +1,201 @@
+"""The demonstration: a small checkpoint, exported, restoring a real photograph, with what that cost and how exact it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from livemoments.errors import EngineError, MissingExtraError, OutputError
+from livemoments.export.pipeline import export_bundle
+from livemoments.progress import SILENT, Progress
+from livemoments.reference.random_checkpoint import make_checkpoint
+from livemoments.runtime.images import Photo, check_pair_sizes, read_photo, write_image
+from livemoments.runtime.inputs import load_inputs
+from livemoments.types import Size
+from livemoments.validate.meters import measure_process
+from livemoments.validate.parity import ParityReport, validate
+from livemoments.validate.picture import write_comparison
+from livemoments.validate.simulated_clip import simulate_live_photo
+
+TILE_PX = 256
+OVERLAP_PX = 32
+MOST_PX = 768
+"""Longest side of a photograph of the user's own; a larger one is shrunk, for the demo's tiles are small."""
+_DETAIL_AT = (0.62, 0.62)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """What the demonstration measured. Times are of this machine, this minute; parity is not."""
+
+    folder: Path
+    picture: Path
+    parity: ParityReport
+    tiles: int
+    tile_s: float
+    load_s: float
+    wall_s: float
+    peak_rss_bytes: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every parity limit was kept."""
+        return self.parity.passed
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON-ready data."""
+        return {
+            "weights": "random",
+            "picture": str(self.picture),
+            "restored": str(self.folder / "restored.png"),
+            "tiles": self.tiles,
+            "tile_s": self.tile_s,
+            "load_s": self.load_s,
+            "restore_wall_s": self.wall_s,
+            "restore_peak_rss_bytes": self.peak_rss_bytes,
+            "parity": self.parity.to_json(),
+        }
+
+    def to_text(self) -> str:
+        """The report for people."""
+        return "\n".join(
+            [
+                self.parity.to_text(),
+                "",
+                f"restore: {self.tiles} tiles of {TILE_PX} px, {self.tile_s:.2f} s a tile (six steps, flow and VAE "
+                f"included), {self.load_s:.2f} s to load the engines",
+                f"         {self.wall_s:.1f} s and {self.peak_rss_bytes / 1e6:.0f} MB peak memory as a fresh process, "
+                "without PyTorch",
+                f"picture: {self.picture}",
+                "The weights are random: the picture shows that the engines compute what the reference computes,",
+                "not how well the published model restores.",
+            ]
+        )
+
+
+def run_demo(
+    output: str | Path, *, photo: Path | None = None, frame: Path | None = None, progress: Progress = SILENT
+) -> DemoReport:
+    """Go the whole way once, in ``output``: images, checkpoint, bundle, restored photo, picture.
+
+    Args:
+        output: the folder; one that an earlier demo wrote is replaced.
+        photo: a key photo of the user's own, instead of the embedded photograph with its simulated clip.
+        frame: the video frame to restore; without it, one is simulated from ``photo``.
+        progress: where to report.
+
+    Raises:
+        ImageError: the user's images cannot be used.
+        OutputError: the folder holds something else, or cannot be written.
+        MissingExtraError: scikit-image, whose photograph is used, is not installed.
+    """
+    folder = Path(output)
+    images = _load_images(photo, frame)
+    _prepare(folder)
+    paths = {kind: folder / f"{kind}.png" for kind in images}
+    for kind, pixels in images.items():
+        write_image(paths[kind], pixels)
+    checkpoint = make_checkpoint(folder / "checkpoint", size="tiny", seed=0, progress=progress)
+    bundle = export_bundle(
+        checkpoint,
+        folder / "bundle",
+        tiles=(Size(TILE_PX, TILE_PX),),
+        overlap=OVERLAP_PX,
+        steps=(6,),
+        verify="none",  # the report below verifies every stage, and would only repeat it
+        progress=progress,
+    )
+    restored = _restore_in_fresh_process(folder, paths)
+    parity = validate(
+        bundle,
+        checkpoint,
+        frame=paths["frame"],
+        photo=paths["photo"],
+        photo_frame=paths.get("photo_frame"),
+        progress=progress,
+    )
+    picture = folder / "comparison.png"
+    _draw(picture, folder, paths)
+    return DemoReport(folder=folder, picture=picture, parity=parity, **restored)
+
+
+def _load_images(photo: Path | None, frame: Path | None) -> dict[str, np.ndarray]:
+    if photo is not None and frame is not None:
+        key, clip = read_photo(photo), read_photo(frame)
+        check_pair_sizes(clip, key)
+        return {"photo": _shrunk(key, MOST_PX), "frame": _shrunk(clip, MOST_PX // 2)}
+    source = _shrunk(read_photo(photo), MOST_PX) if photo is not None else _embedded_photograph()
+    live = simulate_live_photo(source)
+    return {"photo": live.photo, "frame": live.frame, "photo_frame": live.photo_frame, "truth": live.truth}
+
+
+def _embedded_photograph() -> np.ndarray:
+    try:
+        from skimage import data
+    except ImportError:
+        raise MissingExtraError("the embedded photograph", "demo", missing="skimage") from None
+    pixels: np.ndarray = data.coffee()
+    return pixels
+
+
+def _shrunk(photo: Photo, longest_px: int) -> np.ndarray:
+    import cv2
+
+    scale = min(1.0, longest_px / max(photo.size.height, photo.size.width))
+    size = (round(photo.size.width * scale), round(photo.size.height * scale))
+    pixels = photo.pixels if photo.bit_depth == 8 else (photo.unit() * 255).round().astype(np.uint8)
+    return pixels if scale == 1.0 else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def _prepare(folder: Path) -> None:
+    marker = folder / ".livemoments-demo"
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            if not marker.is_file():
+                raise OutputError(folder, "is not empty and not an earlier demo's", fix="name a new folder with -o")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    except OSError as error:
+        raise OutputError(folder, f"cannot be written ({error.strerror})", fix="choose another -o") from None
+
+
+def _restore_in_fresh_process(folder: Path, paths: dict[str, Path]) -> dict[str, Any]:
+    """Restore by the command line, so that the memory measured is that of a user's ``livemoments restore``."""
+    command = [sys.executable, "-m", "livemoments", "restore", str(folder / "bundle"), "--json", "--quiet"]
+    command += ["--frame", str(paths["frame"]), "--photo", str(paths["photo"]), "-o", str(folder / "restored.png")]
+    if "photo_frame" in paths:
+        command += ["--photo-frame", str(paths["photo_frame"])]
+    if (folder / "restored.png").exists():
+        (folder / "restored.png").unlink()
+    cost = measure_process([*command, "--pad-small"])
+    if cost.returncode != 0:
+        raise EngineError(f"restoring failed with exit code {cost.returncode}: {cost.stderr.strip()}")
+    timings = json.loads(cost.stdout)["timings"]
+    tile_s: list[float] = timings["tile_seconds"]
+    load_s = sum(entry["seconds"] for name, entry in timings["stages"].items() if name.startswith("load:"))
+    return {
+        "tiles": len(tile_s),
+        "tile_s": sorted(tile_s)[len(tile_s) // 2],
+        "load_s": load_s,
+        "wall_s": cost.wall_s,
+        "peak_rss_bytes": cost.peak_rss_bytes,
+    }
+
+
+def _draw(picture: Path, folder: Path, paths: dict[str, Path]) -> None:
+    inputs = load_inputs(paths["frame"], paths["photo"])
+    before = inputs.frame_view.window(0, 0, inputs.size.height, inputs.size.width)
+    panels = [
+        ("before: the video frame, upscaled", (before.clip(0, 1) * 255).round().astype(np.uint8)),
+        ("after: restored (random weights)", read_photo(folder / "restored.png").pixels),
+        ("reference: the key photo", read_photo(paths["photo"]).pixels),
+    ]
+    footer = "Random weights: this shows the pipeline at work, not the quality of the published model."
+    write_comparison(picture, panels, detail_at=_DETAIL_AT, footer=footer)

@@ -1,0 +1,63 @@
+"""The reference's photo under exactly the conditions of a runtime restoration: same images, tiles, noise, policy."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from livemoments.bundle import Bundle
+from livemoments.progress import SILENT, Progress
+from livemoments.reference.checkpoint import Reference
+from livemoments.reference.pipeline import PhotoInputs, RestoredPhoto, Settings, TileNoise, restore_photo
+from livemoments.runtime.images import Photo
+from livemoments.runtime.inputs import RestoreInputs
+from livemoments.runtime.noise import SeededNoise
+from livemoments.runtime.tiles import plan_balanced
+from livemoments.types import ReferencePolicy, Tile
+
+
+def reference_photo(
+    reference: Reference,
+    bundle: Bundle,
+    inputs: RestoreInputs,
+    *,
+    seed: int,
+    policy: str,
+    progress: Progress = SILENT,
+) -> RestoredPhoto:
+    """Restore with PyTorch what ``livemoments.restore`` restores by default with a bundle.
+
+    Args:
+        reference: the loaded checkpoint.
+        bundle: gives the tile sizes, the overlap and the number of steps.
+        inputs: the images, as the runtime loaded them.
+        seed: of the noise, drawn as the runtime draws it.
+        policy: the reference policy's name.
+        progress: where to report.
+    """
+    manifest = bundle.manifest
+    plan = plan_balanced(inputs.size, bundle.tile_sizes, manifest.overlap, pad_small=True)
+    seeded = SeededNoise(seed)
+
+    def noise(tile: Tile, shape: tuple[int, ...]) -> TileNoise:
+        channels, height, width = shape[-3:]
+        drawn = seeded.draw(tile, (channels, height, width))
+        arrays = (drawn.posterior_lr, drawn.posterior_ref, drawn.initial)
+        return TileNoise(*(torch.from_numpy(array)[None] for array in arrays))
+
+    settings = Settings(
+        tile=plan.tile,
+        overlap=manifest.overlap,
+        steps=manifest.schedule.default_steps,
+        policy=ReferencePolicy.parse(policy),
+        tiles=plan.tiles,
+        padded=plan.padded,
+        upstream_border=False,
+        upstream_color=False,
+    )
+    images = PhotoInputs(_tensor(inputs.frame), _tensor(inputs.photo), _tensor(inputs.photo_frame))
+    return restore_photo(reference, images, inputs.size, noise, settings, progress=progress)
+
+
+def _tensor(photo: Photo) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(photo.unit().transpose(2, 0, 1)))[None]
