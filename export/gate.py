@@ -6,13 +6,14 @@ precision can give zeros instead of NaN) and within the limit of its stage and p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from livemoments.errors import EngineError, ParityError
+from livemoments.export.plan import StageGraph
 from livemoments.export.references import Arrays, Case
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
@@ -22,6 +23,8 @@ _MAPPED_BYTES = 1 << 30
 """Weights beyond this stay mapped from the file: onnxruntime's further optimizations would copy them all."""
 _IMAGE_STAGES = (Stage.FLOW, Stage.VAE_ENCODER, Stage.RESTORATION, Stage.VAE_DECODER)
 """Stages whose outputs are (B, C, H, W); the others' are tokens, channels last."""
+_FREE = {"batch": 1, "height": 128, "width": 128}
+"""What free axes are in the check without a reference."""
 _ALIVE = 1e-3
 """A channel counts as alive in the reference when it varies by this share of the whole tensor."""
 
@@ -52,35 +55,39 @@ def run(session: Any, inputs: Arrays, specs: Sequence[TensorSpec]) -> Arrays:
     return dict(zip(names, session.run(names, feeds), strict=True))
 
 
-def check_stage(
-    stage: Stage, size: str, precision: str, cases: Sequence[Case], session: Any, specs: Sequence[TensorSpec]
-) -> StageParity:
-    """Compare a graph with the reference on every case.
+def check_stage(plan: StageGraph, precision: str, cases: Iterable[Case], path: Path) -> StageParity:
+    """Compare a written graph with the reference on every case; cases are computed as they are needed.
+
+    For each case the reference has run before the graph is loaded, so the two are not in memory together at first.
 
     Returns:
-        The worst output of the worst case.
+        The worst output of the worst case, and the points that were compared.
 
     Raises:
         ParityError: an output is not finite, dead, or further from the reference than its limit.
     """
+    stage, size = plan.stage, plan.size
     limit = load_limits(precision).stage_rel_l2[str(stage)]
-    worst = StageParity(size=size, rel_l2=-1.0, limit=limit, output="")
+    axis = 1 if stage in _IMAGE_STAGES else -1
+    worst, label, points = -1.0, "", []
+    session = None
     for case in cases:
-        got = run(session, case.inputs, specs)
+        session = session or open_session(path)
+        got = run(session, case.inputs, plan.inputs)
         where = "" if case.point is None else f" at schedule point {case.point}"
+        if case.point is not None:
+            points.append(case.point)
         for name, want in case.outputs.items():
-            axis = 1 if stage in _IMAGE_STAGES else -1
             error = compare(got[name], want, f"stage '{stage}' ({size}), output '{name}'{where}", axis)
-            if error > worst.rel_l2:
-                label = name if case.point is None else f"{name}@{case.point}"
-                worst = StageParity(size=size, rel_l2=error, limit=limit, output=label)
-    if worst.rel_l2 > limit:
+            if error > worst:
+                worst, label = error, name if case.point is None else f"{name}@{case.point}"
+    if worst > limit:
         raise ParityError(
-            f"stage '{stage}' ({size}): output '{worst.output}' is {worst.rel_l2:.3g} from the reference "
-            f"(relative L2), the limit for {precision} is {limit:.3g}",
+            f"stage '{stage}' ({size}): output '{label}' is {worst:.3g} from the reference (relative L2), "
+            f"the limit for {precision} is {limit:.3g}",
             fix="export with --precision fp32, and report the numbers if that fails too",
         )
-    return worst
+    return StageParity(size=size, rel_l2=worst, limit=limit, output=label, points=tuple(points))
 
 
 def compare(got: np.ndarray, want: np.ndarray, what: str, axis: int) -> float:
@@ -110,8 +117,19 @@ def dead_channels(got: np.ndarray, want: np.ndarray, axis: int) -> int:
     return int(np.count_nonzero(alive & (np.ptp(got, axis=others) == 0)))
 
 
+def random_inputs(specs: Sequence[TensorSpec], seed: int = 0) -> Arrays:
+    """Standard normal inputs of one tile for a graph, step 0: for the check without a reference."""
+    rng = np.random.default_rng(seed)
+    found: Arrays = {}
+    for spec in specs:
+        shape = [_FREE.get(axis, 0) if isinstance(axis, str) else axis for axis in spec.shape]
+        is_step = spec.dtype == "int64"
+        found[spec.name] = np.zeros(shape, np.int64) if is_step else rng.standard_normal(shape, dtype=np.float32)
+    return found
+
+
 def check_finite_outputs(stage: Stage, outputs: Mapping[str, np.ndarray]) -> None:
-    """The check of ``verify='finite'``: no reference, only that a graph runs and its outputs are finite and not constant.
+    """The check of ``verify="finite"``: without a reference, outputs must be finite and not constant.
 
     Raises:
         ParityError: otherwise.

@@ -1,4 +1,4 @@
-"""The reference's outputs for every stage, on seeded inputs of realistic magnitude: what exported graphs are held against.
+"""The reference's outputs for every stage, on seeded inputs of realistic magnitude: what graphs are held against.
 
 The networks are the verified ones of ``livemoments.reference``, in float32, with streamed weights.
 """

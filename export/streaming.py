@@ -1,4 +1,4 @@
-"""Run a PyTorch network whose weights do not fit in memory: each layer's are read just before it runs, and dropped after.
+"""Run a PyTorch network whose weights do not fit in memory: each layer's are read just before it runs.
 
 What an export is compared with is the reference itself, at any size, in float32: for SD3-medium's 2 billion parameters
 that would be 8 GB at once, and is the largest layer's 57 MB this way.

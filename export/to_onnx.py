@@ -31,6 +31,8 @@ from livemoments.types import TensorSpec
 
 OPSET = 23
 """The first opset with Attention."""
+WEIGHTS_NAME = "weights.bin"
+"""The file of external data that a stage's graphs share."""
 _EXAMPLE_BATCH = 2  # with 1 the exporter freezes the batch
 _MAX_BATCH = 32
 """Only while tracing: from 64 on diffusers' upsampling takes another branch. Graphs are not bound by it."""
@@ -171,11 +173,29 @@ def _lazy(weights: WeightSource, name: str, dtype: torch.dtype) -> ir.LazyTensor
 def _normalise(model: ir.Model, graph: StageGraph) -> None:
     """Names and types of inputs and outputs as specified; no traces of the machine or the tracer."""
     common.ClearMetadataAndDocStringPass()(model)
+    _name_axes(model, graph)
     for value, spec in zip((*model.graph.inputs, *model.graph.outputs), (*graph.inputs, *graph.outputs), strict=True):
         value.shape = ir.Shape(spec.shape)
         value.dtype = ir.DataType.from_numpy(np.dtype(spec.dtype))
     model.producer_name, model.producer_version = "livemoments", None
     model.graph.name = str(graph.stage)
+
+
+def _name_axes(model: ir.Model, graph: StageGraph) -> None:
+    """Give the tracer's symbols the names of the free axes; drop the shapes of intermediate values that mix them."""
+    names: dict[str | None, str] = {}
+    for value, spec in zip(model.graph.inputs, graph.inputs, strict=True):
+        for found, axis in zip(value.shape or (), spec.shape, strict=True):
+            if isinstance(found, ir.SymbolicDim) and isinstance(axis, str):
+                names[found.value] = axis
+    for node in model.graph:
+        for value in node.outputs:
+            if value.shape is None:
+                continue
+            free = [dim.value for dim in value.shape if isinstance(dim, ir.SymbolicDim)]
+            known = all(symbol in names for symbol in free)
+            dims = [names[d.value] if isinstance(d, ir.SymbolicDim) else d for d in value.shape] if known else None
+            value.shape = None if dims is None else ir.Shape(dims)
 
 
 class WeightsFile:

@@ -82,12 +82,16 @@ class Graph(_Entry):
 
 
 class StageParity(_Entry):
-    """Parity measured at export: relative L2 error of the worst output against the float32 reference."""
+    """Parity measured at export: relative L2 error of the worst output against the float32 reference.
+
+    ``points`` are the schedule's points that were compared, for the stages that take a step.
+    """
 
     size: str
     rel_l2: float
     limit: float
     output: str
+    points: tuple[int, ...] = ()
 
 
 class StageEntry(_Entry):

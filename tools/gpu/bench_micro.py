@@ -88,9 +88,7 @@ def micro_cases(setup: Setup, *, repeats: int) -> Iterator[dict[str, Any]]:
                 yield {**shape, "kind": kind, "skipped": str(problem).strip().splitlines()[0]}
                 continue
             product = time_runs(lambda m=multiply, r=ready: m(*r), setup.device, repeats=repeats, warmup=3)
-            whole = time_runs(
-                lambda m=multiply, q=quantize, x=x: m(*q(x)), setup.device, repeats=repeats, warmup=3
-            )
+            whole = time_runs(lambda m=multiply, q=quantize, x=x: m(*q(x)), setup.device, repeats=repeats, warmup=3)
             yield {
                 **shape,
                 "kind": kind,

@@ -127,8 +127,7 @@ class MotionProjections(nn.Module):
         """(B, N, D) embeddings of the motion encoder to one (B, N, D) bias per block."""
         chosen = (embeddings[embedding_index(block)] for block in range(len(self.point_proj)))
         return [
-            proj(F.layer_norm(motion, motion.shape[-1:]))
-            for proj, motion in zip(self.point_proj, chosen, strict=True)
+            proj(F.layer_norm(motion, motion.shape[-1:])) for proj, motion in zip(self.point_proj, chosen, strict=True)
         ]
 
 
@@ -171,7 +170,9 @@ def reference_keys(network: MMDiT, latent: Tensor, when: Tensor) -> list[Tensor]
     return [tensor for pair in network(latent, when)[1] for tensor in pair]
 
 
-def restore_step(network: MMDiT, latent: Tensor, when: Tensor, biases: Sequence[Tensor], kv: Sequence[Tensor]) -> Tensor:
+def restore_step(
+    network: MMDiT, latent: Tensor, when: Tensor, biases: Sequence[Tensor], kv: Sequence[Tensor]
+) -> Tensor:
     """The velocity, as ``MMDiT.forward`` computes it, without holding on to the blocks' own keys and values."""
     if network.norm_out is None or network.proj_out is None:
         raise ValueError("the restoration network has no output")

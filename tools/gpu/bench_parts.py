@@ -1,32 +1,20 @@
-"""What stands beside the two transformers: the motion encoder, RAFT and the VAE; and the two-phase schedule."""
+"""What stands beside the two transformers (motion encoder, RAFT, VAE), and upstream's way with diffusers' modules."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
-from bench_measure import Latency, peak_memory, relative_error, release_memory, time_runs
-from bench_networks import (
-    STEPS,
-    Inputs,
-    Setup,
-    build_motion,
-    build_network,
-    randomise,
-    reference_keys,
-    restore_step,
-    sigmas,
-)
+from bench_measure import peak_memory, time_runs
+from bench_networks import Inputs, Setup, build_motion, randomise, sigmas
 from bench_tile import whens
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from livemoments.reference.raft import RAFT
-
-Store = Literal["device", "host"]
 
 
 def has_diffusers() -> bool:
@@ -118,88 +106,3 @@ def diffusers_tile(setup: Setup, inputs: Inputs) -> Callable[[], Tensor]:
         return change
 
     return run
-
-
-def phase_split(setup: Setup, inputs: Inputs, store: Store, expected: Tensor | None, *, repeats: int) -> dict[str, Any]:
-    """Reference network alone for all steps, keys and values stored; then the restoration network alone.
-
-    Args:
-        setup: sizes, device, type.
-        inputs: of the tile.
-        store: where keys and values wait: on the device, or in pinned host memory.
-        expected: what ``per-step`` adds to the latent, to compare with.
-        repeats: how often each phase is timed.
-
-    Returns:
-        Each phase's latency and peak memory, the store's bytes, and the time to bring one network onto the device.
-    """
-    release_memory(setup.device)
-    steps = whens(setup, "ours")
-    network = build_network(setup, "reference", "ours")
-    upload = _upload(network, setup, repeats)
-    kept: list[list[Tensor]] = [[] for _ in steps]
-
-    def first_phase() -> None:
-        for step, when in enumerate(steps):
-            found = reference_keys(network, inputs.reference, when)
-            kept[step] = found if store == "device" else _to_host(found, kept[step])
-
-    release_memory(setup.device)
-    with peak_memory(setup.device) as first_peak:
-        first = time_runs(first_phase, setup.device, repeats=repeats, warmup=1)
-    del network
-    first_phase_free: Callable[[], None] = first_phase
-    del first_phase, first_phase_free
-    release_memory(setup.device)
-
-    encoder, projections = build_motion(setup)
-    restoration = build_network(setup, "restoration", "ours")
-    levels = sigmas()
-    change = torch.zeros(0)
-
-    def second_phase() -> None:
-        nonlocal change
-        biases = projections(encoder(inputs.flow))
-        change = torch.zeros_like(inputs.latent, dtype=torch.float32)
-        for step, when in enumerate(steps):
-            kv = kept[step] if store == "device" else [t.to(setup.device, non_blocking=True) for t in kept[step]]
-            latent = (inputs.latent + change).to(setup.dtype)
-            change = change + (levels[step + 1] - levels[step]) * restore_step(restoration, latent, when, biases, kv)
-
-    release_memory(setup.device)
-    with peak_memory(setup.device) as second_peak:
-        second = time_runs(second_phase, setup.device, repeats=repeats, warmup=1)
-    return {
-        "latency": asdict(_sum(first, second)),
-        "phases": [
-            {"network": "reference", "latency": asdict(first), "peak_memory_bytes": asdict(first_peak)},
-            {"network": "restoration", "latency": asdict(second), "peak_memory_bytes": asdict(second_peak)},
-        ],
-        "store": store,
-        "store_bytes": sum(t.numel() * t.element_size() for kv in kept for t in kv),
-        "upload_of_one_network": upload,
-        "relative_error": None if expected is None else relative_error(change, expected),
-        "steps": STEPS,
-    }
-
-
-def _sum(first: Latency, second: Latency) -> Latency:
-    """Both phases one after the other; the percentiles' sum bounds the sum's percentiles from outside."""
-    return Latency(
-        first.median_ms + second.median_ms, first.p10_ms + second.p10_ms, first.p90_ms + second.p90_ms, first.n
-    )
-
-
-def _to_host(found: Sequence[Tensor], buffers: Sequence[Tensor]) -> list[Tensor]:
-    pinned = found[0].is_cuda
-    targets = buffers or [torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for t in found]
-    return [target.copy_(t, non_blocking=True) for target, t in zip(targets, found, strict=True)]
-
-
-def _upload(network: torch.nn.Module, setup: Setup, repeats: int) -> dict[str, Any]:
-    """How long a network's weights take from pinned host memory to the device (a copy on a CPU)."""
-    total = sum(p.numel() * p.element_size() for p in network.parameters())
-    host = torch.zeros(total, dtype=torch.uint8, pin_memory=setup.device.type == "cuda")
-    target = torch.empty_like(host, device=setup.device)
-    latency = time_runs(lambda: target.copy_(host, non_blocking=True), setup.device, repeats=repeats, warmup=1)
-    return {"bytes": total, "latency": asdict(latency)}

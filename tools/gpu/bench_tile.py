@@ -135,9 +135,7 @@ class Tile:
         rows = setup.batch * setup.image_tokens
         projections = projection_flops(self.projections, rows=rows) * (1 if self.way == "ours" else STEPS)
         reference = network_flops(self.reference, batch=setup.batch)
-        restoration = network_flops(
-            self.restoration, batch=setup.batch, reference_tokens=setup.reference_tokens
-        )
+        restoration = network_flops(self.restoration, batch=setup.batch, reference_tokens=setup.reference_tokens)
         return self._motion_flops() + projections + runs * reference + STEPS * restoration
 
     def _motion_flops(self) -> int:

@@ -1,0 +1,306 @@
+"""Export a checkpoint to a bundle: plan, trace, write and check one graph after the other, then the manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from livemoments.bundle import Bundle, BundleWriter, hash_file, write_bundle
+from livemoments.errors import MissingExtraError, ResourceError, UsageError
+from livemoments.manifest import (
+    SCHEMA_VERSION,
+    Graph,
+    Manifest,
+    Model,
+    Source,
+    StageEntry,
+    StageParity,
+)
+from livemoments.progress import SILENT, Progress
+from livemoments.schedule import DEFAULT_STEPS, build_schedule
+from livemoments.types import ReferencePolicy, Size, Stage
+from livemoments.version import __version__
+
+if TYPE_CHECKING:
+    from livemoments.export.plan import Planner, StageGraph
+    from livemoments.export.references import References
+
+Verify = Literal["full", "sampled", "finite", "none"]
+
+TARGETS = ("onnx",)
+PRECISIONS = ("fp32", "fp16")
+VERIFY = ("full", "sampled", "finite", "none")
+DEFAULT_TILE = Size(1024, 1024)
+DEFAULT_OVERLAP_PX = 64
+DEFAULT_STEP_COUNTS = (1, 2, 3, 4, 6)
+DEFAULT_KV_LAYOUT = "per-block"
+_KV_LAYOUTS = ("per-block", "stacked")
+_MIN_TILE_PX = 64  # below that RAFT's correlation pyramid has empty levels
+_TOOLS = ("torch", "diffusers", "safetensors", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+
+
+def export_bundle(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    target: str = "onnx",
+    precision: str = "fp32",
+    tiles: Sequence[Size] = (DEFAULT_TILE,),
+    overlap: int = DEFAULT_OVERLAP_PX,
+    steps: Sequence[int] = DEFAULT_STEP_COUNTS,
+    reference_policy: str = "per-step",
+    kv_layout: str | None = None,
+    stages: Sequence[Stage] | None = None,
+    overwrite: bool = False,
+    verify: Verify = "full",
+    progress: Progress = SILENT,
+) -> Bundle:
+    """Export a checkpoint; nothing is left behind unless every graph is written and passes its check.
+
+    Args:
+        checkpoint: a folder in upstream's layout, or upstream's ``inference_config.yml``.
+        output: the bundle's folder.
+        target: ``onnx`` (for onnxruntime).
+        precision: ``fp32`` or ``fp16``; RAFT stays in float32.
+        tiles: sizes to hold graphs for; sides are multiples of a token (16 px), within the position table.
+        overlap: of neighbouring tiles, pixels.
+        steps: step counts that are sampled with upstream's exact timesteps.
+        reference_policy: the policy that the runtime uses unless it is told otherwise.
+        kv_layout: ``per-block`` or ``stacked``; ``None`` is the faster one.
+        stages: only these; ``None`` is all six. A bundle of fewer cannot restore a photo.
+        overwrite: replace an older bundle.
+        verify: ``full`` compares every graph with the reference at every point of the schedule, ``sampled`` at the
+            first and the last, ``finite`` only runs every graph once, ``none`` does not.
+        progress: where to report.
+
+    Returns:
+        The bundle, opened. Its manifest has the measured parity.
+
+    Raises:
+        UsageError: an argument that cannot be used.
+        CheckpointError: weights or configuration that do not fit the layout, NaN weights.
+        ParityError: a graph is further from the reference than its limit, dead or not finite.
+        OutputError: the destination exists or cannot be written.
+        ResourceError: memory or disk ran out.
+        MissingExtraError: the extra ``export`` is not installed.
+    """
+    _check_choices(target, precision, verify, kv_layout, tiles, overlap)
+    policy = str(ReferencePolicy.parse(reference_policy))
+    wanted = tuple(Stage) if stages is None else tuple(stage for stage in Stage if stage in set(stages))
+    if not wanted:
+        raise UsageError("no stage to export was named")
+    sizes = tuple(dict.fromkeys(tiles))
+    planner = _planner(checkpoint, precision, tuple(steps), kv_layout or DEFAULT_KV_LAYOUT)
+    _check_tiles(planner, sizes)
+    with _resource_errors(Path(output)), write_bundle(output, overwrite=overwrite) as writer:
+        entries = _export_stages(planner, writer, wanted, sizes, precision, verify, progress)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            producer=f"livemoments-deploy {__version__}",
+            target=target,
+            precision=precision,
+            source=_source(planner),
+            model=_model(planner),
+            schedule=planner.schedule,
+            tiles=tuple(str(size) for size in sizes),
+            overlap=overlap,
+            reference_policy=policy,
+            kv_layout=planner.kv_layout,
+            stages=entries,
+            toolchain=_toolchain(),
+            files=writer.hash_files(),
+        )
+        writer.commit(manifest)
+    return Bundle.open(output, verify_hashes=False)
+
+
+def _check_choices(
+    target: str, precision: str, verify: str, kv_layout: str | None, tiles: Sequence[Size], overlap: int
+) -> None:
+    for what, value, allowed in (
+        ("target", target, TARGETS),
+        ("precision", precision, PRECISIONS),
+        ("verification", verify, VERIFY),
+        ("layout of keys and values", kv_layout or DEFAULT_KV_LAYOUT, _KV_LAYOUTS),
+    ):
+        if value not in allowed:
+            raise UsageError(f"this release has no {what} '{value}'", fix=f"use {', '.join(allowed)}")
+    if not tiles:
+        raise UsageError("no tile size was given", fix=f"give at least one, e.g. {DEFAULT_TILE}")
+    smallest = min(min(size.height, size.width) for size in tiles)
+    if not 0 <= overlap < smallest:
+        raise UsageError(f"an overlap of {overlap} px does not fit tiles of {smallest} px", fix="use a smaller overlap")
+
+
+def _check_tiles(planner: Planner, sizes: Sequence[Size]) -> None:
+    configs = planner.configs
+    cell = configs.vae.scale * configs.transformer.patch_size
+    largest = cell * configs.transformer.pos_embed_max_size
+    for size in sizes:
+        for side in (size.height, size.width):
+            if side % cell or not _MIN_TILE_PX <= side <= largest:
+                raise UsageError(
+                    f"tiles of {size} are not possible with this checkpoint",
+                    fix=f"use multiples of {cell} px from {_MIN_TILE_PX} to {largest} px",
+                )
+
+
+def _planner(checkpoint: str | Path, precision: str, steps: tuple[int, ...], kv_layout: str) -> Planner:
+    try:
+        import onnx  # noqa: F401  (onnx_ir's and onnxscript's absence would show only halfway)
+        import onnx_ir  # noqa: F401
+        import onnxscript  # noqa: F401
+        import torch
+
+        from livemoments.export.plan import Planner
+        from livemoments.reference.checkpoint import read_configs, read_prompt
+        from livemoments.reference.layout import locate
+    except ImportError as error:
+        raise MissingExtraError("export to ONNX", "export", missing=error.name) from None
+    files = locate(checkpoint)
+    configs = read_configs(files)
+    counts = sorted(set(steps))
+    if not counts:
+        raise UsageError("no step count was given", fix=f"give at least one, e.g. {DEFAULT_STEPS}")
+    schedule = build_schedule(
+        counts,
+        shift=configs.schedule.shift,
+        train_steps=configs.schedule.num_train_timesteps,
+        default_steps=DEFAULT_STEPS if DEFAULT_STEPS in counts else counts[-1],
+    )
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    return Planner(files, configs, read_prompt(files, configs.transformer), schedule, dtype, kv_layout)
+
+
+@contextlib.contextmanager
+def _resource_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise ResourceError(f"out of memory while exporting ({error})", fix="close other programs") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceError(f"the disk of {output} is full", fix="free some space or choose another -o") from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise ResourceError("out of memory while exporting", fix="use --verify sampled or smaller tiles") from None
+
+
+def _export_stages(
+    planner: Planner,
+    writer: BundleWriter,
+    stages: Sequence[Stage],
+    sizes: Sequence[Size],
+    precision: str,
+    verify: Verify,
+    progress: Progress,
+) -> dict[str, StageEntry]:
+    from livemoments.export.references import References
+
+    references = References(planner.files, planner.configs, planner.prompt, planner.schedule, planner.kv_layout)
+    counts = {stage: 1 if stage == Stage.FLOW else len(sizes) for stage in stages}
+    entries: dict[str, StageEntry] = {}
+    with progress.task("exporting", total=2 * sum(counts.values())) as task:
+        for stage in stages:
+            own_sizes = sizes[: counts[stage]]
+            folder = writer.folder / str(stage)
+            folder.mkdir()
+            graphs, written, parameters = [], [], 0
+            for plan, elements in _write_graphs(planner, folder, stage, own_sizes):
+                task.advance(note=f"{stage} {plan.size} written")
+                parameters = parameters or elements
+                graphs.append(_graph_entry(stage, plan))
+                written.append(plan)
+            parity = []
+            for plan, size in zip(written, own_sizes, strict=True):
+                found = _check(references, folder / f"{plan.size}.onnx", plan, size, precision, verify)
+                parity += [] if found is None else [found]
+                task.advance(note=f"{stage} {plan.size} checked")
+            entries[str(stage)] = StageEntry(
+                precision="fp32" if stage == Stage.FLOW else precision,
+                graphs=tuple(graphs),
+                parity=tuple(parity),
+                parameters=parameters,
+                parameters_before=written[0].parameters_before,
+            )
+    return entries
+
+
+def _write_graphs(
+    planner: Planner, folder: Path, stage: Stage, sizes: Sequence[Size]
+) -> Iterator[tuple[StageGraph, int]]:
+    """Write a stage's graphs beside one file of weights; yields each graph's plan and its number of parameters."""
+    from livemoments.export.passes.graph import count_initializers
+    from livemoments.export.to_onnx import WEIGHTS_NAME, WeightsFile, save, trace
+
+    with contextlib.closing(WeightsFile(folder / WEIGHTS_NAME)) as weights:
+        for size in sizes:
+            plan = planner.graph(stage, size)
+            model, _ = trace(plan)
+            elements = count_initializers(model)
+            save(model, folder / f"{plan.size}.onnx", weights)
+            yield plan, elements
+
+
+def _graph_entry(stage: Stage, plan: StageGraph) -> Graph:
+    from livemoments.export.to_onnx import WEIGHTS_NAME
+
+    return Graph(
+        path=f"{stage}/{plan.size}.onnx",
+        size=plan.size,
+        weights=(f"{stage}/{WEIGHTS_NAME}",),
+        inputs=plan.inputs,
+        outputs=plan.outputs,
+    )
+
+
+def _check(
+    references: References, path: Path, plan: StageGraph, size: Size, precision: str, verify: Verify
+) -> StageParity | None:
+    from livemoments.export import gate
+
+    if verify == "none":
+        return None
+    if verify == "finite":
+        session = gate.open_session(path)
+        gate.check_finite_outputs(plan.stage, gate.run(session, gate.random_inputs(plan.inputs), plan.inputs))
+        return None
+    points = range(len(references.schedule.points) if plan.stage in (Stage.REFERENCE, Stage.RESTORATION) else 1)
+    chosen = points if verify == "full" else sorted({points[0], points[-1]})
+    cases = (references.case(plan.stage, size, point) for point in chosen)
+    return gate.check_stage(plan, precision, cases, path)
+
+
+def _source(planner: Planner) -> Source:
+    files = {name: hash_file(path) for name, path in planner.files.walk()}
+    return Source(name=planner.files.root.resolve().name, files=files)
+
+
+def _model(planner: Planner) -> Model:
+    transformer, vae = planner.configs.transformer, planner.configs.vae
+    return Model(
+        num_blocks=transformer.num_layers,
+        num_heads=transformer.num_attention_heads,
+        head_dim=transformer.attention_head_dim,
+        patch_size=transformer.patch_size,
+        text_tokens=planner.prompt.tokens.shape[1],
+        latent_channels=vae.latent_channels,
+        vae_scale=vae.scale,
+        latent_shift=vae.shift_factor,
+        latent_scaling=vae.scaling_factor,
+    )
+
+
+def _toolchain() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _TOOLS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
