@@ -6,6 +6,8 @@ READY := .venv/.ready
 DEMO_OUTPUT ?= demo-output
 BENCH ?=
 PYTEST_ARGS ?=
+# Two workers with one thread each: libraries that start a thread per core in every worker slow each other down.
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo setup test test-all lint readme bench clean
@@ -26,10 +28,10 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 test: $(READY)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow' -n 2 $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow'
 
 test-all: $(READY)  ## every test
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(PYTEST)
 
 lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .

@@ -56,6 +56,8 @@ class StageGraph:
         weight_name: a parameter of ``module`` to its name in ``weights``: the checkpoint's, or with the tile's size
             in it for a constant that graphs of other sizes do not share.
         parameters_before: elements of the checkpoint's network.
+        reports: what the network passes did.
+        repeats: how often the iteration between the module's marks runs; 0 where none is marked.
     """
 
     stage: Stage
@@ -67,6 +69,7 @@ class StageGraph:
     outputs: tuple[TensorSpec, ...]
     parameters_before: int
     reports: list[PassReport] = field(default_factory=list)
+    repeats: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +130,17 @@ class Planner:
         raft = load_flow(self.files, torch.device("cpu"))
         state = dict(raft.state_dict())
         free = ("batch", 3, "height", "width")
+        module = FlowStage(raft)
         return StageGraph(
             stage=Stage.FLOW,
             size=ANY_SIZE,
-            module=FlowStage(raft),  # small enough to trace with its weights, and its constants need values
+            module=module,  # small enough to trace with its weights, and its constants need values
             weights=WeightSource(state, self.files.raft),
             weight_name=lambda name: name.removeprefix("raft."),
             inputs=(TensorSpec("image1", "float32", free), TensorSpec("image2", "float32", free)),
             outputs=(TensorSpec("flow", "float32", ("batch", 2, "height", "width")),),
             parameters_before=sum(p.numel() for p in raft.parameters()),
+            repeats=module.repeats,
         )
 
     def _vae(self) -> tuple[Any, WeightSource]:

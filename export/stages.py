@@ -6,15 +6,18 @@ Shapes: B tiles, H x W pixels, h x w latent pixels, N image tokens, T text token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from livemoments.export.marks import MARK
 from livemoments.export.mmdit import Guidance, KeyValue, MMDiT
 from livemoments.reference.motion import MotionEncoder, embedding_index
+from livemoments.reference.raft import RAFT
 
 PER_BLOCK = "per-block"
 STACKED = "stacked"
@@ -25,15 +28,41 @@ _LOGVAR_LIMITS = (-30.0, 20.0)
 
 
 class FlowStage(nn.Module):
-    """image1, image2 (B, 3, H, W) in [-1, 1] to flow (B, 2, H, W), pixels, image1 -> image2."""
+    """image1, image2 (B, 3, H, W) in [-1, 1] to flow (B, 2, H, W), pixels, image1 -> image2.
 
-    def __init__(self, raft: nn.Module) -> None:
+    Tracing twenty equal iterations takes most of a minute, so two are traced, their results marked, and
+    ``passes.unroll_iterations`` repeats the second.
+
+    Attributes:
+        repeats: how often the second iteration stands for one.
+    """
+
+    def __init__(self, raft: RAFT) -> None:
         super().__init__()
-        self.raft = raft
+        self.raft = copy.copy(raft)
+        self.repeats = raft.iterations - 1
+        self.raft.iterations = min(raft.iterations, 2)
+        if self.repeats > 1:
+            self.raft.refine = _marked(self.raft.refine)  # type: ignore[method-assign]
 
     def forward(self, image1: Tensor, image2: Tensor) -> Tensor:
         flow: Tensor = self.raft(image1, image2)
         return flow
+
+
+def _marked(refine: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    def run(*arguments: Any) -> tuple[Tensor, Tensor]:
+        state, coordinates = refine(*arguments)
+        marked = torch.onnx.ops.symbolic_multi_out(
+            MARK,
+            [state, coordinates],
+            dtypes=[state.dtype, coordinates.dtype],
+            shapes=[state.shape, coordinates.shape],
+            version=1,
+        )
+        return marked[0], marked[1]
+
+    return run
 
 
 class VaeEncoderStage(nn.Module):

@@ -25,6 +25,7 @@ from livemoments.export.passes.fuse_attention import fuse_attention
 from livemoments.export.passes.remove_dead import remove_dead
 from livemoments.export.passes.report import PassReport
 from livemoments.export.passes.transpose_weights import transpose_weights
+from livemoments.export.passes.unroll_iterations import unroll_iterations
 from livemoments.export.plan import FLOW_EXAMPLE_PX, FLOW_MULTIPLE_PX, StageGraph
 from livemoments.export.weights import WeightSource
 from livemoments.types import TensorSpec
@@ -57,8 +58,9 @@ def trace(graph: StageGraph, *, fuse: bool = True) -> tuple[ir.Model, list[PassR
     hidden = _hide_weights(model, own)
     _rename_io(model, graph)
     onnxscript.optimizer.optimize_ir(model)
+    reports = [unroll_iterations(model, graph.repeats)] if graph.repeats else []
     _bind_weights(model, graph, hidden, own)
-    reports = [remove_dead(model), transpose_weights(model)]
+    reports += [remove_dead(model), transpose_weights(model)]
     if fuse:
         reports.append(fuse_attention(model))
     _normalise(model, graph)

@@ -150,7 +150,8 @@ def _finish(stitched: Tensor, lr_up: Tensor, settings: Settings, observe: Observ
     if settings.upstream_color:
         content, style = photo.to_bytes(content) / 255, photo.to_bytes_upstream(style) / 255
     observe("photo.before_color_fix", _hwc_bytes(content))
-    style = style if settings.upstream_color else style.clamp(0, 1)
+    if not settings.upstream_color:
+        content, style = content.clamp(0, 1), style.clamp(0, 1)
     result = photo.wavelet_color_fix(content, style).clamp(0, 1)
     if settings.upstream_color:
         result = (result * 255).floor() / 255  # upstream cuts off instead of rounding

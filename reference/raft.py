@@ -51,8 +51,8 @@ _WINDOW = 2 * RADIUS + 2
 def all_pairs_bytes(height_px: int, width_px: int, batch: int = 1) -> int:
     """Bytes of the float32 correlation pyramid that ``correlation="all-pairs"`` holds.
 
-    With ``n = (H / 8) (W / 8)`` cells it is ``4 n (n + n/4 + n/16 + n/64)`` bytes, about ``H^2 W^2 / 771``: 4.7 MB for
-    256 x 256, 89 MB for 512 x 512, 1.43 GB for 1024 x 1024, 5.5 GB for 1440 x 1440.
+    With ``n = (H / 8) (W / 8)`` cells it is ``4 n (n + n/4 + n/16 + n/64)`` bytes, about ``H^2 W^2 / 771``: 5.6 MB for
+    256 x 256, 89 MB for 512 x 512, 1.43 GB for 1024 x 1024, 5.6 GB for 1440 x 1440.
     """
     h, w = height_px // CELL_PX, width_px // CELL_PX
     return 4 * batch * h * w * sum((h >> level) * (w >> level) for level in range(LEVELS))
@@ -239,6 +239,9 @@ def upsample_convex(flow: Tensor, mask_logits: Tensor) -> Tensor:
 class RAFT(nn.Module):
     """The large RAFT model, for inference: train and eval mode compute the same.
 
+    Export it with two different example tensors: one tensor given twice is traced as one input, and the second image is
+    then silently ignored.
+
     Args:
         iterations: recurrent updates, at least 1.
         correlation: ``"all-pairs"`` computes the correlation volume once and holds it (:func:`all_pairs_bytes`);
@@ -292,20 +295,47 @@ class RAFT(nn.Module):
         state, context = self.cnet(image1).split([HIDDEN_CHANNELS, CONTEXT_CHANNELS], dim=1)
         state, context = torch.tanh(state), F.relu(context)
 
-        on_demand = self.correlation == "on-demand"
-        pyramid = feature_pyramid(features2) if on_demand else correlation_pyramid(features1, features2)
+        if self.correlation == "on-demand":
+            pyramid, queries = feature_pyramid(features2), features1
+        else:
+            pyramid, queries = correlation_pyramid(features1, features2), None
         batch, _, h, w = features1.shape
         start = pixel_grid(h, w, features1.device).expand(batch, 2, h, w)
         coordinates = start
         for _ in range(self.iterations):
-            if on_demand:
-                correlation = look_up_on_demand(features1, pyramid, coordinates)
-            else:
-                correlation = look_up(pyramid, coordinates)
-            flow = coordinates - start
-            state, change = self.update_block(state, context, correlation.to(dtype), flow.to(dtype))
-            coordinates = coordinates + change.float()
+            state, coordinates = self.refine(state, coordinates, start, context, pyramid, queries)
         return upsample_convex(coordinates - start, self.update_block.mask_logits(state).float())
+
+    def refine(
+        self,
+        state: Tensor,
+        coordinates: Tensor,
+        start: Tensor,
+        context: Tensor,
+        pyramid: Pyramid,
+        queries: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """One iteration (section 3.3).
+
+        Args:
+            state: (B, 128, h, w), recurrent.
+            coordinates: (B, 2, h, w), float32: where each cell is thought to have gone.
+            start: (B, 2, h, w), float32: where it came from.
+            context: (B, 128, h, w).
+            pyramid: what a lookup samples.
+            queries: the first image's features (B, C, h, w) where correlations are computed on demand, else ``None``.
+
+        Returns:
+            The next state and coordinates.
+        """
+        if queries is None:
+            correlation = look_up(pyramid, coordinates)
+        else:
+            correlation = look_up_on_demand(queries, pyramid, coordinates)
+        dtype = state.dtype
+        flow = (coordinates - start).to(dtype)
+        state, change = self.update_block(state, context, correlation.to(dtype), flow)
+        return state, coordinates + change.float()
 
 
 def _check_images(image1: Tensor, image2: Tensor) -> None:

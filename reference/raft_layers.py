@@ -152,11 +152,13 @@ class SeparableConvGRU(nn.Module):
 
     def __init__(self, c_hidden: int, c_input: int) -> None:
         super().__init__()
-        for suffix, kernel in (("1", (1, 5)), ("2", (5, 1))):
-            padding = (kernel[0] // 2, kernel[1] // 2)
-            for gate in "zrq":
-                conv = nn.Conv2d(c_hidden + c_input, c_hidden, kernel, padding=padding)
-                self.add_module(f"conv{gate}{suffix}", conv)
+        channels = c_hidden + c_input
+        self.convz1 = nn.Conv2d(channels, c_hidden, (1, 5), padding=(0, 2))
+        self.convr1 = nn.Conv2d(channels, c_hidden, (1, 5), padding=(0, 2))
+        self.convq1 = nn.Conv2d(channels, c_hidden, (1, 5), padding=(0, 2))
+        self.convz2 = nn.Conv2d(channels, c_hidden, (5, 1), padding=(2, 0))
+        self.convr2 = nn.Conv2d(channels, c_hidden, (5, 1), padding=(2, 0))
+        self.convq2 = nn.Conv2d(channels, c_hidden, (5, 1), padding=(2, 0))
 
     @staticmethod
     def _step(h: Tensor, x: Tensor, update: nn.Module, reset: nn.Module, candidate: nn.Module) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 from livemoments.errors import EngineError
 from livemoments.manifest import Schedule
 from livemoments.progress import Task
-from livemoments.runtime.backends.base import Array
+from livemoments.runtime.backends.base import Array, batch_axis, to_host
 from livemoments.runtime.engine_pool import EnginePool
 from livemoments.runtime.kv_cache import KvCache
 from livemoments.runtime.kv_store import HostStore, KvStore, budget_error
@@ -54,7 +54,8 @@ class Sampler(abc.ABC):
         plan: the points to sample at (``schedule.plan_steps``).
         policy: when ReferenceNet runs.
         cache: keys and values of earlier runs.
-        observer: gets ``tile{i}.step{s}.velocity`` and ``tile{i}.z_out``.
+        observer: gets ``tile{i}.step{s}.NAME`` for the velocity and for every key and value tensor by the name it has
+            between the graphs, and ``tile{i}.z_out``.
 
     Raises:
         EngineError: the graphs do not fit together.
@@ -108,10 +109,17 @@ class Sampler(abc.ABC):
     def _step(
         self, batch: LatentBatch, z: np.ndarray, step: int, kv: dict[str, Array], motion: dict[str, Array]
     ) -> np.ndarray:
+        self._observe_kv(batch, step, kv)
         inputs = {**reference_inputs(z, self._plan[step]), **kv, **motion}
         velocity = np.asarray(self._pool.run(Stage.RESTORATION, inputs)["velocity"], dtype=np.float32)
         self._observe(batch, f"step{step}.velocity", velocity)
         return z + np.float32(self._sigmas[step + 1] - self._sigmas[step]) * velocity
+
+    def _observe_kv(self, batch: LatentBatch, step: int, kv: dict[str, Array]) -> None:
+        if self._observer is not None:
+            for spec in self._reference.specs:
+                values = np.moveaxis(to_host(kv[spec.name]), batch_axis(spec), 0)
+                self._observe(batch, f"step{step}.{spec.name}", values)
 
     def _observe(self, batch: LatentBatch, name: str, values: np.ndarray) -> None:
         if self._observer is not None:

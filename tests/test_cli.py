@@ -7,13 +7,21 @@ import errno
 import click
 import pytest
 from cli_support import error_of, run, stand_in
+from fake_bundle import make_fake_bundle
 
+from livemoments.bundle import Bundle
 from livemoments.cli import cli, main
 
 COMMANDS = ["demo", "make-checkpoint", "export", "restore", "validate", "inspect", "verify", "completion"]
 JSON_COMMANDS = COMMANDS[:-1]
 RESTORE = ["restore", "b", "--frame", "f", "--photo", "p", "-o", "x.png"]
+BUNDLE = "(a bundle that opens)"
 FUNCTIONS = {"export": "export_bundle", "reference": "make_checkpoint", "demo": "run_demo", "validate": "validate"}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_fake_bundle(tmp_path_factory.mktemp("cli") / "bundle")
 
 
 def test_the_commands_are_those_of_the_design() -> None:
@@ -134,13 +142,14 @@ def test_a_bug_passes_through(
         (["export", "c", "-o", "b"], "livemoments.export.pipeline", "export"),
         (["make-checkpoint", "c"], "livemoments.reference.random_checkpoint", "reference"),
         (["demo"], "livemoments.demo", "demo"),
-        (["validate", "b", "--checkpoint", "c"], "livemoments.validate.parity", "validate"),
+        (["validate", BUNDLE, "--checkpoint", "c"], "livemoments.validate.parity", "validate"),
     ],
 )
 def test_a_missing_extra_names_its_fix(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], module: str, extra: str
+    monkeypatch: pytest.MonkeyPatch, bundle: Bundle, arguments: list[str], module: str, extra: str
 ) -> None:
     target = f"{module}:{FUNCTIONS[extra]}"
+    arguments = [str(bundle.path) if part == BUNDLE else part for part in arguments]
     stand_in(monkeypatch, target, ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
     result = run(*arguments)
     assert result.exit_code == 2

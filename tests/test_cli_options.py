@@ -189,18 +189,30 @@ def test_restore_refuses_to_overwrite_an_input(bundle: Bundle, tmp_path: Path, o
 
 
 @pytest.mark.parametrize("passed", [True, False])
-def test_validate_reports_and_ends_accordingly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, passed: bool) -> None:
+def test_validate_reports_and_ends_accordingly(
+    monkeypatch: pytest.MonkeyPatch, bundle: Bundle, tmp_path: Path, passed: bool
+) -> None:
     backend = stand_in(monkeypatch, "livemoments.validate.parity:validate", Report(passed))
     report = tmp_path / "report.json"
-    result = run("validate", "b", "--checkpoint", "c", "--frame", "f", "--photo", "p", "-o", report)
+    images = ("--frame", "f", "--photo", "p", "--photo-frame", "v")
+    options = ("--seed", 4, "--provider", "cuda", "--limits", "l.toml", "-o", report)
+    result = run("validate", bundle.path, "--checkpoint", "c", *images, *options)
     assert result.exit_code == (0 if passed else 1)
     assert result.stdout == f"photo 61.5 dB {'ok' if passed else 'FAILED'}\n"
-    assert backend.positional == (Path("b"), Path("c"))
+    assert backend.positional[0].manifest == bundle.manifest
+    assert backend.positional[1:] == (Path("c"),)
     del backend.options["progress"]
-    assert backend.options == {"frame": Path("f"), "photo": Path("p"), "photo_frame": None}
+    assert backend.options == {
+        "frame": Path("f"),
+        "photo": Path("p"),
+        "photo_frame": Path("v"),
+        "seed": 4,
+        "provider": "cuda",
+        "limits": Path("l.toml"),
+    }
     assert json.loads(report.read_text()) == {"passed": passed, "psnr_db": 61.5}
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
-    result = run("validate", "b", "--checkpoint", "c", "--json")
+    result = run("validate", bundle.path, "--checkpoint", "c", "--json")
     assert result.exit_code == (0 if passed else 1)
     assert json.loads(result.stdout) == {"passed": passed, "psnr_db": 61.5}
 

@@ -16,7 +16,7 @@ from livemoments.limits import load_limits
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.checkpoint import load_reference
 from livemoments.reference.layout import locate
-from livemoments.reference.pipeline import PhotoInputs, Settings, recorded_noise, restore_photo
+from livemoments.reference.pipeline import Observer, PhotoInputs, Settings, recorded_noise, restore_photo
 from livemoments.reference.random_checkpoint import make_checkpoint
 from livemoments.runtime.images import read_photo
 from livemoments.runtime.noise import RecordedNoise, TileNoise
@@ -78,6 +78,7 @@ def check_engine(recording: Recording, bundle: Bundle, *, provider: str = "cpu")
     limits = load_limits(bundle.manifest.precision)
     _check_fits(recording, bundle)
     comparison = Comparison(recording, max(limits.stage_rel_l2.values()))
+    observe = _by_recorded_names(comparison, bundle.manifest.model.text_tokens)
     frame = read_photo(recording.image_paths["lr"])
     restore(
         bundle,
@@ -90,10 +91,10 @@ def check_engine(recording: Recording, bundle: Bundle, *, provider: str = "cpu")
         tile=recording.tile,
         noise=_runtime_noise(recording),
         upscaled_size=recording.upscaled(frame.size),
-        observer=comparison,
+        observer=observe,
         provider=provider,
     )
-    return list(comparison.rows("not compared: inside a graph of the bundle"))
+    return list(comparison.rows("not compared: an input of the run, or inside a graph of the bundle"))
 
 
 def _check_fits(recording: Recording, bundle: Bundle) -> None:
@@ -113,6 +114,27 @@ def _check_fits(recording: Recording, bundle: Bundle) -> None:
             f"was not exported from the recording's checkpoint: {', '.join(differing)} differ",
             fix=f"export {recording.folder}",
         )
+
+
+def _by_recorded_names(compare: Observer, text_tokens: int) -> Observer:
+    """Pass intermediates on; keys and values of either layout by the names of the projections that made them."""
+
+    def observe(name: str, value: np.ndarray) -> None:
+        tile_step, _, tensor = name.rpartition(".reference_")
+        if not tile_step:
+            compare(name, value)
+            return
+        kind, _, block = tensor.partition(".")
+        if kind == "kv":  # stacked, batch first: (1, L, 2, S, D)
+            parts = {(part, str(i)): value[:, i, j] for i in range(value.shape[1]) for j, part in enumerate("kv")}
+        else:
+            parts = {(kind, block): value}
+        for (part, index), tokens in parts.items():
+            prefix = f"{tile_step}.kv.transformer_blocks.{index}.attn"
+            compare(f"{prefix}.to_{part}", tokens[:, :-text_tokens])
+            compare(f"{prefix}.add_{part}_proj", tokens[:, -text_tokens:])
+
+    return observe
 
 
 def _runtime_noise(recording: Recording) -> RecordedNoise:

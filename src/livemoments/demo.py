@@ -1,4 +1,4 @@
-"""The demonstration: a small checkpoint, exported, restoring a real photograph, with what that cost and how exact it was."""
+"""The demonstration: a small checkpoint exported, a real photograph restored, what it cost and how exact it was."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -59,7 +60,7 @@ def time_runs(run: Callable[[], object], device: torch.device, *, repeats: int, 
         run()
         mark.record()
     torch.cuda.synchronize(device)
-    return quantiles([a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)])
+    return quantiles([a.elapsed_time(b) for a, b in itertools.pairwise(marks)])
 
 
 @contextlib.contextmanager

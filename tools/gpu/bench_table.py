@@ -7,18 +7,24 @@ from typing import Any
 
 def print_table(results: dict[str, Any]) -> None:
     """Print every timed case, then what was skipped, left out or went wrong."""
-    print(
-        f"{'case':38} {'median ms':>10} {'p90 ms':>9} {'peak GB':>8} {'TFLOP':>8} {'TFLOP/s':>8} {'of chip':>7} {'error':>9}"
+    heads = (
+        ("median ms", 10),
+        ("p90 ms", 9),
+        ("peak GB", 8),
+        ("TFLOP", 8),
+        ("TFLOP/s", 8),
+        ("of chip", 7),
+        ("error", 9),
     )
+    print(f"{'case':38} " + " ".join(f"{head:>{width}}" for head, width in heads))
     for case in results["cases"]:
         if case["group"] == "ceilings":
             print(
                 f"{'matrix product (ceiling)':38} {case['matrix_latency']['median_ms']:10.3f} {'':9} {'':8} {'':8} "
                 f"{case['matrix_tflop_per_s']:8.1f}"
             )
-            print(
-                f"{'copy on the device':38} {case['copy_latency']['median_ms']:10.3f}   {case['copy_gb_per_s']:.0f} GB/s"
-            )
+            copy = case["copy_latency"]["median_ms"]
+            print(f"{'copy on the device':38} {copy:10.3f}   {case['copy_gb_per_s']:.0f} GB/s")
         elif case["group"] == "micro":
             for layer in case["layers"]:
                 print(_layer(layer))

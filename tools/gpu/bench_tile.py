@@ -83,7 +83,7 @@ class Tile:
             for network in (self.reference, self.restoration):
                 compile_blocks(network, backend)
         if "graphs" in mode:
-            self._capture()
+            self.capture()
 
     def _run_reference(self, latent: Tensor, when: Tensor) -> Sequence[Tensor]:
         return reference_keys(self.reference, latent, when)
@@ -94,7 +94,8 @@ class Tile:
         biases = motion if self.way == "ours" else self.projections(motion)
         return (restore_step(self.restoration, latent, when, biases, kv),)
 
-    def _capture(self) -> None:
+    def capture(self) -> None:
+        """Run both networks as CUDA graphs from now on."""
         # Copies: the graphs write into their static inputs.
         when, latent = self._whens[0].clone(), self.inputs.latent.clone()
         self._reference_step = Graphed(self._run_reference, (self.inputs.reference.clone(), when))

@@ -1,13 +1,12 @@
 """Upstream's way against ours on one GPU with PyTorch: latency per tile, peak memory, fraction of the chip's rate.
 
-Needs PyTorch 2.5 or newer, numpy and safetensors, and this checkout; diffusers where it is there (the VAE, and upstream's
-way through diffusers' own modules). Weights are random and made on the device: latency and memory do not depend on them.
-README.md beside this file says how to run it and what the results mean.
+Needs PyTorch 2.5 or newer, numpy, safetensors and this checkout; diffusers, where it is there, serves the VAE and
+upstream's way through diffusers' own modules. Weights are random and made on the device: neither latency nor memory
+depends on them. README.md beside this file says how to run it and what the results mean.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -21,6 +20,7 @@ from bench_path import make_importable
 PACKAGE_FROM = make_importable()
 
 import torch  # noqa: E402
+from bench_arguments import leave, make_setup, parse_arguments  # noqa: E402
 from bench_environment import describe_environment  # noqa: E402
 from bench_measure import (  # noqa: E402
     copy_ceiling,
@@ -37,13 +37,11 @@ from bench_phases import Store, phase_split  # noqa: E402
 from bench_table import print_table  # noqa: E402
 from bench_tile import Mode, Tile  # noqa: E402
 
-from livemoments.reference.checkpoint_sizes import SIZES  # noqa: E402
-
 SCHEMA_VERSION = 1
 FOLDING_LIMIT = 1e-4
 """Folded against unfolded, float32, relative L2."""
 MODE_LIMIT = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-4}
-"""A variant against the eager run of the same function, relative L2: rounding of the type, accumulated over six steps."""
+"""A variant against the eager run of the same function, relative L2: rounding of the type over six steps."""
 _CHECKED_BLOCKS = 4
 _EXACT = ("per-step", "phase-split")
 
@@ -71,11 +69,14 @@ class Bench:
     backend: str
     ceiling_tflops: float | None = None
     changes: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
-    _tile: tuple[tuple[Any, ...], Tile] | None = None
+    _tile: tuple[tuple[torch.dtype, Way, Mode], Tile] | None = None
 
     def tile(self, setup: Setup, way: Way, mode: Mode) -> Tile:
         """The networks of a way and mode; the ones before are freed first."""
         key = (setup.dtype, way, mode)
+        if self._tile is not None and f"{self._tile[0][2]}+graphs" == mode and self._tile[0][:2] == key[:2]:
+            self._tile[1].capture()  # compiled already: capturing is all that is new
+            self._tile = (key, self._tile[1])
         if self._tile is None or self._tile[0] != key:
             self.release()
             self._tile = (key, Tile(setup, way, mode, draw_inputs(setup), backend=self.backend))
@@ -182,16 +183,16 @@ class Bench:
     def micro(self) -> dict[str, Any]:
         """8-bit linear layers."""
         self.release()
-        return {"layers": list(micro_cases(self.setup, repeats=max(self.repeats, 10)))}
+        return {"layers": list(micro_cases(self.setup, repeats=self.repeats))}
 
 
 def plan(bench: Bench) -> list[Case]:
     """The cases, the most important first."""
     cases = [Case("ceilings", "ceilings", bench.ceilings)]
 
-    def add(way: Way, mode: Mode, *policies: str, dtype: torch.dtype | None = None) -> None:
+    def add(way: Way, mode: Mode, *policies: str, dtype: torch.dtype | None = None, suffix: str = "") -> None:
         for policy in policies:
-            kind = "" if dtype is None else f" {str(dtype).removeprefix('torch.')}"
+            kind = suffix if dtype is None else f" {str(dtype).removeprefix('torch.')}"
             name = f"{way} {mode} {policy}{kind}"
             run = lambda policy=policy: bench.transformers(way, mode, policy, dtype)  # noqa: E731
             cases.append(Case(name, mode if dtype is None else "second-dtype", run))
@@ -199,12 +200,12 @@ def plan(bench: Bench) -> list[Case]:
     add("upstream", "eager", "per-step")
     add("ours", "eager", "per-step", "frozen", "every-2", "every-3")
     cases.append(Case("folding in float32", "correctness", bench.folding))
-    add("ours", "compile", "per-step", "frozen", "every-2", "every-3")
-    add("upstream", "compile", "per-step")
+    modes: tuple[Mode, ...] = ("compile", "compile+graphs")
+    for way, policies in (("ours", ("per-step", "frozen", "every-2", "every-3")), ("upstream", ("per-step",))):
+        for mode in modes:
+            add(way, mode, *policies)
     add("ours", "graphs", "per-step", "frozen")
     add("upstream", "graphs", "per-step")
-    add("ours", "compile+graphs", "per-step", "frozen", "every-2", "every-3")
-    add("upstream", "compile+graphs", "per-step")
     stores: tuple[Store, ...] = ("device", "host")
     cases += [Case(f"phase-split, {s} store", "phases", lambda s=s: bench.phases(s)) for s in stores]
     cases.append(Case("8-bit linears", "micro", bench.micro))
@@ -222,6 +223,7 @@ def plan(bench: Bench) -> list[Case]:
     other = torch.bfloat16 if setup.dtype == torch.float16 else torch.float16
     add("upstream", "eager", "per-step", dtype=other)
     add("ours", "eager", "per-step", "frozen", dtype=other)
+    add("upstream", "eager", "per-step", suffix=" again")  # how far two measurements of one thing lie apart
     return cases
 
 
@@ -272,62 +274,13 @@ def missed_limits(record: dict[str, Any]) -> list[str]:
     return found
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu (default: cuda)")
-    parser.add_argument("--size", choices=sorted(SIZES), default="sd3-medium")
-    parser.add_argument("--tile", type=int, metavar="PX", help="side of the tile (default: 1024; tiny: 128)")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="tiles at once (default: 1)")
-    parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
-    parser.add_argument("--repeats", type=int, default=10, metavar="N", help="timed runs per case (default: 10)")
-    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="runs before those (default: 2)")
-    parser.add_argument(
-        "--budget-s", type=float, default=480.0, metavar="S", help="start no case after this (default: 480)"
-    )
-    parser.add_argument("--group", action="append", metavar="NAME", help="only cases of this group; may be repeated")
-    parser.add_argument(
-        "--compile-backend", metavar="NAME", help="of torch.compile (default: inductor; on a CPU: eager)"
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the results here, as JSON")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="everything at tiny size on the CPU, in float32, twice each"
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.dry_run:
-        arguments.device, arguments.size, arguments.dtype = "cpu", "tiny", "float32"
-        arguments.repeats, arguments.warmup = 2, 0
-    return arguments
-
-
-def make_bench(arguments: argparse.Namespace) -> Bench:
-    """The bench that the command line asks for; leaves with exit code 2 where it cannot be."""
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        sys.exit("no CUDA device: PyTorch sees none (try --dry-run, which needs none)")
-    sizes = SIZES[arguments.size]
-    tile_px = arguments.tile or (128 if arguments.size == "tiny" else 1024)
-    most_px = sizes.pos_embed_max_size * sizes.token_px
-    if tile_px % (2 * sizes.token_px) or not 2 * sizes.token_px <= tile_px <= most_px:
-        sys.exit(f"--tile {tile_px}: must be a multiple of {2 * sizes.token_px} and at most {most_px}")
-    if min(arguments.batch, arguments.repeats) < 1:
-        sys.exit("--batch and --repeats must be at least 1")
-    setup = Setup(sizes, tile_px, device, getattr(torch, arguments.dtype), arguments.batch)
-    backend = arguments.compile_backend or ("inductor" if device.type == "cuda" else "eager")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return Bench(setup, arguments.repeats, arguments.warmup, backend)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: done (perhaps not everything, within the budget); 1: a case failed or missed its limit."""
-    arguments = parse_arguments(argv)
-    bench = make_bench(arguments)
+    arguments = parse_arguments(argv, __doc__)
+    bench = Bench(make_setup(arguments), arguments.repeats, arguments.warmup, arguments.compile_backend)
     cases = plan(bench)
     if unknown := set(arguments.group or ()) - {case.group for case in cases}:
-        sys.exit(
-            f"no such group: {', '.join(sorted(unknown))}; there are {', '.join(sorted({c.group for c in cases}))}"
-        )
+        leave(f"no such group: {', '.join(sorted(unknown))}; there are {', '.join(sorted({c.group for c in cases}))}")
     wanted = [case for case in cases if not arguments.group or case.group in {*arguments.group, "ceilings"}]
     results = {
         "schema_version": SCHEMA_VERSION,

@@ -68,11 +68,11 @@ from livemoments.types import ReferencePolicy, Size
 @click.option("--stages", type=STAGES, help="Export only these stages, for experiments.  [default: all six]")
 @click.option(
     "--verify",
-    type=click.Choice(["full", "finite", "none"]),
+    type=click.Choice(["full", "sampled", "finite", "none"]),
     default="full",
     show_default=True,
-    help="full: every stage against the PyTorch reference. finite: every graph runs and its outputs are finite and "
-    "alive. none: nothing. What was checked is recorded in the manifest.",
+    help="full: every graph against the PyTorch reference, at every point of the schedule. sampled: at the first and "
+    "the last. finite: every graph only runs once. none: nothing. The manifest records what was measured.",
 )
 @overwrite_option
 @result_options

@@ -137,17 +137,19 @@ def overwrite_option(function: Function) -> Function:
     return click.option("--overwrite", is_flag=True, help=text)(function)
 
 
-def provider_options(function: Function) -> Function:
-    """``--provider`` and ``--threads``: where onnxruntime runs the graphs."""
-    provider = click.option(
+def provider_option(function: Function) -> Function:
+    """``--provider``: where onnxruntime runs the graphs."""
+    return click.option(
         "--provider",
         default="cpu",
         show_default=True,
         metavar="NAME",
         help="onnxruntime's execution provider: cpu, cuda, coreml, … One that is not there is an error, "
         "never a silent fall back to the CPU. Only cpu was measured so far.",
-    )
-    threads = click.option(
-        "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: one per core]"
-    )
-    return provider(threads(function))
+    )(function)
+
+
+def threads_option(function: Function) -> Function:
+    """``--threads``: how many threads onnxruntime uses within an operator."""
+    text = "CPU threads.  [default: one per core]"
+    return click.option("--threads", type=click.IntRange(min=1), metavar="N", help=text)(function)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from livemoments.cli.bundles import open_checked
-from livemoments.cli.options import BYTES, PATH, POLICY, SIZE, provider_options, result_options
+from livemoments.cli.options import BYTES, PATH, POLICY, SIZE, provider_option, result_options, threads_option
 from livemoments.cli.output import human_seconds, plural, stdout_is_ours, write_json
 from livemoments.errors import OutputError
 from livemoments.progress import Progress
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     required=True,
     help="The result; the suffix decides the format (png, jpg, tif, webp). An existing file is replaced.",
 )
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Sampling steps.  [default: the bundle's, 6]")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Sampling steps.  [default: the bundle's]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the noise.")
 @click.option(
     "--compat",
@@ -107,7 +107,8 @@ if TYPE_CHECKING:
     metavar="1-100",
     help="Quality of JPEG and WebP.",
 )
-@provider_options
+@provider_option
+@threads_option
 @result_options
 def command(
     bundle: Path,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from livemoments.cli.bundles import open_checked
 from livemoments.cli.extras import needs_extra
-from livemoments.cli.options import PATH, result_options
+from livemoments.cli.options import PATH, provider_option, result_options
 from livemoments.cli.output import stdout_is_ours
 from livemoments.cli.reports import check_writable, finish, write_report
 from livemoments.progress import Progress
@@ -21,7 +22,12 @@ from livemoments.progress import Progress
 @click.option(
     "--photo-frame", metavar="IMAGE", type=PATH, help="The video frame at the photo's instant, if there is one."
 )
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the inputs and the noise."
+)
+@click.option("--limits", metavar="FILE", type=PATH, help="Limits (TOML) instead of those that ship with the package.")
 @click.option("-o", "--output", metavar="REPORT", type=PATH, help="Also write the report to this file, as JSON.")
+@provider_option
 @result_options
 def command(
     bundle: Path,
@@ -29,7 +35,10 @@ def command(
     frame: Path | None,
     photo: Path | None,
     photo_frame: Path | None,
+    seed: int,
+    limits: Path | None,
     output: Path | None,
+    provider: str,
     as_json: bool,
     progress: Progress,
 ) -> None:
@@ -37,7 +46,7 @@ def command(
 
     Both get the same inputs and the same noise. Every stage's relative L2 error and the photo's PSNR against the
     reference's result are held against the limits for the bundle's precision; one line each says what was measured and
-    what is allowed. Exit code 1 if a limit is missed. Parity says that the export is faithful, not that the pictures
+    what is allowed. Without --frame and --photo a synthetic pair is restored. Exit code 1 if a limit is missed. Parity says that the export is faithful, not that the pictures
     are good.
 
     Needs the extra 'validate', and memory for the reference in float32. With --json: the report as one document.
@@ -55,7 +64,17 @@ def command(
     with stdout_is_ours(), needs_extra("validating", "validate"):
         from livemoments.validate.parity import validate
 
-        report = validate(bundle, checkpoint, frame=frame, photo=photo, photo_frame=photo_frame, progress=progress)
+        report = validate(
+            open_checked(bundle, progress),
+            checkpoint,
+            frame=frame,
+            photo=photo,
+            photo_frame=photo_frame,
+            seed=seed,
+            provider=provider,
+            limits=limits,
+            progress=progress,
+        )
     if output is not None:
         write_report(report, output)
     finish(report, as_json=as_json)

@@ -11,7 +11,7 @@ import msgspec
 
 from livemoments.bundle import Bundle
 from livemoments.cli.bundles import bundle_bytes, open_checked, stages_of
-from livemoments.cli.options import PATH, provider_options, result_options
+from livemoments.cli.options import PATH, provider_option, result_options, threads_option
 from livemoments.cli.output import human_bytes, human_seconds, plural, stdout_is_ours, write_json
 from livemoments.errors import EngineError
 from livemoments.manifest import Graph
@@ -47,7 +47,8 @@ class GraphCheck(msgspec.Struct, frozen=True):
     show_default=True,
     help="files: sizes and SHA-256 only. load: also load every graph. run: also run each once.",
 )
-@provider_options
+@provider_option
+@threads_option
 @result_options
 def command(bundle: Path, level: str, provider: str, threads: int | None, as_json: bool, progress: Progress) -> None:
     """Check that a bundle is whole and runs on this machine.
