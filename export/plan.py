@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from livemoments.errors import CheckpointError
 from livemoments.export.conditioning import crop_position
 from livemoments.export.mmdit import MMDiT
 from livemoments.export.normalisation import replace_group_norms
@@ -184,6 +185,9 @@ class Planner:
         state = read_pickled(path)
         found = {key: tuple(value.shape) for key, value in state.items()}
         widths, depth = motion_sizes(found)
+        cell = self.configs.vae.scale * self.configs.transformer.patch_size
+        if 2 ** len(widths) != cell:
+            raise CheckpointError(path, f"shrinks a flow by {2 ** len(widths)}, one token covers {cell} px")
         with torch.device("meta"):
             encoder = MotionEncoder(widths, depth)
             check_keys(path, {k: tuple(v.shape) for k, v in encoder.state_dict().items()}, found)

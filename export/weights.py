@@ -19,6 +19,9 @@ from livemoments.reference.weights import SafetensorsFolder, check_finite
 
 M = TypeVar("M", bound=nn.Module)
 
+_REMAP_BYTES = 256 << 20
+"""After reading this much the files are opened anew: mapped pages that were read count as the process's memory."""
+
 
 class WeightSource:
     """Lazy tensors by parameter name.
@@ -36,6 +39,7 @@ class WeightSource:
         )
         self._shapes: dict[str, tuple[int, ...]] = dict(shapes)
         self._derived: dict[str, Callable[[], Tensor]] = {}
+        self._mapped_bytes = 0
 
     def __contains__(self, name: str) -> bool:
         return name in self._shapes
@@ -56,7 +60,7 @@ class WeightSource:
         if name not in self._shapes:
             raise CheckpointError(self.path, f"holds no '{name}'", fix="check that config.json and the weights match")
         derived = self._derived.get(name)
-        tensor = self._stored[name] if derived is None else derived()
+        tensor = self._read(name) if derived is None else derived()
         path = (
             self._stored.path_of(name) if derived is None and isinstance(self._stored, SafetensorsFolder) else self.path
         )
@@ -65,6 +69,14 @@ class WeightSource:
         if converted is not tensor:
             check_finite(path, {f"{name} (as {str(dtype).removeprefix('torch.')})": converted})
         return converted
+
+    def _read(self, name: str) -> Tensor:
+        if isinstance(self._stored, SafetensorsFolder) and self._mapped_bytes > _REMAP_BYTES:
+            self._stored = SafetensorsFolder(self._stored.folder)
+            self._mapped_bytes = 0
+        tensor = self._stored[name]
+        self._mapped_bytes += tensor.nbytes
+        return tensor
 
     def derive(self, name: str, tensor: Tensor) -> None:
         """Add or replace a tensor by a computed one, which is kept in memory."""

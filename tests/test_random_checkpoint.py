@@ -247,7 +247,7 @@ def test_attention_selects_but_not_one_key(loaded: Reference, monkeypatch: pytes
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watch)
     restore(loaded, torch.zeros(2, 16, 32, 32))
     assert len(shares) == 8
-    assert 0.005 < min(shares)  # the share of keys that count: 1 for uniform attention
+    assert min(shares) > 0.005  # the share of keys that count: 1 for uniform attention
     assert max(shares) < 0.7
 
 
@@ -256,12 +256,12 @@ INERT = 1e-4
 
 
 def inert(holder: nn.Module, run: Callable[[], list[Tensor]]) -> set[str]:
-    """Names of the parameters whose growth by half leaves every output as it was."""
+    """Names of the parameters that can change (half of the neighbour added to each value) while no output does."""
     base = run()
     found = set()
     for name, parameter in holder.named_parameters():
         kept = parameter.data
-        parameter.data = kept * 1.5
+        parameter.data = kept + 0.5 * kept.flatten().roll(1).view_as(kept)
         moved = max(float((new - old).norm() / old.norm()) for new, old in zip(run(), base, strict=True))
         parameter.data = kept
         if moved < INERT:
@@ -296,7 +296,7 @@ def test_every_weight_of_the_transformers_matters(loaded: Reference) -> None:
 
 
 @torch.no_grad()
-def test_every_weight_of_vae_and_raft_matters(loaded: Reference) -> None:
+def test_every_weight_of_vae_and_raft_matters(loaded: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     image = smooth_images()[..., :64, :64]
     latent = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(4))
     autoencoder = loaded.vae.autoencoder
@@ -306,6 +306,7 @@ def test_every_weight_of_vae_and_raft_matters(loaded: Reference) -> None:
 
     # a bias that all keys share shifts every logit of a query alike
     assert {name for name in inert(autoencoder, both) if not name.endswith("to_k.bias")} == set()
+    monkeypatch.setattr(loaded.flow, "iterations", 4)
     before_norm = ("conv1.bias", "conv2.bias", "downsample.0.bias")  # instance normalisation takes a bias out again
     unread = inert(loaded.flow, lambda: [loaded.flow(image[:1], image[1:])])
     assert {name for name in unread if not name.endswith(before_norm)} == set()

@@ -20,6 +20,7 @@ from livemoments.reference.checkpoint import load_reference, read_configs, read_
 from livemoments.reference.layout import CheckpointFiles, locate
 from livemoments.runtime.backends.base import Backend, to_host
 from livemoments.runtime.backends.ort import OrtBackend
+from livemoments.runtime.images import write_image
 from livemoments.runtime.inputs import ImageSource, RestoreInputs, load_inputs
 from livemoments.runtime.restore import RestoreResult, restore
 from livemoments.types import ReferencePolicy, Size, Stage
@@ -146,6 +147,7 @@ def validate(
     seed: int = 0,
     provider: str = "cpu",
     limits: str | os.PathLike[str] | None = None,
+    pictures: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
 ) -> ParityReport:
     """Compare a bundle with the PyTorch reference.
@@ -159,12 +161,14 @@ def validate(
         seed: of the inputs and the noise.
         provider: what runs the engines.
         limits: a limits file instead of the shipped ``validate/limits.toml``.
+        pictures: a folder for the restored photo of both, ``engine.png`` and ``reference.png``.
         progress: where to report.
 
     Raises:
         BundleError: the bundle cannot be trusted, or belongs to another checkpoint.
         CheckpointError: the checkpoint cannot be loaded.
         ImageError: an image cannot be used.
+        OutputError: the pictures cannot be written.
         EngineError: an engine cannot be loaded, or its outputs are not finite.
         ResourceError: the reference does not fit in memory.
     """
@@ -177,7 +181,7 @@ def validate(
     result = None
     if {str(stage) for stage in Stage} <= set(opened.manifest.stages):
         inputs = _photo_inputs(opened, frame, photo, photo_frame, seed)
-        result = _check_photo(opened, files, inputs, allowed, seed, backend, progress)
+        result = _check_photo(opened, files, inputs, allowed, seed, backend, pictures, progress)
     manifest = opened.manifest
     return ParityReport(
         str(opened.path), str(checkpoint), manifest.precision, f"{backend.name}:{backend.provider}", stages, result
@@ -262,6 +266,7 @@ def _check_photo(
     limits: PrecisionLimits,
     seed: int,
     backend: Backend,
+    pictures: str | os.PathLike[str] | None,
     progress: Progress,
 ) -> PhotoResult:
     policy = bundle.manifest.reference_policy
@@ -295,7 +300,10 @@ def _check_photo(
     exact = None
     if not ReferencePolicy.parse(policy).exact:
         exact = psnr_db(stitched / 2, run("per-step")[1] / 2)
-    expected_bytes = np.rint(expected.result.numpy() * 255)
+    expected_bytes = np.rint(expected.result.numpy() * 255).astype(np.uint8)
+    if pictures is not None:
+        write_image(Path(pictures) / "engine.png", result.image)
+        write_image(Path(pictures) / "reference.png", expected_bytes)
     seconds = sorted(result.timings.tile_seconds)
     return PhotoResult(
         width=inputs.size.width,

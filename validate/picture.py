@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from livemoments.runtime.images import write_image
 
-_PANEL_WIDTH_PX = 480
+_PANEL_WIDTH_PX = 400
 _GAP_PX = 10
 _CAPTION_PX = 40
 _FONT_PX = 17

@@ -124,4 +124,5 @@ def _degrade(image: np.ndarray, blur: np.ndarray, scale: int, rng: np.random.Gen
     noisy = small + rng.normal(0, NOISE_SIGMA, small.shape)
     pixels = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
     _, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+    decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), dtype=np.uint8)
+    return np.ascontiguousarray(decoded[..., ::-1])

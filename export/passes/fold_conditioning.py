@@ -36,8 +36,8 @@ def fold_conditioning(network: MMDiT, weights: WeightSource, timesteps: Sequence
     if network.time_text_embed is None:
         return PassReport(NAME, False, before, before, "the conditioning is folded already")
     embedding = weights.materialise(network.time_text_embed, "time_text_embed.")
-    points = torch.tensor(timesteps, dtype=torch.float64)
-    conditioning = embedding(points, weights.get("pooled", torch.float64))
+    pooled = weights.get("pooled", torch.float64)
+    conditioning = embedding(torch.tensor(timesteps, dtype=torch.float64, device=pooled.device), pooled)
     found = [(name, module) for name, module in network.named_modules() if isinstance(module, Modulation)]
     for name, module in found:
         _fold_one(network, name, module, weights, conditioning)

@@ -51,8 +51,8 @@ def _fuse(model: ir.Model, node: ir.Node) -> bool:
         attributes.append(ir.AttrFloat32("scale", scale))
     fused = ir.Node(DOMAIN, "MultiHeadAttention", tokens, attributes, num_outputs=1, name=node.name)
     result = fused.outputs[0]
-    result.name = f"{merged.name}"
-    result.dtype, result.shape = merged.dtype, merged.shape
+    result.name = merged.name
+    result.type, result.shape = merged.type, merged.shape
     model.graph.insert_after(node, fused)
     ir.convenience.replace_all_uses_with(merged, result, replace_graph_outputs=True)
     merged.name = f"{result.name}.unfused"

@@ -1,8 +1,8 @@
 """Repeat the iteration between two marks, so that a recurrent network is traced twice and not twenty times.
 
-Requires: a graph with exactly two ``livemoments::IterationEnd`` nodes of equal outputs, the second depending on the first.
-Ensures: what lies between them appears ``repeats`` times, each fed with the one before; no mark is left. The result is the
-graph that tracing all iterations would give: values that do not depend on the first mark are shared.
+Requires: a graph with two ``livemoments::IterationEnd`` nodes of equal outputs, the second depending on the first.
+Ensures: what lies between them appears ``repeats`` times, each fed with the one before; no mark is left. The result is
+the graph that tracing all iterations would give: values that do not depend on the first mark are shared.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ def _repeat(
             inputs,
             list(node.attributes.values()),
             num_outputs=len(node.outputs),
-            name=f"{node.name}.{label}",
+            name=f"{node.outputs[0].name}.{label}",
         )
         for old, new in zip(node.outputs, copy.outputs, strict=True):
-            new.name, new.dtype, new.shape = f"{old.name}.{label}", old.dtype, old.shape
+            new.name, new.type, new.shape = f"{old.name}.{label}", old.type, old.shape
             values[old] = new
         graph.insert_before(last, copy)
     return [values.get(value, value) for value in last.inputs]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from livemoments.errors import OutputError
+from livemoments.errors import OutputError, ResourceError
+
+_PARTIAL = ".partial-"
+_RETIRED = ".old-"
+_REPLACED = "replaced"
 
 
 class StagedFolder:
@@ -24,18 +30,32 @@ class StagedFolder:
         self.committed = False
 
     def publish(self) -> None:
-        """Flush every file to the disk and move the folder into place, replacing an older one in one rename each."""
-        for file in self.folder.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        retired = None
-        if self.destination.exists():
-            retired = Path(tempfile.mkdtemp(dir=self.destination.parent, prefix=f".{self.destination.name}.old-"))
-            self.destination.rename(retired / "replaced")
-        self.folder.rename(self.destination)
-        self.committed = True
-        if retired is not None:
-            shutil.rmtree(retired, ignore_errors=True)
+        """Flush every file to the disk and move the folder into place, replacing an older one in one rename each.
+
+        Where the second rename fails or is interrupted, the older folder is put back. A process killed between the
+        two leaves it hidden; :func:`restore_retired` puts it back on the next write.
+
+        Raises:
+            OutputError: the folder cannot be moved into place.
+            ResourceError: the disk is full.
+        """
+        with _output_errors(self.destination):
+            for file in self.folder.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            retired = None
+            try:
+                if self.destination.exists():
+                    retired = _hidden_folder(self.destination, _RETIRED)
+                    self.destination.rename(retired / _REPLACED)
+                self.folder.rename(self.destination)
+            except BaseException:
+                if retired is not None:
+                    _put_back(retired, self.destination)
+                raise
+            self.committed = True
+            if retired is not None:
+                shutil.rmtree(retired, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -47,28 +67,67 @@ def stage_folder(destination: Path) -> Iterator[Path]:
     Raises:
         OutputError: the parent cannot be written.
     """
-    prefix = f".{destination.name}.partial-"
-    try:
+    with _output_errors(destination.parent):
         destination.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(destination.parent, prefix)
-        folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f"{prefix}{os.getpid()}-"))
-    except OSError as error:
-        raise OutputError(
-            destination.parent, f"cannot be written ({error.strerror})", fix="choose another folder"
-        ) from None
-    folder.chmod(0o755)
+        restore_retired(destination)
+        remove_leftovers(destination.parent, f".{destination.name}{_PARTIAL}")
+        folder = _hidden_folder(destination, _PARTIAL)
+        folder.chmod(0o755)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def restore_retired(destination: Path) -> None:
+    """Put back what a process that was killed while it replaced ``destination`` had moved away, and tidy up after it.
+
+    Of several, the newest is put back; nothing is touched where ``destination`` is there.
+    """
+    prefix = f".{destination.name}{_RETIRED}"
+    dead = [path for path in _matching(destination.parent, prefix) if _is_leftover(path, prefix)]
+    for path in sorted(dead, key=lambda found: found.stat().st_mtime_ns, reverse=True):
+        _put_back(path, destination)
+    remove_leftovers(destination.parent, prefix)
+
+
 def remove_leftovers(parent: Path, prefix: str) -> None:
     """Remove files and folders named ``{prefix}{pid}-…`` whose process is gone."""
-    for path in parent.glob(f"{prefix}*"):
-        pid = path.name[len(prefix) :].split("-")[0]
-        if pid.isdigit() and not _is_running(int(pid)):
+    for path in _matching(parent, prefix):
+        if _is_leftover(path, prefix):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _matching(parent: Path, prefix: str) -> list[Path]:
+    return list(parent.glob(f"{glob.escape(prefix)}*"))
+
+
+def _is_leftover(path: Path, prefix: str) -> bool:
+    pid = path.name[len(prefix) :].split("-")[0]
+    return pid.isdigit() and not _is_running(int(pid))
+
+
+def _hidden_folder(destination: Path, mark: str) -> Path:
+    return Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}{mark}{os.getpid()}-"))
+
+
+def _put_back(retired: Path, destination: Path) -> None:
+    """Undo a retirement; where that is impossible the older folder stays in its hidden place."""
+    with contextlib.suppress(OSError):
+        if not os.path.lexists(destination) and (retired / _REPLACED).exists():
+            (retired / _REPLACED).rename(destination)
+        retired.rmdir()  # fails, as it should, while something is left in it
+
+
+@contextlib.contextmanager
+def _output_errors(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"the disk of {place} is full", fix="free some space, or choose another disk") from None
+        reason = error.strerror or str(error)
+        raise OutputError(place, f"cannot be written ({reason})", fix="choose another folder") from None
 
 
 def _is_running(pid: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from livemoments.export.conditioning import Modulation
-from livemoments.export.mmdit import MMDiT
+from livemoments.export.mmdit import JointBlock, MMDiT
 
 
 def network_flops(network: MMDiT, *, batch: int, reference_tokens: int = 0) -> int:
@@ -31,6 +31,8 @@ def network_flops(network: MMDiT, *, batch: int, reference_tokens: int = 0) -> i
     if network.context_embedder is not None:
         total += _linears(network.context_embedder, rows=text_tokens)  # one prompt for all tiles
     for block in network.transformer_blocks:
+        if not isinstance(block, JointBlock):
+            raise TypeError(f"cannot count a {type(block).__name__}")
         total += sum(_linears(m, rows=1) for m in (block.norm1, block.norm1_context) if isinstance(m, Modulation))
         attn = block.attn
         image_parts = [attn.to_q, attn.to_k, attn.to_v, attn.to_out, block.ff]

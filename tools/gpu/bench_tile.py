@@ -75,6 +75,7 @@ class Tile:
         self.reference = build_network(setup, "reference", way)
         self.restoration = build_network(setup, "restoration", way)
         self._whens = whens(setup, way)
+        self._motion_step: Callable[..., Sequence[Tensor]] = self._run_motion
         self._reference_step: Callable[..., Sequence[Tensor]] = self._run_reference
         self._restoration_step: Callable[..., Sequence[Tensor]] = self._run_restoration
         if "compile" in mode:
@@ -95,19 +96,21 @@ class Tile:
         return (restore_step(self.restoration, latent, when, biases, kv),)
 
     def capture(self) -> None:
-        """Run both networks as CUDA graphs from now on."""
-        # Copies: the graphs write into their static inputs.
-        when, latent = self._whens[0].clone(), self.inputs.latent.clone()
+        """Run everything as CUDA graphs from now on; one graph's outputs are the next one's static inputs."""
+        when, other = self._whens[0].clone(), self._whens[0].clone()
+        self._motion_step = Graphed(self._run_motion, (self.inputs.flow.clone(),))
+        motion = self._motion_step(self.inputs.flow)
         self._reference_step = Graphed(self._run_reference, (self.inputs.reference.clone(), when))
-        kv = self._reference_step(self.inputs.reference, self._whens[0])
-        self._restoration_step = Graphed(
-            self._run_restoration, (latent, when.clone(), *(m.clone() for m in self.motion()), *kv)
-        )
+        kv = self._reference_step(self.inputs.reference, when)
+        self._restoration_step = Graphed(self._run_restoration, (self.inputs.latent.clone(), other, *motion, *kv))
 
-    def motion(self) -> list[Tensor]:
-        """What a step takes of the motion: the embeddings in upstream's way, in ours the projected biases."""
-        embeddings = self.encoder(self.inputs.flow)
+    def _run_motion(self, flow: Tensor) -> Sequence[Tensor]:
+        embeddings = self.encoder(flow)
         return self.projections(embeddings) if self.way == "ours" else embeddings
+
+    def motion(self) -> Sequence[Tensor]:
+        """What a step takes of the motion: the embeddings in upstream's way, in ours the projected biases."""
+        return self._motion_step(self.inputs.flow)
 
     def reference_step(self, step: int) -> Sequence[Tensor]:
         """Keys and values at one step's timestep."""

@@ -26,6 +26,9 @@ from livemoments.progress import Progress
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the inputs and the noise."
 )
 @click.option("--limits", metavar="FILE", type=PATH, help="Limits (TOML) instead of those that ship with the package.")
+@click.option(
+    "--pictures", metavar="DIR", type=PATH, help="Folder for both restored photos, engine.png and reference.png."
+)
 @click.option("-o", "--output", metavar="REPORT", type=PATH, help="Also write the report to this file, as JSON.")
 @provider_option
 @result_options
@@ -37,6 +40,7 @@ def command(
     photo_frame: Path | None,
     seed: int,
     limits: Path | None,
+    pictures: Path | None,
     output: Path | None,
     provider: str,
     as_json: bool,
@@ -46,8 +50,8 @@ def command(
 
     Both get the same inputs and the same noise. Every stage's relative L2 error and the photo's PSNR against the
     reference's result are held against the limits for the bundle's precision; one line each says what was measured and
-    what is allowed. Without --frame and --photo a synthetic pair is restored. Exit code 1 if a limit is missed. Parity says that the export is faithful, not that the pictures
-    are good.
+    what is allowed. Without --frame and --photo a synthetic pair is restored. Exit code 1 if a limit is missed. Parity
+    says that the export is faithful, not that the pictures are good.
 
     Needs the extra 'validate', and memory for the reference in float32. With --json: the report as one document.
 
@@ -73,6 +77,7 @@ def command(
             seed=seed,
             provider=provider,
             limits=limits,
+            pictures=pictures,
             progress=progress,
         )
     if output is not None:
