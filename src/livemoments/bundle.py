@@ -11,24 +11,32 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from livemoments.errors import BundleError, OutputError
+from livemoments.errors import BundleError, FileError, OutputError, UsageError
 from livemoments.manifest import SCHEMA_VERSION, FileEntry, Graph, Manifest, StageEntry
-from livemoments.staging import StagedFolder, stage_folder
+from livemoments.staging import StagedFolder, restore_retired, stage_folder
 from livemoments.staging import remove_leftovers as remove_leftovers
-from livemoments.types import Size, Stage
+from livemoments.types import ReferencePolicy, Size, Stage
 
 MANIFEST_NAME = "manifest.json"
 _READ_BYTES = 1 << 22
+_EXPORT_AGAIN = "export the bundle again"
 
 
 def hash_file(path: Path) -> FileEntry:
-    """Size and SHA-256 of a file, read in 4 MiB pieces."""
+    """Size and SHA-256 of a file, read in 4 MiB pieces.
+
+    Raises:
+        FileError: it cannot be read.
+    """
     digest = hashlib.sha256()
     total = 0
-    with path.open("rb") as stream:
-        while piece := stream.read(_READ_BYTES):
-            digest.update(piece)
-            total += len(piece)
+    try:
+        with path.open("rb") as stream:
+            while piece := stream.read(_READ_BYTES):
+                digest.update(piece)
+                total += len(piece)
+    except OSError as error:
+        raise FileError(path, f"cannot be read ({error.strerror})", fix="check its permissions and the disk") from None
     return FileEntry(sha256=digest.hexdigest(), bytes=total)
 
 
@@ -51,8 +59,9 @@ class Bundle:
             verify_hashes: read every file and compare its SHA-256 (sizes are compared in any case).
 
         Raises:
-            BundleError: not a bundle, an unknown schema version, a path that leaves the folder, a missing file,
-                a wrong size or hash.
+            BundleError: not a bundle, an unknown schema version, a malformed manifest, a path that leaves the folder,
+                a missing file, a wrong size or hash.
+            FileError: a file of the bundle cannot be read.
         """
         folder = Path(path)
         manifest = _read_manifest(folder)
@@ -108,20 +117,24 @@ def open_bundle(path: str | os.PathLike[str], *, verify_hashes: bool = True) -> 
 
 
 def _read_manifest(folder: Path) -> Manifest:
-    if not folder.exists():
-        raise BundleError(folder, "no such bundle", fix="make one with 'livemoments export CHECKPOINT -o BUNDLE'")
     file = folder / MANIFEST_NAME
-    if not folder.is_dir() or not file.is_file():
-        raise BundleError(
-            folder,
-            f"not a bundle: there is no {MANIFEST_NAME} in it",
-            fix="name the folder that 'livemoments export' wrote; if an export was interrupted, run it again",
-        )
-    text = file.read_bytes()
+    try:
+        if not folder.exists():
+            raise BundleError(folder, "no such bundle", fix="make one with 'livemoments export CHECKPOINT -o BUNDLE'")
+        if not folder.is_dir() or not file.is_file():
+            raise BundleError(
+                folder,
+                f"not a bundle: there is no {MANIFEST_NAME} in it",
+                fix="name the folder that 'livemoments export' wrote; if an export was interrupted, run it again",
+            )
+        text = file.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BundleError(file, f"cannot be read ({reason})", fix="check the path and its permissions") from None
     try:
         found = json.loads(text)
-    except ValueError as error:
-        raise BundleError(file, f"not valid JSON ({error})", fix="export the bundle again") from None
+    except (ValueError, RecursionError) as error:
+        raise BundleError(file, f"not valid JSON ({error})", fix=_EXPORT_AGAIN) from None
     version = found.get("schema_version") if isinstance(found, dict) else None
     if version != SCHEMA_VERSION:
         raise BundleError(
@@ -130,9 +143,32 @@ def _read_manifest(folder: Path) -> Manifest:
             fix="use the release that wrote it, or export again",
         )
     try:
-        return msgspec.json.decode(text, type=Manifest)
-    except msgspec.ValidationError as error:
-        raise BundleError(file, f"the manifest is malformed: {error}", fix="export the bundle again") from None
+        manifest = msgspec.json.decode(text, type=Manifest)
+        _check_values(manifest)
+    except (msgspec.MsgspecError, UsageError, ValueError) as error:
+        reason = error.message if isinstance(error, UsageError) else str(error)
+        raise BundleError(file, f"the manifest is malformed: {reason}", fix=_EXPORT_AGAIN) from None
+    return manifest
+
+
+def _check_values(manifest: Manifest) -> None:
+    """What the types do not say: sizes and policies that parse, steps that are points of the schedule.
+
+    Raises:
+        UsageError, ValueError: naming the value.
+    """
+    ReferencePolicy.parse(manifest.reference_policy)
+    sizes = [g.size for entry in manifest.stages.values() for g in entry.graphs]
+    for text in [*manifest.tiles, *(size for size in sizes if size != "any")]:
+        Size.parse(text)
+    if unknown := sorted(set(manifest.stages) - {str(stage) for stage in Stage}):
+        raise ValueError(f"stages that do not exist: {', '.join(unknown)}")
+    schedule = manifest.schedule
+    for steps, plan in schedule.plans.items():
+        if not plan or not all(0 <= point < len(schedule.points) for point in plan):
+            raise ValueError(f"the schedule has {len(schedule.points)} points, its plan for {steps} steps uses {plan}")
+    if str(schedule.default_steps) not in schedule.plans:
+        raise ValueError(f"the schedule has no plan for its own default of {schedule.default_steps} steps")
 
 
 def _check_paths(folder: Path, manifest: Manifest) -> None:
@@ -142,17 +178,23 @@ def _check_paths(folder: Path, manifest: Manifest) -> None:
     for name in [*manifest.files, *named]:
         parts = PurePosixPath(name)
         escapes = parts.is_absolute() or ".." in parts.parts or "\\" in name or not name
+        if "\0" in name:
+            raise BundleError(folder / MANIFEST_NAME, f"names {name!r}, which is no file name", fix=_EXPORT_AGAIN)
         if escapes or not (folder / name).resolve().is_relative_to(root):
-            raise BundleError(folder / MANIFEST_NAME, f"names '{name}', which leaves the bundle's folder")
+            raise BundleError(
+                folder / MANIFEST_NAME,
+                f"names '{name}', which leaves the bundle's folder",
+                fix="do not use this bundle unless you trust who made it; export again",
+            )
     for name in named:
         if name not in manifest.files:
-            raise BundleError(folder / MANIFEST_NAME, f"uses '{name}' but lists no hash for it")
+            raise BundleError(folder / MANIFEST_NAME, f"uses '{name}' but lists no hash for it", fix=_EXPORT_AGAIN)
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry, *, verify_hash: bool) -> None:
     file = folder / name
     again = "copy the bundle again, or export it again"
-    if not file.is_file():
+    if not os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises for names that are too long
         raise BundleError(file, "missing: the manifest lists this file", fix=again)
     size = file.stat().st_size
     if size != entry.bytes:
@@ -191,11 +233,21 @@ def write_bundle(destination: str | os.PathLike[str], *, overwrite: bool = False
         OutputError: the destination exists (and ``overwrite`` is false), is not a bundle, or cannot be written.
     """
     target = Path(destination).absolute()
-    if target.exists():
-        is_bundle = (target / MANIFEST_NAME).is_file()
-        is_empty = target.is_dir() and not any(target.iterdir())
-        if not is_empty and not (is_bundle and overwrite):
-            fix = "pass --overwrite to replace it" if is_bundle else "name a folder that does not exist yet"
-            raise OutputError(destination, "exists already" + ("" if is_bundle else " and is not a bundle"), fix=fix)
+    restore_retired(target)
+    _check_destination(destination, target, overwrite)
     with stage_folder(target) as folder:
         yield BundleWriter(target, folder)
+
+
+def _check_destination(destination: str | os.PathLike[str], target: Path, overwrite: bool) -> None:
+    try:
+        if not os.path.lexists(target):
+            return
+        is_bundle = (target / MANIFEST_NAME).is_file()
+        is_empty = target.is_dir() and not any(target.iterdir())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(destination, f"cannot be written ({reason})", fix="choose another folder") from None
+    if not is_empty and not (is_bundle and overwrite):
+        fix = "pass --overwrite to replace it" if is_bundle else "name a folder that does not exist yet"
+        raise OutputError(destination, "exists already" + ("" if is_bundle else " and is not a bundle"), fix=fix)

@@ -55,6 +55,8 @@ class StagedFolder:
                 raise
             self.committed = True
             if retired is not None:
+                # Renamed first: a process killed while it deletes must leave nothing that would be put back.
+                (retired / _REPLACED).rename(retired / "deleted")
                 shutil.rmtree(retired, ignore_errors=True)
 
 
@@ -88,7 +90,8 @@ def restore_retired(destination: Path) -> None:
     dead = [path for path in _matching(destination.parent, prefix) if _is_leftover(path, prefix)]
     for path in sorted(dead, key=lambda found: found.stat().st_mtime_ns, reverse=True):
         _put_back(path, destination)
-    remove_leftovers(destination.parent, prefix)
+    if os.path.lexists(destination):
+        remove_leftovers(destination.parent, prefix)
 
 
 def remove_leftovers(parent: Path, prefix: str) -> None:
@@ -126,7 +129,8 @@ def _output_errors(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"the disk of {place} is full", fix="free some space, or choose another disk") from None
-        reason = error.strerror or str(error)
+        in_the_way = error.errno in (errno.EEXIST, errno.ENOTDIR)
+        reason = "a file is in the way" if in_the_way else error.strerror or str(error)
         raise OutputError(place, f"cannot be written ({reason})", fix="choose another folder") from None
 
 
