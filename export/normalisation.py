@@ -1,7 +1,12 @@
-"""Group normalisation that half-precision graphs survive.
+"""Group normalisation whose statistics survive half precision and long sums.
 
 In half precision, the sum of squares behind a variance overflows once activations' standard deviation nears 100, and
-what comes out is all zeros, without a NaN. So the statistics are taken in float32, whatever the graph's type.
+what comes out is all zeros, without a NaN. So statistics are taken in float32, of centred values.
+
+onnxruntime sums an axis one element after the other: over the 2 million elements of a group at 512 x 512 pixels, its
+InstanceNormalization, GroupNormalization and ReduceMean are off by 3e-5, and a decoder has twenty of them in a row. So
+means are taken of each row first, then of the rows' means: off by 3e-7. For 64 channels of 512 x 512 that takes 40 ms
+instead of InstanceNormalization's 20 (two cores), less than the convolution beside it.
 """
 
 from __future__ import annotations
@@ -21,11 +26,17 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...) to the same shape and type."""
-        grouped = x.float().unflatten(1, (self.groups, -1)).flatten(2)
-        normed = nn.functional.instance_norm(grouped, eps=self.eps).reshape(x.shape).to(x.dtype)
+        """(B, C, ..., W) to the same shape and type."""
+        rows = x.float().reshape(x.shape[0], self.groups, -1, x.shape[-1])
+        centred = rows - _mean(rows)
+        normed = centred * torch.rsqrt(_mean(centred * centred) + self.eps)
         channels = (-1, *[1] * (x.dim() - 2))
-        return normed * self.weight.reshape(channels) + self.bias.reshape(channels)
+        return normed.reshape(x.shape).to(x.dtype) * self.weight.reshape(channels) + self.bias.reshape(channels)
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """(B, G, R, W) to (B, G, 1, 1): of each row, then of the rows' means."""
+    return rows.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
 
 
 def replace_group_norms(root: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +34,7 @@ from livemoments.export.weights import WeightSource
 from livemoments.manifest import Schedule
 from livemoments.reference.checkpoint import Configs, Prompt, load_flow
 from livemoments.reference.layout import CheckpointFiles
-from livemoments.reference.motion import MotionEncoder, motion_sizes
+from livemoments.reference.motion import MotionEncoder, embedding_index, motion_sizes
 from livemoments.reference.weights import SafetensorsFolder, check_keys, read_pickled
 from livemoments.types import Size, Stage, TensorSpec
 
@@ -188,17 +189,20 @@ class Planner:
         cell = self.configs.vae.scale * self.configs.transformer.patch_size
         if 2 ** len(widths) != cell:
             raise CheckpointError(path, f"shrinks a flow by {2 ** len(widths)}, one token covers {cell} px")
+        dim, blocks = self.configs.transformer.dim, self.configs.transformer.num_layers
+        if widths[-1] != dim or embedding_index(blocks - 1) >= depth:
+            raise CheckpointError(path, f"is {widths[-1]} wide with {depth} blocks; {blocks} blocks of {dim} need more")
         with torch.device("meta"):
             encoder = MotionEncoder(widths, depth)
             check_keys(path, {k: tuple(v.shape) for k, v in encoder.state_dict().items()}, found)
-            module = MotionStage(encoder, self.configs.transformer.num_layers).to(self.dtype)
+            module = MotionStage(encoder, dim, blocks).to(self.dtype)
         weights = WeightSource(state, path)
         folder = SafetensorsFolder(self.files.transformer)
         main = WeightSource(folder, self.files.transformer)
-        dim, grid = self.configs.transformer.dim, self._grid(size)
-        for index in range(self.configs.transformer.num_layers):
+        grid = self._grid(size)
+        for index in range(blocks):
             name = _POINT_PROJ.format(index)
-            weights.derive_lazily(name, (dim, dim), lambda name=name: main.get(name))
+            weights.derive_lazily(name, (dim, dim), functools.partial(main.get, name))
 
         def weight_name(parameter: str) -> str:
             parts = parameter.split(".")

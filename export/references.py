@@ -79,7 +79,8 @@ class References:
         self.files, self.configs, self.prompt = files, configs, prompt
         self.schedule, self.kv_layout = schedule, kv_layout
         self.seed, self.batch = seed, batch
-        self.latents = functools.cache(self._latents)
+        self.latents = functools.lru_cache(maxsize=1)(self._latents)
+        self._motion_of = functools.lru_cache(maxsize=1)(self._embed_motion)
 
     def case(self, stage: Stage, size: Size, point: int = 0) -> Case:
         """Inputs and outputs of one stage for tiles of one size; ``point`` matters to the two transformers only."""
@@ -140,23 +141,21 @@ class References:
     def _tile_flow(self, size: Size) -> np.ndarray:
         return natural_image(self._rng("tile flow", size), self.batch, 2, size) * _FLOW_STD_PX
 
-    def _embeddings(self, size: Size) -> list[Tensor]:
+    def _embed_motion(self, size: Size) -> tuple[list[Tensor], np.ndarray]:
+        """The embedding of every block, and the stage's output."""
         encoder = load_motion_encoder(self.files, self.configs.transformer, torch.float32, _CPU)
         found = encoder(torch.from_numpy(self._tile_flow(size)))
-        return [found[embedding_index(block)] for block in range(self.configs.transformer.num_layers)]
-
-    def _motion_bias(self, embeddings: list[Tensor]) -> np.ndarray:
+        embeddings = [found[embedding_index(block)] for block in range(self.configs.transformer.num_layers)]
         weights = self._source(Stage.RESTORATION)
         bias = [
             F.layer_norm(motion, motion.shape[-1:])
             @ weights.get(f"transformer_blocks.{block}.attn.processor.point_proj.weight").T
             for block, motion in enumerate(embeddings)
         ]
-        return torch.stack(bias).numpy()
+        return embeddings, torch.stack(bias).numpy()
 
     def _motion(self, size: Size) -> Case:
-        bias = self._motion_bias(self._embeddings(size))
-        return Case({"flow": self._tile_flow(size)}, {"motion_bias": bias})
+        return Case({"flow": self._tile_flow(size)}, {"motion_bias": self._motion_of(size)[1]})
 
     def _source(self, stage: Stage) -> WeightSource:
         folder = self.files.transformer_ref if stage == Stage.REFERENCE else self.files.transformer
@@ -190,7 +189,7 @@ class References:
 
     def _restoration(self, size: Size, point: int) -> Case:
         kept = self._keys_values(size, point)
-        embeddings = self._embeddings(size)
+        embeddings, motion_bias = self._motion_of(size)
         with torch.device("meta"):
             network = RestorationNet(self.configs.transformer)
         z_t = self.latents(size)["z_t"]
@@ -200,7 +199,7 @@ class References:
         inputs: Mapping[str, np.ndarray] = {
             "latent": z_t,
             "step": np.array(point, dtype=np.int64),
-            "motion_bias": self._motion_bias(embeddings),
+            "motion_bias": motion_bias,
             **self._name_keys_values(kept),
         }
         return Case(dict(inputs), {"velocity": velocity.numpy()}, point)

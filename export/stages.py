@@ -105,14 +105,13 @@ class MotionStage(nn.Module):
     ``motion_bias[i] = point_proj_i(LayerNorm(embedding of block i))``: constant over the steps, so it is computed here.
     """
 
-    def __init__(self, encoder: MotionEncoder, blocks: int) -> None:
+    def __init__(self, encoder: MotionEncoder, dim: int, blocks: int) -> None:
         super().__init__()
-        dim = encoder.blocks[-1][0].out_channels if len(encoder.blocks) > 1 else encoder.blocks[0][-2].out_channels
         self.blocks = encoder.blocks
         self.point_proj = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(blocks))
 
     def forward(self, flow: Tensor) -> Tensor:
-        features = flow.to(self.blocks[0][0].weight.dtype)
+        features = flow.to(next(self.parameters()).dtype)
         normed = []
         for block in self.blocks[: embedding_index(len(self.point_proj) - 1) + 1]:
             features = block(features)

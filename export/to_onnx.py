@@ -221,7 +221,13 @@ class WeightsFile:
         data = tensor.tobytes()
         self._stream.write(data)
         external = ir.ExternalTensor(
-            self.path.name, offset, len(data), tensor.dtype, shape=tensor.shape, name=name, base_dir=self.path.parent
+            self.path.name,
+            offset,
+            len(data),
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape),
+            name=name,
+            base_dir=self.path.parent,
         )
         self._written[name] = external
         return external

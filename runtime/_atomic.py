@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from livemoments.bundle import remove_leftovers
 from livemoments.errors import OutputError
+from livemoments.staging import PARTIAL, remove_leftovers
 
 _FIX = "choose another output"
-_MAX_NAME_CHARS = 80  # of the output's name in the temporary one: file systems stop at 255 bytes
+_MAX_NAME_CHARS = 50  # of the output's name in the temporary one: up to 200 bytes; file systems stop at 255
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -27,7 +26,9 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """
     target = _resolve(path)
     with _errors(path):
-        temporary = _temporary(target)
+        _check_in_the_way(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(target.parent, target.name)
         try:
             with temporary.open("xb") as stream:
                 stream.write(data)
@@ -40,14 +41,16 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Make the folder, and try a temporary file there.
+    """Try a temporary file there, or in the nearest folder that exists: the missing ones are made when it is written.
 
     Raises:
         OutputError: a file cannot be written at this place.
     """
     target = _resolve(path)
     with _errors(path):
-        temporary = _temporary(target)
+        _check_in_the_way(target)
+        folder = next(parent for parent in target.parents if os.path.lexists(parent))
+        temporary = _temporary(folder, target.name)
         try:
             temporary.open("xb").close()
         finally:
@@ -67,14 +70,16 @@ def _errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OutputError(path, f"cannot be written ({error.strerror or error})", fix=_FIX) from None
 
 
-def _temporary(target: Path) -> Path:
-    """A free name beside the target; checks what a rename would not: a folder or a read-only file in the way."""
+def _check_in_the_way(target: Path) -> None:
+    """What a rename would not find: a folder, or a read-only file of that name."""
     if target.is_dir():
         raise OutputError(target, "is a folder", fix="add a file name")
     if target.exists() and not os.access(target, os.W_OK):
         raise OutputError(target, "exists and is read-only", fix=_FIX)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # remove_leftovers takes a glob pattern, so the pattern's characters are replaced
-    prefix = f".{re.sub(r'[][*?]', '_', target.name)[:_MAX_NAME_CHARS]}.partial-"
-    remove_leftovers(target.parent, prefix)
-    return target.parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _temporary(folder: Path, name: str) -> Path:
+    """A free name; what killed writers of ``name`` left in the folder is removed."""
+    prefix = f".{name[:_MAX_NAME_CHARS]}{PARTIAL}"
+    remove_leftovers(folder, prefix)
+    return folder / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"

@@ -198,7 +198,7 @@ def write_image(
 
 
 def ensure_writable(path: str | os.PathLike[str]) -> None:
-    """Check before long work that an image can be written at this place; makes missing folders.
+    """Check before long work that an image can be written at this place; leaves nothing there.
 
     Raises:
         UsageError: the suffix is not one that :func:`write_image` knows.

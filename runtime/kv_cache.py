@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from livemoments.bundle import remove_leftovers
 from livemoments.errors import OutputError, ResourceError
 from livemoments.runtime.kv_store import Codec, NativeCodec
+from livemoments.staging import remove_leftovers
 
 _MAGIC = b"livemoments-kv 1\n"
 _DIGEST_BYTES = 32

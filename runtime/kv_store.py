@@ -18,9 +18,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from livemoments.bundle import remove_leftovers
 from livemoments.errors import OutputError, ResourceError, UsageError
 from livemoments.runtime.backends.base import Array, to_host
+from livemoments.staging import remove_leftovers
 
 KvKey = tuple[int, int]
 """(number of the tile batch within its group, schedule point)."""

@@ -1,8 +1,10 @@
-"""Shared test helpers: modules beside the tests (``fake_bundle``) can be imported by name."""
+"""Shared fixtures; modules beside the tests (``fake_bundle``) can be imported by name."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,54 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random checkpoint of the smallest size, made once per session; tests must not change it."""
-    from livemoments.reference.random_checkpoint import make_checkpoint  # torch: only where it is needed
+def tiny_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint of the smallest size, made once per run; tests must not change it."""
 
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", size="tiny", seed=0)
+    def make(place: Path) -> None:
+        from livemoments.reference.random_checkpoint import make_checkpoint  # torch: only where it is needed
+
+        make_checkpoint(place, size="tiny", seed=0)
+
+    return _once_per_run(request, tmp_path_factory, "tiny_checkpoint", make)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
+) -> Path:
+    """That checkpoint exported for 256-pixel tiles, without comparing it; made once per run, must not be changed."""
+
+    def make(place: Path) -> None:
+        from livemoments.export.pipeline import export_bundle
+        from livemoments.types import Size
+
+        export_bundle(tiny_checkpoint, place, tiles=(Size(256, 256),), overlap=32, steps=(3, 6), verify="none")
+
+    return _once_per_run(request, tmp_path_factory, "tiny_bundle", make)
+
+
+def _once_per_run(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    make: Callable[[Path], None],
+) -> Path:
+    """A folder that the first process to need it makes; pytest-xdist's other workers wait for it."""
+    is_worker = hasattr(request.config, "workerinput")
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if is_worker else base) / name
+    with _locked(place.with_suffix(".lock")):
+        if not place.exists():  # both makers write whole folders or none
+            make(place)
+    return place
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError as error:
+        raise RuntimeError("on this system run pytest without -n: there is no lock between its workers") from error
+    with file.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -1,4 +1,4 @@
-"""Checking engines against the reference. The package itself can be called: ``livemoments.validate(bundle, checkpoint)``.
+"""Checking engines against the reference. The package can be called: ``livemoments.validate(bundle, checkpoint)``.
 
 The function and the package share their name by design (``livemoments.validate`` is the public function, ``validate/``
 the folder); once a module of the package is imported, Python binds the package to that name, so it must be callable.

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
+import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from livemoments.errors import EngineError
 from livemoments.version import __version__
 
+_LAUNCHER = """
+import os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+wall_s = time.perf_counter() - started
+with open(sys.argv[1], "w") as stream:
+    stream.write(f"{os.waitstatus_to_exitcode(status)} {wall_s} {usage.ru_maxrss}")
+"""
 _RSS_UNIT_BYTES = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
 
 
@@ -27,27 +38,28 @@ class ProcessCost:
 
 
 def measure_process(command: Sequence[str]) -> ProcessCost:
-    """Run a command as a fresh process and read its peak resident set from the operating system (POSIX only)."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        started = time.perf_counter()
-        process = subprocess.Popen(list(command), stdout=out, stderr=err, stdin=subprocess.DEVNULL)
+    """Run a command as a fresh process and read its peak resident set from the operating system (POSIX only).
+
+    A process inherits the peak of the one that forked it, so the command is started by a small launcher and not by
+    the caller, which may be large.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.NamedTemporaryFile() as measured:
+        launcher = [sys.executable, "-S", "-c", _LAUNCHER, measured.name, *command]
+        process = subprocess.Popen(launcher, stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
-            _, status, usage = os.wait4(process.pid, 0)
+            process.wait()
         except BaseException:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
-        wall_s = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
-        return ProcessCost(
-            process.returncode,
-            wall_s,
-            usage.ru_maxrss * _RSS_UNIT_BYTES,
-            out.read().decode(errors="replace"),
-            err.read().decode(errors="replace"),
-        )
+        texts = [stream.read().decode(errors="replace") for stream in (out, err)]
+        found = measured.read().split()
+        if len(found) != 3:
+            raise EngineError(f"'{command[0]}' could not be started: {texts[1].strip()}")
+        returncode, wall_s, peak = int(found[0]), float(found[1]), int(found[2])
+        return ProcessCost(returncode, wall_s, peak * _RSS_UNIT_BYTES, *texts)
 
 
 def describe_machine() -> dict[str, str | int]:

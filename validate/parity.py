@@ -117,9 +117,7 @@ class ParityReport:
 
     def to_text(self) -> str:
         """The report for people: a line per stage, one for the photo, one for the verdict."""
-        lines = [
-            f"      {'stage':<14} {'tile':<10} {'precision':<9}  {'relative L2':>11}  {'limit':>7}  worst output"
-        ]
+        lines = [f"      {'stage':<14} {'tile':<10} {'precision':<9}  {'relative L2':>11}  {'limit':>7}  worst output"]
         for stage in self.stages:
             lines.append(
                 f"{'ok' if stage.passed else 'FAIL':<4}  {stage.stage:<14} {stage.size:<10} {stage.precision:<9}  "

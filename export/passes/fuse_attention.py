@@ -35,7 +35,7 @@ def fuse_attention(model: ir.Model) -> PassReport:
 
 
 def _fuse(model: ir.Model, node: ir.Node) -> bool:
-    if any(value is not None for value in node.inputs[3:]) or node.attributes.get_int("is_causal", 0):
+    if any(value is not None for value in node.inputs[3:]) or _flag(node, "is_causal"):
         return False
     tokens = [_before_split(value) for value in node.inputs[:3]]
     merged = _after_merge(node.outputs[0])
@@ -59,6 +59,11 @@ def _fuse(model: ir.Model, node: ir.Node) -> bool:
     return True
 
 
+def _flag(node: ir.Node, name: str) -> bool:
+    attribute = node.attributes.get(name)
+    return attribute is not None and attribute.as_int() != 0
+
+
 def _before_split(value: ir.Value | None) -> ir.Value | None:
     """The (B, S, D) value that was reshaped to (B, S, heads, D / heads) and transposed to ``value``."""
     transpose = value.producer() if value is not None else None
@@ -68,9 +73,12 @@ def _before_split(value: ir.Value | None) -> ir.Value | None:
     if reshape is None or reshape.op_type != "Reshape" or reshape.inputs[0] is None:
         return None
     source = reshape.inputs[0]
-    split = transpose.inputs[0].shape
-    same = source.shape is not None and split is not None and len(source.shape) == 3 and len(split) == 4
-    return source if same and source.shape[2] == split[2] * split[3] else None
+    whole, split = source.shape, transpose.inputs[0].shape
+    if whole is None or split is None or len(whole) != 3 or len(split) != 4:
+        return None
+    heads, size = split[2], split[3]
+    known = isinstance(heads, int) and isinstance(size, int)
+    return source if known and whole[2] == heads * size else None
 
 
 def _after_merge(value: ir.Value) -> ir.Value | None:

@@ -14,7 +14,6 @@ import msgspec
 from livemoments.errors import BundleError, FileError, OutputError, UsageError
 from livemoments.manifest import SCHEMA_VERSION, FileEntry, Graph, Manifest, StageEntry
 from livemoments.staging import StagedFolder, restore_retired, stage_folder
-from livemoments.staging import remove_leftovers as remove_leftovers
 from livemoments.types import ReferencePolicy, Size, Stage
 
 MANIFEST_NAME = "manifest.json"
@@ -172,7 +171,7 @@ def _check_values(manifest: Manifest) -> None:
 
 
 def _check_paths(folder: Path, manifest: Manifest) -> None:
-    root = folder.resolve()
+    root = os.path.realpath(folder)
     graphs = [g for entry in manifest.stages.values() for g in entry.graphs]
     named = [n for g in graphs for n in (g.path, *g.weights)]
     for name in [*manifest.files, *named]:
@@ -180,7 +179,7 @@ def _check_paths(folder: Path, manifest: Manifest) -> None:
         escapes = parts.is_absolute() or ".." in parts.parts or "\\" in name or not name
         if "\0" in name:
             raise BundleError(folder / MANIFEST_NAME, f"names {name!r}, which is no file name", fix=_EXPORT_AGAIN)
-        if escapes or not (folder / name).resolve().is_relative_to(root):
+        if escapes or not Path(os.path.realpath(folder / name)).is_relative_to(root):
             raise BundleError(
                 folder / MANIFEST_NAME,
                 f"names '{name}', which leaves the bundle's folder",

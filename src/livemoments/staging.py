@@ -13,7 +13,8 @@ from pathlib import Path
 
 from livemoments.errors import OutputError, ResourceError
 
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"
+"""Follows the hidden name of what is being written; then the writer's process id and a dash."""
 _RETIRED = ".old-"
 _REPLACED = "replaced"
 
@@ -64,21 +65,27 @@ class StagedFolder:
 def stage_folder(destination: Path) -> Iterator[Path]:
     """The hidden folder ``.NAME.partial-PID-…`` beside ``destination``; removed on leaving, if it is still there.
 
-    A process killed outright leaves it behind; the next call for the same destination removes it.
+    A process killed outright leaves it behind; the next call for the same destination removes it. Parents that were
+    made for it and stayed empty are removed too.
 
     Raises:
         OutputError: the parent cannot be written.
+        ResourceError: the disk is full.
     """
+    made = [parent for parent in destination.parents if not os.path.lexists(parent)]
     with _output_errors(destination.parent):
         destination.parent.mkdir(parents=True, exist_ok=True)
         restore_retired(destination)
-        remove_leftovers(destination.parent, f".{destination.name}{_PARTIAL}")
-        folder = _hidden_folder(destination, _PARTIAL)
+        remove_leftovers(destination.parent, f".{destination.name}{PARTIAL}")
+        folder = _hidden_folder(destination, PARTIAL)
         folder.chmod(0o755)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            for parent in made:
+                parent.rmdir()
 
 
 def restore_retired(destination: Path) -> None:
