@@ -220,14 +220,9 @@ class WeightsFile:
         offset = self._stream.tell()
         data = tensor.tobytes()
         self._stream.write(data)
+        shape = ir.Shape(tensor.shape.numpy())
         external = ir.ExternalTensor(
-            self.path.name,
-            offset,
-            len(data),
-            tensor.dtype,
-            shape=ir.Shape(tensor.shape),
-            name=name,
-            base_dir=self.path.parent,
+            self.path.name, offset, len(data), tensor.dtype, shape=shape, name=name, base_dir=self.path.parent
         )
         self._written[name] = external
         return external

@@ -18,7 +18,7 @@ import numpy as np
 
 from livemoments.errors import FileError
 from livemoments.types import Size
-from livemoments.validate.measures import max_abs, relative_l2
+from livemoments.validate.measures import max_abs, psnr_db, relative_l2
 
 EXACT_NAMES = frozenset({"ref_patch_coords", "tile_indices", "lq_padded_shape"})
 """Whole numbers that must be equal."""
@@ -29,9 +29,10 @@ _WHOLE_PHOTO_NAMES = ("photo.stitched", "photo.before_color_fix", "photo.result"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One recorded stage: its error in ``unit`` (``rel L2``, ``levels``, ``mismatches``) and its limit.
+    """One recorded stage: its error in ``unit`` (``rel L2``, ``levels``, ``mismatches``, ``dB``) and its limit.
 
-    ``note`` says why a stage was not compared; ``error`` is then None.
+    ``dB`` is a PSNR, where more is better; everything else is an error. ``note`` says why a stage was not compared;
+    ``error`` is then None.
     """
 
     name: str
@@ -43,7 +44,9 @@ class Row:
     @property
     def passed(self) -> bool:
         """Whether the error is within the limit (NaN never is); rows not compared do not fail."""
-        return self.error is None or self.error <= self.limit
+        if self.error is None:
+            return True
+        return self.error >= self.limit if self.unit == "dB" else self.error <= self.limit
 
     def __str__(self) -> str:
         if self.error is None:
@@ -100,18 +103,20 @@ class Comparison:
     Args:
         recording: what to compare with.
         limit: largest relative L2 error.
+        image_psnr_db: least PSNR of 8-bit images; None holds them to one level everywhere.
     """
 
-    def __init__(self, recording: Recording, limit: float) -> None:
+    def __init__(self, recording: Recording, limit: float, image_psnr_db: float | None = None) -> None:
         self._recording = recording
         self._limit = limit
+        self._image_psnr_db = image_psnr_db
         self._rows: dict[str, Row] = {}
 
     def __call__(self, name: str, value: np.ndarray) -> None:
         expected = self._recording.arrays.get(name)
         if expected is None:
             return
-        self._rows[name] = compare(name, value, expected, self._limit)
+        self._rows[name] = compare(name, value, expected, self._limit, self._image_psnr_db)
 
     def rows(self, why_missing: str) -> Iterator[Row]:
         """One row per recorded stage, in the order of computation; those never observed carry ``why_missing``."""
@@ -127,12 +132,16 @@ class Comparison:
                 yield Row(name, None, 0.0, "", why_missing)
 
 
-def compare(name: str, value: np.ndarray, expected: np.ndarray, limit: float) -> Row:
-    """Compare one intermediate: exactly, in levels for 8-bit images, else by relative L2."""
+def compare(
+    name: str, value: np.ndarray, expected: np.ndarray, limit: float, image_psnr_db: float | None = None
+) -> Row:
+    """Compare one intermediate: exactly, in levels (or by PSNR) for 8-bit images, else by relative L2."""
     if value.shape != expected.shape:
         return Row(f"{name} {value.shape} != {expected.shape}", float("inf"), 0.0, "shape")
     if name in EXACT_NAMES:
         return Row(name, float(np.count_nonzero(value != expected)), 0.0, "mismatches")
+    if expected.dtype == np.uint8 and image_psnr_db is not None:
+        return Row(name, psnr_db(value, expected, peak=255), image_psnr_db, "dB")
     if expected.dtype == np.uint8:
         return Row(name, max_abs(value, expected), IMAGE_LIMIT_LEVELS, "levels")
     return Row(name, relative_l2(value, expected), limit, "rel L2")

@@ -77,7 +77,10 @@ def check_engine(recording: Recording, bundle: Bundle, *, provider: str = "cpu")
     """
     limits = load_limits(bundle.manifest.precision)
     _check_fits(recording, bundle)
-    comparison = Comparison(recording, max(limits.stage_rel_l2.values()))
+    exact_levels = bundle.manifest.precision == "fp32"
+    comparison = Comparison(
+        recording, max(limits.stage_rel_l2.values()), None if exact_levels else limits.photo_psnr_db
+    )
     observe = _by_recorded_names(comparison, bundle.manifest.model.text_tokens)
     frame = read_photo(recording.image_paths["lr"])
     restore(

@@ -225,7 +225,7 @@ def _compare_stage(
     engine = backend.open(bundle, stage, size)
     try:
         for case in cases:
-            outputs = engine.run(case.inputs)
+            outputs = engine.run(engine.cast(case.inputs))
             for name, expected in case.outputs.items():
                 value = to_host(outputs[name])
                 error = relative_l2(value, expected)

@@ -149,8 +149,7 @@ class OrtBackend(Backend):
         self._providers = list(dict.fromkeys([self._ort_name, *fallbacks, _CPU]))
 
     def open(self, bundle: Bundle, stage: Stage, size: Size) -> OrtEngine:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         graph = bundle.graph(stage, size)
         path = bundle.path / graph.path  # by path: external weights lie beside the graph
         try:
@@ -167,9 +166,7 @@ class OrtBackend(Backend):
         return OrtEngine(stage, session, graph.inputs, graph.outputs, device=self._device, path=path)
 
     def _session_options(self) -> onnxruntime.SessionOptions:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
+        options = import_onnxruntime().SessionOptions()
         options.log_severity_level = _LOG_ERRORS_ONLY
         options.enable_cpu_mem_arena = self._memory_arena
         options.enable_mem_pattern = self._memory_pattern

@@ -78,7 +78,9 @@ class Bundle:
         entry = self.manifest.stages.get(str(stage))
         if entry is None:
             raise BundleError(
-                self.path, f"this bundle has no stage '{stage}'; it has {', '.join(self.manifest.stages)}"
+                self.path,
+                f"this bundle has no stage '{stage}'; it has {', '.join(self.manifest.stages)}",
+                fix="export again, without --stages",
             )
         return entry
 
