@@ -56,6 +56,11 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def _without_folders(argument: str) -> str:
+    """A record is read elsewhere, where this machine's folders mean nothing."""
+    return "PATH" if argument.startswith("/") else argument
+
+
 def write_record(name: str, record: dict[str, Any]) -> Path:
     """Write a benchmark's record beside its date, machine and command to ``results/NAME.json``."""
     RESULTS.mkdir(exist_ok=True)
@@ -63,7 +68,7 @@ def write_record(name: str, record: dict[str, Any]) -> Path:
     head = {
         "benchmark": name,
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "command": "python " + " ".join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": "python " + " ".join(["benchmarks/" + Path(sys.argv[0]).name, *map(_without_folders, sys.argv[1:])]),
         "machine": describe_machine(),
     }
     path.write_text(json.dumps(head | record, indent=1) + "\n")
