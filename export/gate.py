@@ -42,6 +42,8 @@ def open_session(path: Path) -> Any:
     weights = sum(file.stat().st_size for file in path.parent.iterdir() if file.suffix != ".onnx")
     if weights > _MAPPED_BYTES:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.enable_cpu_mem_arena = False  # an arena keeps what a half-precision network's casts once needed
+        options.enable_mem_pattern = False
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises whatever its C++ side does
