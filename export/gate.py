@@ -17,6 +17,7 @@ from livemoments.export.plan import StageGraph
 from livemoments.export.references import Arrays, Case
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
+from livemoments.measures import relative_l2
 from livemoments.types import Stage, TensorSpec
 
 _MAPPED_BYTES = 1 << 30
@@ -108,8 +109,7 @@ def compare(got: np.ndarray, want: np.ndarray, what: str, axis: int) -> float:
         raise ParityError(
             f"{what}: {dead} channels are constant and the reference's are not", fix="export with --precision fp32"
         )
-    scale = float(np.linalg.norm(want))
-    return float(np.linalg.norm(wide - want)) / scale if scale else float(np.linalg.norm(wide))
+    return relative_l2(wide, want)
 
 
 def dead_channels(got: np.ndarray, want: np.ndarray, axis: int) -> int:

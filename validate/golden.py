@@ -18,7 +18,7 @@ import numpy as np
 
 from livemoments.errors import FileError
 from livemoments.types import Size
-from livemoments.validate.measures import max_abs, psnr_db, relative_l2
+from livemoments.measures import max_abs, psnr_db, relative_l2
 
 EXACT_NAMES = frozenset({"ref_patch_coords", "tile_indices", "lq_padded_shape"})
 """Whole numbers that must be equal."""

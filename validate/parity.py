@@ -24,7 +24,7 @@ from livemoments.runtime.images import write_image
 from livemoments.runtime.inputs import ImageSource, RestoreInputs, load_inputs
 from livemoments.runtime.restore import RestoreResult, restore
 from livemoments.types import ReferencePolicy, Size, Stage
-from livemoments.validate.measures import max_abs, psnr_db, relative_l2
+from livemoments.measures import max_abs, psnr_db, relative_l2
 from livemoments.validate.reference_photo import reference_photo
 from livemoments.validate.simulated_clip import simulate_live_photo, synthetic_photograph
 

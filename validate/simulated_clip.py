@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from livemoments.errors import UsageError
+from livemoments.export.references import natural_image
 from livemoments.runtime.images import Photo
 from livemoments.types import Size
 
@@ -45,13 +46,7 @@ class SimulatedLivePhoto:
 
 def synthetic_photograph(size: Size, *, seed: int = 0) -> np.ndarray:
     """A picture with a photograph's spectrum (amplitude as 1/f), (H, W, 3) uint8, where no photograph is at hand."""
-    rng = np.random.default_rng(seed)
-    rows = np.fft.fftfreq(size.height)[:, None, None]
-    columns = np.fft.rfftfreq(size.width)[None, :, None]
-    frequency = np.sqrt(rows**2 + columns**2)
-    frequency[0, 0] = np.inf
-    spectrum = np.fft.rfft2(rng.standard_normal((size.height, size.width, 3)), axes=(0, 1)) / frequency
-    picture = np.fft.irfft2(spectrum, s=(size.height, size.width), axes=(0, 1))
+    picture = natural_image(np.random.default_rng(seed), 1, 3, size)[0].transpose(1, 2, 0)
     grey = picture.mean(axis=2, keepdims=True)  # channels of a photograph go together
     picture = (grey + 0.3 * (picture - grey)) / grey.std()
     return np.clip(np.rint(127.5 + 50 * picture), 0, 255).astype(np.uint8)
