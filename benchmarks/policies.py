@@ -6,8 +6,9 @@ Method. One `mid` checkpoint with random weights (8 blocks, 8 heads x 64), one p
 Every variant runs in a fresh process with the same number of threads; the variants take turns, round after round, so
 that a slow minute of the machine falls on all of them. A tile's time covers everything done for it: flow, VAE, motion
 encoder, six sampling steps with both networks, decoding. The first tile of a process warms up and is not counted
-(phase-split loads both networks for every group of tiles, so there all tiles count, loading included). Quoted are the
-median over rounds, the ratio to upstream's way within each round, and the peak resident set of the whole process.
+(phase-split loads both networks for every group of tiles, so there all tiles count, loading included). On a shared host
+a round can be slowed severalfold by neighbours, so quoted are the least time over the rounds, the ratio of least times,
+and the peak resident set of the whole process; medians and greatest times are in the record.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def prepare(work: Path, precision: str) -> None:
         precision=precision,
         tiles=(Size(TILE_PX, TILE_PX),),
         overlap=OVERLAP_PX,
+        steps=(6,),
+        verify="none",  # parity is measured elsewhere; here it would only take time
     )
     write_live_photo(work, TILE_PX, TILE_PX + (TILES - 1) * (TILE_PX - OVERLAP_PX))
 
@@ -98,9 +101,7 @@ def measure(work: Path, rounds: int) -> dict[str, Any]:
     return {
         name: {
             "tile_s": summary(seconds[name]),
-            "times_as_fast_as_upstream": summary(
-                [a / b for a, b in zip(seconds[UPSTREAM], seconds[name], strict=True)]
-            ),
+            "times_as_fast_as_upstream": round(min(seconds[UPSTREAM]) / min(seconds[name]), 2),
             "peak_rss_gb": round(max(memory[name]) / 1e9, 2),
         }
         for name in variants
@@ -125,8 +126,8 @@ def main() -> None:
     )
     print(f"\n{'':<32}  s a tile   times as fast   peak RSS")
     for name, row in table.items():
-        speed = row["times_as_fast_as_upstream"]["median"]
-        print(f"{name:<32}  {row['tile_s']['median']:8.2f}   {speed:13.2f}   {row['peak_rss_gb']:5.2f} GB")
+        speed = row["times_as_fast_as_upstream"]
+        print(f"{name:<32}  {row['tile_s']['min']:8.2f}   {speed:13.2f}   {row['peak_rss_gb']:5.2f} GB")
     print(f"\nwritten to {path}")
 
 

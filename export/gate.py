@@ -18,6 +18,7 @@ from livemoments.export.references import Arrays, Case
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
 from livemoments.measures import relative_l2
+from livemoments.ort import import_onnxruntime
 from livemoments.types import Stage, TensorSpec
 
 _MAPPED_BYTES = 1 << 30
@@ -36,7 +37,7 @@ def open_session(path: Path) -> Any:
     Raises:
         EngineError: onnxruntime does not accept the graph.
     """
-    import onnxruntime as ort
+    ort = import_onnxruntime()
 
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -97,6 +97,7 @@ def export_bundle(
     sizes = tuple(dict.fromkeys(tiles))
     planner = _planner(checkpoint, precision, tuple(steps), kv_layout or DEFAULT_KV_LAYOUT)
     _check_tiles(planner, sizes)
+    planner.check_files(wanted)
     with _resource_errors(Path(output)), write_bundle(output, overwrite=overwrite) as writer:
         entries = _export_stages(planner, writer, wanted, sizes, precision, verify, progress)
         manifest = Manifest(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -241,7 +241,20 @@ class Planner:
 
         return folded, weight_name
 
-    def _fold(self, stage: Stage) -> _Folded:
+    def check_files(self, stages: Sequence[Stage]) -> None:
+        """Compare the headers of the large files with what the networks need, before minutes are spent on them.
+
+        Raises:
+            CheckpointError: a file is empty or truncated, or its keys do not fit.
+        """
+        for stage in (Stage.REFERENCE, Stage.RESTORATION):
+            if stage in stages:
+                self._open_network(stage)
+        if Stage.VAE_ENCODER in stages or Stage.VAE_DECODER in stages:
+            self._vae()
+
+    def _open_network(self, stage: Stage) -> tuple[MMDiT, SafetensorsFolder]:
+        """A transformer on the meta device, and its weights, whose names and shapes fit."""
         config = self.configs.transformer
         path = self.files.transformer_ref if stage == Stage.REFERENCE else self.files.transformer
         folder = SafetensorsFolder(path)
@@ -253,8 +266,13 @@ class Planner:
         if stage == Stage.RESTORATION:
             expected |= {_POINT_PROJ.format(i): (config.dim, config.dim) for i in range(config.num_layers)}
         check_keys(path, expected, folder.shapes)
+        return network, folder
+
+    def _fold(self, stage: Stage) -> _Folded:
+        network, folder = self._open_network(stage)
+        path = folder.folder
         weights, untouched = WeightSource(folder, path), WeightSource(folder, path)
-        before = weights.parameters - torch.Size(expected[_POSITION]).numel()
+        before = weights.parameters - torch.Size(folder.shapes[_POSITION]).numel()
         weights.drop(_POSITION)
         weights.derive("prompt", self.prompt.tokens)
         weights.derive("pooled", self.prompt.pooled)

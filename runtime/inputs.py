@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from livemoments.runtime._profiles import SAME, match_profile
 from livemoments.runtime.align import ReferenceCorner
 from livemoments.runtime.images import Photo, check_pair_sizes, read_photo
 from livemoments.runtime.resize import BicubicView, PhotoView, WindowView
@@ -18,6 +19,9 @@ from livemoments.types import Size, Tile
 
 DERIVED_JPEG_QUALITY = 60
 """JPEG quality of a derived key frame; about the blocking and ringing of a phone's video at 7 Mb/s."""
+
+IGNORED = "ignored"
+"""What becomes of the frames' colour profiles where they are not matched."""
 
 ImageSource = str | os.PathLike[str] | Photo
 
@@ -31,6 +35,8 @@ class RestoreInputs:
         photo: the key photo.
         photo_frame: the video frame at the photo's instant; of the frame's size.
         photo_frame_derived: whether it was made from the photo.
+        frame_profile, photo_frame_profile: what was done to bring the two to the photo's colour profile
+            (:func:`livemoments.runtime._profiles.match_profile`).
         size: the result's size in pixels.
         frame_view, photo_view, photo_frame_view: the three at the result's size, [0, 1] before the resize's overshoots,
             reflected beyond their edges.
@@ -40,6 +46,8 @@ class RestoreInputs:
     photo: Photo
     photo_frame: Photo
     photo_frame_derived: bool
+    frame_profile: str
+    photo_frame_profile: str
     size: Size
     frame_view: WindowView
     photo_view: WindowView
@@ -61,14 +69,16 @@ def load_inputs(
     photo_frame: ImageSource | None = None,
     *,
     upscaled_size: Size | None = None,
+    match_profiles: bool = True,
 ) -> RestoreInputs:
-    """Read the images and check that they belong together.
+    """Read the images, check that they belong together, and bring the frames to the photo's colour profile.
 
     Args:
         frame: the reselected video frame: a path, or an image read already.
         photo: the key photo.
         photo_frame: the video frame at the photo's instant; ``None`` derives it (:func:`derive_photo_frame`).
         upscaled_size: the result's size where it is not the photo's (upstream's ``int(size * scale)``).
+        match_profiles: upstream does not.
 
     Raises:
         ImageError: an image cannot be read, or their sizes do not fit.
@@ -76,6 +86,11 @@ def load_inputs(
     frame, photo = _read(frame), _read(photo)
     given = None if photo_frame is None else _read(photo_frame)
     check_pair_sizes(frame, photo, given)
+    frame_profile = key_profile = SAME if match_profiles else IGNORED
+    if match_profiles:
+        frame, frame_profile = match_profile(frame, photo)
+        if given is not None:
+            given, key_profile = match_profile(given, photo)
     key_frame = derive_photo_frame(photo, frame.size) if given is None else given
     size = upscaled_size or photo.size
     return RestoreInputs(
@@ -83,6 +98,8 @@ def load_inputs(
         photo=photo,
         photo_frame=key_frame,
         photo_frame_derived=given is None,
+        frame_profile=frame_profile,
+        photo_frame_profile=key_profile,
         size=size,
         frame_view=BicubicView(frame.pixels, size),
         photo_view=PhotoView(photo.pixels),

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from livemoments.errors import OutputError, ResourceError
-from livemoments.runtime.kv_store import Codec, NativeCodec
+from livemoments.runtime.kv_codecs import Codec, NativeCodec
 from livemoments.staging import remove_leftovers
 
 _MAGIC = b"livemoments-kv 1\n"

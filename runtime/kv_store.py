@@ -1,7 +1,7 @@
 """Keys and values of the reference network between the pass that computes them and the pass that reads them.
 
 A store (host memory or disk) lives for one group of tiles under the ``phase-split`` policy; ``kv_cache.py`` holds
-what outlives a run. Stored numbers pass through a :class:`Codec`, which may trade bytes for exactness.
+what outlives a run. Stored numbers pass through a codec (``kv_codecs.py``), which may trade bytes for exactness.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from livemoments.errors import OutputError, ResourceError, UsageError
 from livemoments.runtime.backends.base import Array, to_host
+from livemoments.runtime.kv_codecs import Codec, find_codec
 from livemoments.staging import remove_leftovers
 
 KvKey = tuple[int, int]
@@ -27,68 +28,6 @@ KvKey = tuple[int, int]
 
 _DISK_PREFIX = ".livemoments-kv.partial-"
 _MIB = 1 << 20
-
-
-class Codec(Protocol):
-    """How one array is stored. ``name`` is what ``--kv-dtype`` and cache keys call it."""
-
-    name: str
-
-    def encode(self, array: np.ndarray) -> np.ndarray:
-        """The array as it is stored."""
-
-    def decode(self, stored: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        """The stored array in the dtype it came in."""
-
-    def itemsize(self, dtype: np.dtype) -> int:
-        """Stored bytes per element of an array of this dtype."""
-
-
-class NativeCodec:
-    """Stores arrays as they are: exact."""
-
-    name = "native"
-
-    def encode(self, array: np.ndarray) -> np.ndarray:
-        return array
-
-    def decode(self, stored: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        return stored.astype(dtype, copy=False)
-
-    def itemsize(self, dtype: np.dtype) -> int:
-        return dtype.itemsize
-
-
-class Float16Codec:
-    """Stores arrays in half precision: relative rounding error 2^-11; magnitudes past 65504 are clamped there."""
-
-    name = "float16"
-
-    def encode(self, array: np.ndarray) -> np.ndarray:
-        if array.dtype == np.float16:
-            return array
-        limit = float(np.finfo(np.float16).max)
-        return np.clip(array, -limit, limit).astype(np.float16)
-
-    def decode(self, stored: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        return stored.astype(dtype, copy=False)
-
-    def itemsize(self, dtype: np.dtype) -> int:
-        return min(dtype.itemsize, 2)
-
-
-_CODECS: dict[str, Codec] = {codec.name: codec for codec in (NativeCodec(), Float16Codec())}
-
-
-def find_codec(name: str) -> Codec:
-    """The codec of this name.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if name not in _CODECS:
-        raise UsageError(f"'{name}' is no storage format for keys and values", fix=f"use one of {', '.join(_CODECS)}")
-    return _CODECS[name]
 
 
 class KvStore(abc.ABC):
@@ -216,7 +155,7 @@ def open_store(
 
     Args:
         kind: ``host`` (memory, bounded by the budget) or ``disk``.
-        codec: ``native`` or ``float16``.
+        codec: one of :data:`livemoments.runtime.kv_codecs.KV_DTYPES`.
         budget_bytes: limit of a host store; a disk store is limited by the disk.
         parent: where a disk store makes its folder; the system's temporary folder (TMPDIR) by default. Folders
             that killed processes left there are removed first.
@@ -247,7 +186,7 @@ def budget_error(needed_bytes: int, budget_bytes: int) -> ResourceError:
     return ResourceError(
         f"the reference keys and values need {needed_bytes / _MIB:.1f} MiB, "
         f"the budget is {budget_bytes / _MIB:.1f} MiB",
-        fix="raise --kv-budget, pass --batch 1, --kv-dtype float16 or --kv-store disk, or use the policy per-step",
+        fix="raise --kv-budget, pass --batch 1, --kv-dtype int8 or --kv-store disk, or use the policy per-step",
     )
 
 
@@ -266,5 +205,5 @@ def _disk_error(folder: Path, error: OSError, needed_bytes: int) -> ResourceErro
     why = "the disk is full" if full else (error.strerror or str(error))
     return ResourceError(
         f"{folder}: {needed_bytes / _MIB:.0f} MiB of reference keys and values cannot be written: {why}",
-        fix="set TMPDIR to a larger disk, lower --kv-budget, or pass --kv-dtype float16",
+        fix="set TMPDIR to a larger disk, lower --kv-budget, or pass --kv-dtype int8",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,7 @@ from livemoments.manifest import Graph
 from livemoments.runtime.backends.base import Array, batch_axis, to_host
 from livemoments.runtime.engine_pool import EnginePool
 from livemoments.runtime.kv_cache import KvCache
-from livemoments.runtime.kv_store import Codec
+from livemoments.runtime.kv_codecs import Codec
 from livemoments.types import Stage, TensorSpec
 
 
@@ -80,10 +79,10 @@ def tensor_bytes_per_tile(specs: Sequence[TensorSpec], codec: Codec) -> int | No
     total = 0
     for spec in specs:
         axis = batch_axis(spec)
-        lengths = [length for place, length in enumerate(spec.shape) if place != axis]
-        if any(isinstance(length, str) for length in lengths):
+        shape = tuple(1 if place == axis else length for place, length in enumerate(spec.shape))
+        if any(isinstance(length, str) for length in shape):
             return None
-        total += math.prod(int(length) for length in lengths) * codec.itemsize(np.dtype(spec.dtype))
+        total += codec.stored_bytes(tuple(map(int, shape)), np.dtype(spec.dtype))
     return total
 
 

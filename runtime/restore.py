@@ -24,7 +24,8 @@ from livemoments.runtime.flow import FlowKind, flow_estimator
 from livemoments.runtime.images import ensure_writable, write_image
 from livemoments.runtime.inputs import ImageSource, RestoreInputs, load_inputs
 from livemoments.runtime.kv_cache import KvCache
-from livemoments.runtime.kv_store import find_codec, open_store
+from livemoments.runtime.kv_codecs import find_codec
+from livemoments.runtime.kv_store import open_store
 from livemoments.runtime.noise import NoiseSource, SeededNoise
 from livemoments.runtime.sampler import Observer, PhaseSplitSampler, ResidentSampler, Sampler
 from livemoments.runtime.schedule import plan_steps
@@ -89,13 +90,13 @@ def restore(
 
     Args:
         bundle: an opened bundle, or its folder (opened with every hash checked).
-        frame: the reselected video frame: a file, or a :class:`Photo`.
+        frame: the reselected video frame: a file, or a :class:`Photo`; converted to the photo's colour profile.
         photo: the key photo; the result has its size, colour profile and metadata.
         photo_frame: the video frame at the photo's instant; derived from the photo if missing.
         output: the file to write; checked before the work begins.
         steps: sampling steps; the bundle's default if not given.
         seed: of the noise; the same seed gives the same picture for any tile order and batch size.
-        compat: ``upstream`` reproduces upstream's tiling, grey border and 8-bit colour fix.
+        compat: ``upstream`` reproduces upstream's tiling, grey border and 8-bit colour fix, and ignores profiles.
         provider: what runs the graphs (:class:`OrtBackend`).
         threads: threads within an operator.
         reference: when ReferenceNet runs; the bundle's policy if not given.
@@ -105,7 +106,7 @@ def restore(
         batch: tiles computed at once.
         pad_small: reflect photos that are smaller than every tile.
         kv_store: where ``phase-split`` keeps keys and values.
-        kv_dtype: how stored keys and values are kept: ``native`` or ``float16``.
+        kv_dtype: how stored keys and values are kept: ``native``, ``float16``, ``int8`` or ``fp8``.
         kv_budget_bytes: how much of them may be stored at once.
         kv_cache: a folder in which keys and values outlive the run, found again by content.
         bit_depth: 8 or 16; the photo's if not given.
@@ -155,7 +156,7 @@ def restore(
         progress=progress,
     )
     with settings.timings.measure("read"):
-        inputs = load_inputs(frame, photo, photo_frame, upscaled_size=upscaled_size)
+        inputs = load_inputs(frame, photo, photo_frame, upscaled_size=upscaled_size, match_profiles=not settings.compat)
     plan = plan_tiles(settings, inputs.size)
     if backend is None:
         from livemoments.runtime.backends.ort import OrtBackend

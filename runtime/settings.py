@@ -14,6 +14,7 @@ from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.progress import Progress
 from livemoments.runtime._image_encode import DEEP_FORMATS, format_of
+from livemoments.runtime._profiles import profile_name
 from livemoments.runtime.align import MeanFlow, ReferenceCorner
 from livemoments.runtime.engine_pool import Timings
 from livemoments.runtime.flow import FlowKind
@@ -115,6 +116,9 @@ def describe(
         "kv_dtype": settings.kv_dtype,
         "flow": settings.flow,
         "photo_frame": derived if inputs.photo_frame_derived else "given",
+        "photo_profile": profile_name(inputs.photo.icc_profile),
+        "frame_profile": inputs.frame_profile,
+        "photo_frame_profile": inputs.photo_frame_profile,
         "tile_plan": plan.kind,
         "tile": str(plan.tile),
         "tiles": len(plan.tiles),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 # --import-mode=importlib puts no folder on the path
 sys.path.insert(0, str(Path(__file__).parent))
+# Tests import onnxruntime themselves; its telemetry would start with it
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @pytest.fixture(scope="session")

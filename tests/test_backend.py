@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from fake_bundle import make_fake_bundle
 
 from livemoments.bundle import Bundle
 from livemoments.errors import BundleError, EngineError, ResourceError, UsageError
+from livemoments.ort import TELEMETRY_SWITCH
 from livemoments.runtime.backends import ort
 from livemoments.runtime.backends.base import Array, DeviceArray, Engine, batch_axis, to_host
 from livemoments.runtime.backends.ort import OrtBackend
@@ -318,3 +320,18 @@ def test_public_names_exist() -> None:
     assert callable(runtime.restore)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = runtime.no_such_name
+
+
+def test_onnxruntimes_telemetry_is_off_unless_wanted(tmp_path: Path) -> None:
+    """Where it is on, the import already leaves a session file in the temporary folder."""
+    code = (
+        "from livemoments.runtime.backends.ort import OrtBackend; import os; OrtBackend('cpu'); print(os.environ[{!r}])"
+    )
+    clean = {name: value for name, value in os.environ.items() if name != TELEMETRY_SWITCH}
+    for given, found in (({}, "1"), ({TELEMETRY_SWITCH: "0"}, "0")):
+        command = [sys.executable, "-c", code.format(TELEMETRY_SWITCH)]
+        environment = {**clean, "TMPDIR": str(tmp_path), **given}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == found
+        if not given:
+            assert list(tmp_path.iterdir()) == []

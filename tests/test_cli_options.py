@@ -195,7 +195,7 @@ def test_validate_reports_and_ends_accordingly(
     backend = stand_in(monkeypatch, "livemoments.validate.parity:validate", Report(passed))
     report = tmp_path / "report.json"
     images = ("--frame", "f", "--photo", "p", "--photo-frame", "v")
-    options = ("--seed", 4, "--provider", "cuda", "--limits", "l.toml", "-o", report)
+    options = ("--seed", 4, "--provider", "cuda", "--limits", "l.toml", "-o", report, "--pictures", "d")
     result = run("validate", bundle.path, "--checkpoint", "c", *images, *options)
     assert result.exit_code == (0 if passed else 1)
     assert result.stdout == f"photo 61.5 dB {'ok' if passed else 'FAILED'}\n"
@@ -209,6 +209,7 @@ def test_validate_reports_and_ends_accordingly(
         "seed": 4,
         "provider": "cuda",
         "limits": Path("l.toml"),
+        "pictures": Path("d"),
     }
     assert json.loads(report.read_text()) == {"passed": passed, "psnr_db": 61.5}
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

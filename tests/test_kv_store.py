@@ -12,7 +12,8 @@ import pytest
 
 from livemoments.errors import OutputError, ResourceError, UsageError
 from livemoments.runtime.kv_cache import KvCache, content_key
-from livemoments.runtime.kv_store import Float16Codec, KvStore, find_codec, open_store
+from livemoments.runtime.kv_codecs import Float16Codec, find_codec
+from livemoments.runtime.kv_store import KvStore, open_store
 
 HALF_ROUNDING = 2.0**-11
 

@@ -1,20 +1,16 @@
-"""RAFT: the recorded flows, the lookup against a slow one, on-demand correlation, padding, loading, and ONNX export."""
+"""RAFT: the lookup against a slow one, on-demand correlation, padding, loading."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from raft_support import PATH, random_images, random_raft, relative_error
 from torch import Tensor
 
 from livemoments.errors import CheckpointError, UsageError
@@ -23,38 +19,12 @@ from livemoments.reference.flow import estimate_flow, pad_to_multiple, raft_from
 from livemoments.reference.raft import LEVELS, RADIUS, RAFT, all_pairs_bytes
 from livemoments.reference.raft_layers import Encoder
 
-GOLDEN = Path(os.environ.get("LIVEMOMENTS_GOLDEN", Path(__file__).parents[2] / "shared" / "golden" / "official_tiny_a"))
-GOLDEN_LIMIT = 1e-5
-"""Relative L2 against upstream's recorded flow; 3e-7 was measured."""
 LOOKUP_LIMIT = 1e-5
 """Relative L2 against grid_sample, whose normalised coordinates cost it a few bits; 1e-6 was measured."""
 ON_DEMAND_LIMIT = 1e-5
 """Relative L2 of on-demand against all-pairs after 20 iterations; 3e-7 was measured."""
-ONNX_LIMIT = 1e-5
-"""Relative L2 of onnxruntime against PyTorch; 2e-6 was measured."""
-MAX_RANK = 5
-"""The deepest tensors that Core ML takes."""
 PARAMETERS = 5_257_536
 """The published large model's, counting the norms that its state dict holds twice once."""
-PATH = Path("raft-sintel.pth")
-
-
-def relative_error(value: Tensor | np.ndarray, expected: Tensor | np.ndarray) -> float:
-    value, expected = torch.as_tensor(value).double(), torch.as_tensor(expected).double()
-    assert value.shape == expected.shape
-    return float((value - expected).norm() / expected.norm())
-
-
-def random_raft(**options: object) -> RAFT:
-    torch.manual_seed(3)
-    return RAFT(**options).eval().requires_grad_(False)  # type: ignore[arg-type]
-
-
-def random_images(batch: int, height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(batch, 3, height // 8 + 2, width // 8 + 2, generator=generator) * 2 - 1
-    smooth = F.interpolate(coarse, size=(height + 4, width + 4), mode="bicubic").clamp(-1, 1)
-    return smooth[..., 1:-3, 3:-1].contiguous(), smooth[..., 2:-2, 2:-2].contiguous()
 
 
 def random_coordinates(batch: int, h: int, w: int) -> Tensor:
@@ -66,59 +36,6 @@ def random_coordinates(batch: int, h: int, w: int) -> Tensor:
     )
     whole = torch.rand(batch, 1, h, w, generator=generator) < 0.2
     return torch.where(whole, coordinates.round(), coordinates)
-
-
-# --- upstream's recording -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def golden_state() -> dict[str, Tensor]:
-    path = GOLDEN / "raft-sintel.pth"
-    if not path.is_file():
-        pytest.skip("upstream's recording is not on this machine (LIVEMOMENTS_GOLDEN names its folder)")
-    return torch.load(path, weights_only=True)
-
-
-def golden_image(folder: str) -> Tensor:
-    (path,) = (GOLDEN / "images" / folder).glob("*.png")
-    pixels = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(pixels * 2 - 1).permute(2, 0, 1)[None]
-
-
-@pytest.mark.parametrize("correlation", ["all-pairs", "on-demand"])
-def test_recorded_photo_flow_is_reproduced(golden_state: dict[str, Tensor], correlation: module.Correlation) -> None:
-    raft = raft_from_state(golden_state, PATH, correlation=correlation)
-    flow = estimate_flow(raft, golden_image("lr"), golden_image("ref_lr"))
-    with np.load(GOLDEN / "expected.npz") as expected:
-        assert relative_error(flow, expected["photo.flow_lr"]) <= GOLDEN_LIMIT
-
-
-def test_recorded_tile_flow_is_reproduced(golden_state: dict[str, Tensor]) -> None:
-    """Direction and tile geometry: reference tile to frame tile, cut from the recorded upscaled frames."""
-    raft = raft_from_state(golden_state, PATH)
-    with np.load(GOLDEN / "expected.npz") as expected:
-        tile_px = expected["tile0.flow"].shape[-1]
-        rows, columns = (int(n) for n in expected["lq_padded_shape"][-2:])
-        frames = []
-        for name in ("photo.lq_up", "photo.ref_lq_up"):
-            frame = torch.from_numpy(expected[name])
-            pad = (0, columns - frame.shape[-1], 0, rows - frame.shape[-2])
-            frames.append((F.pad(frame, pad, mode="reflect") * 2 - 1).clamp(-1, 1))
-        tile = 4  # one that touches no corner
-        corners = (expected["tile_indices"][tile], expected["ref_patch_coords"][tile])
-        frame, reference = (
-            image[..., y : y + tile_px, x : x + tile_px] for image, (y, x) in zip(frames, corners, strict=True)
-        )
-        flow = estimate_flow(raft, reference, frame)
-        assert relative_error(flow, expected[f"tile{tile}.flow"]) <= GOLDEN_LIMIT
-
-
-def test_stored_statistics_are_another_flow(golden_state: dict[str, Tensor]) -> None:
-    """Guards the finding that upstream runs RAFT in training mode: eval-mode batch norm misses the recording."""
-    raft = raft_from_state(golden_state, PATH, context_norm="running")
-    flow = estimate_flow(raft, golden_image("lr"), golden_image("ref_lr"))
-    with np.load(GOLDEN / "expected.npz") as expected:
-        assert relative_error(flow, expected["photo.flow_lr"]) > 0.1
 
 
 # --- the network's parts --------------------------------------------------------------------------------------------
@@ -384,64 +301,3 @@ def test_weights_that_are_not_finite_are_named(value: float) -> None:
         raft_from_state(state, PATH)
     for named in (PATH.name, "cnet.norm1.running_var", "update_block.gru.convq2.weight"):
         assert named in str(caught.value)
-
-
-# --- export ---------------------------------------------------------------------------------------------------------
-
-
-def export(raft: RAFT, path: Path, *, opset: int, dynamic_shapes: object) -> onnx.ModelProto:
-    example = random_images(2, 96, 80, seed=5)  # a batch of one would be frozen
-    program = torch.onnx.export(
-        raft,
-        example,
-        dynamo=True,
-        opset_version=opset,
-        dynamic_shapes=(dynamic_shapes, dynamic_shapes),
-        input_names=["image1", "image2"],
-        output_names=["flow"],
-        verbose=False,
-    )
-    assert program is not None
-    program.save(path)
-    return onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
-
-
-def ranks(model: onnx.ModelProto) -> dict[str, int]:
-    graph = model.graph
-    values = [*graph.value_info, *graph.input, *graph.output]
-    return {value.name: len(value.type.tensor_type.shape.dim) for value in values}
-
-
-def run_onnx(path: Path, image1: Tensor, image2: Tensor) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"image1": image1.numpy(), "image2": image2.numpy()})[0]
-
-
-@pytest.mark.parametrize("opset", [20, pytest.param(23, marks=pytest.mark.slow)])
-def test_exports_with_any_batch_height_and_width(opset: int, tmp_path: Path) -> None:
-    raft = random_raft(iterations=2)
-    path = tmp_path / "flow.onnx"
-    batch = torch.export.Dim("batch", min=1, max=64)
-    height, width = (8 * torch.export.Dim(name, min=8, max=1024) for name in ("rows", "columns"))
-    model = export(raft, path, opset=opset, dynamic_shapes={0: batch, 2: height, 3: width})
-
-    known = ranks(model)
-    assert {output for node in model.graph.node for output in node.output if output} <= known.keys()
-    assert max(known.values()) <= MAX_RANK
-    for size in ((2, 96, 80), (3, 136, 64), (1, 64, 64), (1, 128, 200)):
-        images = random_images(*size)
-        assert relative_error(run_onnx(path, *images), raft(*images)) <= ONNX_LIMIT
-
-
-@pytest.mark.slow
-def test_exports_with_a_fixed_size(tmp_path: Path) -> None:
-    raft = random_raft(iterations=2)
-    path = tmp_path / "flow.onnx"
-    model = export(raft, path, opset=20, dynamic_shapes={0: torch.export.Dim("batch", min=1, max=64)})
-    assert max(ranks(model).values()) <= MAX_RANK
-    assert [dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim[1:]] == [2, 96, 80]
-    for batch in (1, 2, 3):
-        images = random_images(batch, 96, 80)
-        assert relative_error(run_onnx(path, *images), raft(*images)) <= ONNX_LIMIT

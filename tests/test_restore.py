@@ -205,7 +205,9 @@ def test_the_observer_gets_every_tensor_of_a_golden_recording(bundle: Bundle) ->
     seen: dict[str, np.ndarray] = {}
     found = restore_photo(bundle, FRAME, PHOTO, KEY_FRAME, batch=5, observer=lambda n, v: seen.update({n: v}))
     of_tile = [f"{name}.posterior_{part}" for name in ("lq", "ref") for part in ("mean", "std")]
-    of_tile += ["flow", "z_lq", "z_ref", "z_init", "z_out", "decoded", *(f"step{s}.velocity" for s in range(6))]
+    of_tile += ["flow", "z_lq", "z_ref", "z_init", "z_out", "decoded"]
+    kv = [spec.name for spec in bundle.graph(Stage.REFERENCE, Size(64, 64)).outputs]
+    of_tile += [f"step{s}.{name}" for s in range(6) for name in ("velocity", *kv)]
     of_photo = ["photo.flow_lr", "photo.stitched", "photo.before_color_fix", "photo.result", "ref_patch_coords"]
     assert set(seen) == {*of_photo, *(f"tile{i}.{name}" for i in range(12) for name in of_tile)}
     assert seen["photo.flow_lr"].shape == (1, 2, 80, 104)

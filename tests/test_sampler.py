@@ -253,10 +253,17 @@ def test_the_observer_sees_every_step_of_every_tile(bundle: Bundle) -> None:
     batch = make_batch(2, first=4)
     with pool_of(bundle) as pool:
         (z,) = sample(resident(pool, "frozen", observer=lambda name, value: seen.update({name: value})), batch)
-    steps = [f"tile{i}.step{s}.velocity" for i in (4, 5) for s in range(STEPS)]
+    kv = [spec.name for spec in bundle.graph(Stage.REFERENCE, TILE).outputs]
+    steps = [f"tile{i}.step{s}.{name}" for i in (4, 5) for s in range(STEPS) for name in ("velocity", *kv)]
     assert set(seen) == {*steps, "tile4.z_out", "tile5.z_out"}
     np.testing.assert_array_equal(seen["tile5.z_out"], z[1:])
-    assert all(value.shape == (1, 16, 8, 8) for value in seen.values())
+    latents = [value for name, value in seen.items() if name.endswith(("velocity", "z_out"))]
+    assert all(value.shape == (1, 16, 8, 8) for value in latents)
+    for name in kv:
+        first, second = (seen[f"tile{i}.step0.{name}"] for i in (4, 5))
+        assert first.shape[0] == 1
+        assert not np.array_equal(first, second), "each tile has its own keys and values"
+        np.testing.assert_array_equal(seen[f"tile5.step{STEPS - 1}.{name}"], second)  # frozen
 
 
 def test_fewer_steps_use_the_points_of_the_plan(bundle: Bundle) -> None:

@@ -23,6 +23,11 @@ END_LIMIT_S = 60.0
 POLL_S = 0.02
 
 
+def heed_interrupts() -> None:
+    """A shell starts its background jobs with SIGINT ignored, and children inherit that from the tests."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass
 class Work:
     """A command line to interrupt.
@@ -53,7 +58,12 @@ class Work:
     def interrupt(self, number: int) -> tuple[int, str, str]:
         """Start it, send the signal in the middle; its exit code, stdout and stderr."""
         process = subprocess.Popen(
-            self.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment
+            self.command(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+            preexec_fn=heed_interrupts,
         )
         limit_s = time.monotonic() + START_LIMIT_S
         while not self.begun():

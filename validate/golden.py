@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from livemoments.errors import FileError
-from livemoments.types import Size
 from livemoments.measures import max_abs, psnr_db, relative_l2
+from livemoments.types import Size
 
 EXACT_NAMES = frozenset({"ref_patch_coords", "tile_indices", "lq_padded_shape"})
 """Whole numbers that must be equal."""

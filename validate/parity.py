@@ -15,6 +15,7 @@ from livemoments.bundle import Bundle, hash_file
 from livemoments.errors import BundleError
 from livemoments.export.references import Case, References
 from livemoments.limits import PrecisionLimits, load_limits
+from livemoments.measures import max_abs, psnr_db, relative_l2
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.checkpoint import load_reference, read_configs, read_prompt
 from livemoments.reference.layout import CheckpointFiles, locate
@@ -24,7 +25,6 @@ from livemoments.runtime.images import write_image
 from livemoments.runtime.inputs import ImageSource, RestoreInputs, load_inputs
 from livemoments.runtime.restore import RestoreResult, restore
 from livemoments.types import ReferencePolicy, Size, Stage
-from livemoments.measures import max_abs, psnr_db, relative_l2
 from livemoments.validate.reference_photo import reference_photo
 from livemoments.validate.simulated_clip import simulate_live_photo, synthetic_photograph
 

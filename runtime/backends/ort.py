@@ -14,6 +14,7 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, ResourceError, UsageError
+from livemoments.ort import import_onnxruntime
 from livemoments.runtime.backends.base import Array, Backend, DeviceArray, Engine
 from livemoments.types import Size, Stage, TensorSpec
 
@@ -176,8 +177,7 @@ class OrtBackend(Backend):
 
 
 def _find_provider(provider: str) -> tuple[str, str, tuple[str, ...]]:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     found = _PROVIDERS.get(provider.lower(), (provider, "cpu", ()))
     available = onnxruntime.get_available_providers()
     if found[0] not in available:
