@@ -291,9 +291,11 @@ def test_interrupts_are_not_translated(bundle: Bundle) -> None:
 
 
 def test_memory_options_reach_the_session(bundle: Bundle) -> None:
-    options = OrtBackend("cpu", threads=3, memory_arena=False, memory_pattern=False)._session_options()
+    options = OrtBackend("cpu", threads=3, memory_arena=False, memory_pattern=False)._session_options(Stage.FLOW)
     assert (options.intra_op_num_threads, options.enable_cpu_mem_arena, options.enable_mem_pattern) == (3, False, False)
     assert options.log_severity_level == ort._LOG_ERRORS_ONLY
+    arenas = {stage: OrtBackend("cpu")._session_options(stage).enable_cpu_mem_arena for stage in Stage}
+    assert [str(stage) for stage, kept in arenas.items() if kept] == ["motion", "reference", "restoration"]
 
 
 # --- the package

@@ -38,6 +38,7 @@ _LOG_ERRORS_ONLY = 3
 _OUT_OF_MEMORY = re.compile(
     r"bad.?alloc|failed to allocate|out of memory|OUT_OF_MEMORY|not enough memory", re.IGNORECASE
 )
+_ARENA_STAGES = (Stage.MOTION, Stage.REFERENCE, Stage.RESTORATION)
 _MEMORY_FIX = "use a bundle with smaller tiles (export --tile), --batch 1, or --flow dis"
 
 
@@ -123,7 +124,8 @@ class OrtBackend(Backend):
     Args:
         provider: ``cpu``, ``cuda``, ``tensorrt``, ``coreml``, ``dml`` … or onnxruntime's own name of a provider.
         threads: threads within an operator; ``None`` leaves it to onnxruntime (one per physical core).
-        memory_arena: keep freed memory for the next run (quicker, holds the peak between runs).
+        memory_arena: keep freed memory for the next run (quicker, holds the peak between runs). ``None``: for the
+            transformers, which run many times a tile, and not for the stages that need the most memory and run once.
         memory_pattern: plan all buffers of a run at once (only useful for fixed shapes).
 
     Raises:
@@ -137,7 +139,7 @@ class OrtBackend(Backend):
         provider: str = "cpu",
         threads: int | None = None,
         *,
-        memory_arena: bool = True,
+        memory_arena: bool | None = None,
         memory_pattern: bool = True,
     ) -> None:
         if threads is not None and threads < 1:
@@ -154,7 +156,8 @@ class OrtBackend(Backend):
         graph = bundle.graph(stage, size)
         path = bundle.path / graph.path  # by path: external weights lie beside the graph
         try:
-            session = onnxruntime.InferenceSession(str(path), self._session_options(), providers=self._providers)
+            options = self._session_options(stage)
+            session = onnxruntime.InferenceSession(str(path), options, providers=self._providers)
         except Exception as error:
             raise _translated(error, f"{path}: the engine cannot be loaded") from error
         active = session.get_providers()
@@ -166,10 +169,11 @@ class OrtBackend(Backend):
         _check_signature(path, session, graph.inputs, graph.outputs)
         return OrtEngine(stage, session, graph.inputs, graph.outputs, device=self._device, path=path)
 
-    def _session_options(self) -> onnxruntime.SessionOptions:
+    def _session_options(self, stage: Stage) -> onnxruntime.SessionOptions:
         options = import_onnxruntime().SessionOptions()
         options.log_severity_level = _LOG_ERRORS_ONLY
-        options.enable_cpu_mem_arena = self._memory_arena
+        wants_arena = stage in _ARENA_STAGES if self._memory_arena is None else self._memory_arena
+        options.enable_cpu_mem_arena = wants_arena
         options.enable_mem_pattern = self._memory_pattern
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
