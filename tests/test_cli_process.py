@@ -45,7 +45,10 @@ def end_long_export(
 ) -> tuple[int, str, str]:
     """Start an export, send it a signal while it works; its exit code, stdout and stderr."""
 
-    def ignore() -> None:
+    def set_signals() -> None:
+        # A shell's background jobs and nohup ignore some, and the tests' children would inherit that
+        for heeded in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(heeded, signal.SIG_DFL)
         if ignored is not None:
             signal.signal(ignored, signal.SIG_IGN)
 
@@ -55,7 +58,7 @@ def end_long_export(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=ignore,
+        preexec_fn=set_signals,
     )
     assert process.stderr is not None
     assert process.stderr.readline() == "READY\n"
