@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
-import os
 import json
+import os
 import re
 import runpy
 import shutil
