@@ -1,6 +1,6 @@
 """Every recipe on the `mid` checkpoint: size, time of a step, noise at the stages' outputs, and the photo.
 
-    python benchmarks/quantize.py [--rounds 5] [--work DIR] [--budget 50dB]
+    python benchmarks/quantize.py [--rounds 5] [--work DIR [--reuse]] [--budget 50dB]
 
 Method. One `mid` checkpoint with random weights (8 blocks, 8 heads x 64), exported in float32 for 512-pixel tiles.
 Calibration: three simulated Live Photos of one tile each. Quality: one tile of another photograph, restored by the
@@ -272,12 +272,33 @@ def show(rows: dict[str, Any], speeds: dict[str, Any]) -> None:
         print(f"{name}: {speeds[name]['step_ms']['median']:.0f} ms a step")
 
 
+def make_all(work: Path, recipes: list[str], budget: str) -> dict[str, Any]:
+    """Quantize with every recipe, each in its own process."""
+    made = {}
+    for recipe, own in [*((name, "") for name in recipes), *([("int4-weights", budget)] if budget else [])]:
+        found, cost = run_worker(__file__, str(work), recipe, own)
+        name = f"{recipe} {own}".strip()
+        made[name] = found | {"wall_s": round(cost.wall_s, 1), "peak_rss_gb": round(cost.peak_rss_bytes / 1e9, 2)}
+        print(f"{name}: {cost.wall_s:.0f} s, {cost.peak_rss_bytes / 1e9:.2f} GB", flush=True)
+    return made
+
+
+def kept(path: Path, reuse: bool, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an earlier run computed, if it may be reused and is there."""
+    if reuse and path.exists():
+        return json.loads(path.read_text())
+    found = compute()
+    path.write_text(json.dumps(found))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--budget", default="", help="also search a mix of int4-weights that keeps this (an hour)")
     parser.add_argument("--work", type=Path, help="keep checkpoint, bundles and calibration here")
+    parser.add_argument("--reuse", action="store_true", help="only time again what --work holds from an earlier run")
     parser.add_argument("--worker", nargs=3, metavar=("FOLDER", "RECIPE", "BUDGET"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -287,15 +308,8 @@ def main() -> None:
         work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="livemoments-bench-")))
         work.mkdir(parents=True, exist_ok=True)
         prepare(work)
-        made = {}
-        for recipe, budget in [(name, "") for name in options.recipes] + [("int4-weights", options.budget)] * bool(
-            options.budget
-        ):
-            found, cost = run_worker(__file__, str(work), recipe, budget)
-            name = f"{recipe} {budget}".strip()
-            made[name] = found | {"wall_s": round(cost.wall_s, 1), "peak_rss_gb": round(cost.peak_rss_bytes / 1e9, 2)}
-            print(f"{name}: {cost.wall_s:.0f} s, {cost.peak_rss_bytes / 1e9:.2f} GB", flush=True)
-        rows = compare(work, list(made))
+        made = kept(work / "made.json", options.reuse, lambda: make_all(work, options.recipes, options.budget))
+        rows = kept(work / "quality.json", options.reuse, lambda: compare(work, list(made)))
         kv = rows.pop("kv")
         speeds = time_steps(work, [SOURCE, *(name for name in made if name not in UNTIMED)], options.rounds)
     record = {"tile_px": TILE.height, "rounds": options.rounds}

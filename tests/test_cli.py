@@ -12,7 +12,10 @@ from fake_bundle import make_fake_bundle
 from livemoments.bundle import Bundle
 from livemoments.cli import cli, main
 
-COMMANDS = ["demo", "make-checkpoint", "export", "restore", "validate", "inspect", "verify", "completion"]
+COMMANDS = [
+    *("demo", "make-checkpoint", "export", "sensitivity", "quantize"),
+    *("restore", "validate", "inspect", "verify", "completion"),
+]
 JSON_COMMANDS = COMMANDS[:-1]
 RESTORE = ["restore", "b", "--frame", "f", "--photo", "p", "-o", "x.png"]
 BUNDLE = "(a bundle that opens)"

@@ -82,7 +82,8 @@ class Graph(_Entry):
 
 
 class StageParity(_Entry):
-    """Parity measured at export: relative L2 error of the worst output against the float32 reference.
+    """Parity measured at export: relative L2 error of the worst output against the float32 reference; of a stage that
+    was quantized, against the source bundle's engine.
 
     ``points`` are the schedule's points that were compared, for the stages that take a step.
     """

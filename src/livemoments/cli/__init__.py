@@ -20,7 +20,9 @@ from livemoments.cli import (
     export,
     inspect_bundle,
     make_checkpoint,
+    quantize,
     restore,
+    sensitivity,
     validate,
     verify_bundle,
 )
@@ -78,7 +80,18 @@ def cli() -> None:
     """
 
 
-for _module in (demo, make_checkpoint, export, restore, validate, inspect_bundle, verify_bundle, completion):
+for _module in (
+    demo,
+    make_checkpoint,
+    export,
+    sensitivity,
+    quantize,
+    restore,
+    validate,
+    inspect_bundle,
+    verify_bundle,
+    completion,
+):
     cli.add_command(_module.command)
 
 

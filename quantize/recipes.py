@@ -1,0 +1,137 @@
+"""Recipes: what a bundle is quantized to, as data: a TOML file each in ``quantize/recipes``; users may write more."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from livemoments.errors import FileError, UsageError
+from livemoments.quantize.plan import Action, LayerPlan, Linear
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""Block lengths that onnxruntime's ``MatMulNBits`` accepts."""
+NAMES = ("fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8")
+"""The recipes that ship, in the order in which they are listed."""
+_PRECISION = {
+    Action.KEEP: "fp16",
+    Action.INT8_STATIC: "int8",
+    Action.INT8_DYNAMIC: "int8-dynamic",
+    Action.WEIGHT_INT8: "int8-weights",
+    Action.WEIGHT_INT4: "int4-weights",
+    Action.FP8: "fp8",
+}
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One recipe.
+
+    Attributes:
+        name: how it is called; goes to the manifest.
+        summary: one sentence for lists.
+        action: what happens to every linear that is not kept.
+        half: the whole graph becomes float16 (the action is ``keep`` then).
+        stages: whose linears are quantized.
+        devices: the kinds of engine it is meant to be fast on (``cpu``, ``cuda``, ``tensorrt``, ``coreml``).
+        keep: patterns of the weights that keep their precision (``*`` and ``?`` as in file names).
+        block_size: inputs that share a scale, for the weight-only actions.
+        symmetric: blocks have no zero point.
+        method: how a block's scale and zero point are found: ``rtn`` spans its values, ``hqq`` minimises its error.
+        int8_compute: weight-only products quantize their input by blocks while they run (8 bit): faster, less exact.
+        smoothquant_alpha: how much of the activations' spread moves into the weights, 0 to 1; ``None``: nothing.
+        observer: how activations' ranges are chosen from what calibration saw.
+        percentile: of the values that lie within the range, for the observer of that name.
+        step_ranges: every point of the schedule has its own activation ranges, looked up by ``step`` (at no cost in
+            onnxruntime; engines that want constant ranges need ``false``).
+    """
+
+    name: str
+    summary: str
+    action: Action
+    half: bool = False
+    stages: tuple[str, ...] = ("reference", "restoration")
+    devices: tuple[str, ...] = ("cpu",)
+    keep: tuple[str, ...] = ()
+    block_size: int = 32
+    symmetric: bool = False
+    method: Literal["rtn", "hqq"] = "rtn"
+    int8_compute: bool = False
+    smoothquant_alpha: float | None = None
+    observer: str = "percentile"
+    percentile: float = 99.99
+    step_ranges: bool = False
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether activations must be observed first."""
+        return self.action.needs_calibration or self.smoothquant_alpha is not None
+
+    @property
+    def precision(self) -> str:
+        """The row of ``validate/limits.toml`` that holds: the shipped recipe's of the same action."""
+        return _PRECISION[self.action]
+
+    def keeps(self, weight: str) -> bool:
+        """Whether a weight keeps its precision."""
+        return any(fnmatch.fnmatchcase(weight, pattern) for pattern in self.keep)
+
+
+def load_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
+    """A recipe by the name of a shipped one, or from a TOML file.
+
+    Raises:
+        UsageError: no such name.
+        FileError: the file is missing or malformed, or its values contradict.
+    """
+    if isinstance(recipe, Recipe):
+        _check(recipe, recipe.name)
+        return recipe
+    name = os.fspath(recipe)
+    if name in NAMES:
+        text = (resources.files("livemoments.quantize") / "recipes" / f"{name}.toml").read_bytes()
+    elif name.endswith(".toml"):
+        try:
+            text = Path(name).read_bytes()
+        except OSError as error:
+            raise FileError(name, f"cannot be read ({error.strerror})") from None
+    else:
+        raise UsageError(f"there is no recipe '{name}'", fix=f"use {', '.join(NAMES)}, or name a .toml file")
+    try:
+        found = msgspec.toml.decode(text, type=Recipe)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise FileError(name, f"not a recipe: {error}", fix="see docs/quantization.md") from None
+    _check(found, name)
+    return found
+
+
+def plan_layers(recipe: Recipe, linears: Iterable[Linear]) -> LayerPlan:
+    """What a recipe does to each linear. Pure.
+
+    Returns:
+        An entry for every linear of the recipe's stages; empty for a recipe that quantizes none.
+    """
+    if recipe.action is Action.KEEP:
+        return {}
+    return {
+        linear.id: Action.KEEP if recipe.keeps(linear.id.weight) else recipe.action
+        for linear in linears
+        if linear.id.stage in recipe.stages
+    }
+
+
+def _check(recipe: Recipe, name: str) -> None:
+    alpha = recipe.smoothquant_alpha
+    for wrong, what in (
+        (not recipe.name, "it has no name"),
+        (recipe.half != (recipe.action is Action.KEEP), "half goes with the action 'keep', and only with it"),
+        (recipe.block_size not in BLOCK_SIZES, f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}"),
+        (alpha is not None and not 0 <= alpha <= 1, "smoothquant_alpha must lie between 0 and 1"),
+        (not 50 < recipe.percentile <= 100, "percentile must lie between 50 and 100"),
+    ):
+        if wrong:
+            raise FileError(name, f"not a recipe: {what}", fix="see docs/quantization.md")

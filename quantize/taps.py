@@ -1,0 +1,191 @@
+"""A backend whose transformers also show what enters their linears; everything else is onnxruntime as usual.
+
+Given to :func:`livemoments.runtime.restore.restore`, it lets the real pipeline run unchanged (all steps, the tiles and
+their references as PCR aligns them, keys and values from one network to the other) while a listener counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from livemoments.bundle import Bundle
+from livemoments.errors import EngineError
+from livemoments.quantize.segments import Segment, Tap, cut, find_taps
+from livemoments.runtime.backends.base import Array, Backend, Engine, to_host
+from livemoments.runtime.backends.ort import OrtBackend, _translated, import_onnxruntime
+from livemoments.types import Size, Stage, TensorSpec
+
+TAPPED_STAGES = (Stage.REFERENCE, Stage.RESTORATION)
+TAPS_BUDGET_BYTES = 256 << 20
+"""Activations held for the listener at once: about one block of the published size at a 1024-pixel tile."""
+RESIDENT_BYTES = 2 << 30
+"""A stage whose weights are larger is loaded a segment at a time, so that no whole network is ever in memory."""
+_LOG_ERRORS_ONLY = 3
+
+Listener = Callable[[Tap, int, np.ndarray], None]
+"""Called with an activation: what it feeds, the schedule point, and its values (B, ..., K)."""
+
+
+class TappedBackend(Backend):
+    """Opens the transformers with taps, on the CPU.
+
+    Args:
+        listener: gets every activation; what it raises ends the run.
+        threads: threads within an operator.
+        taps_budget_bytes: activations of a tile held at once; a single block's are always.
+        resident_bytes: stages of larger weights are loaded a segment at a time.
+    """
+
+    name = "onnxruntime with taps"
+    provider = "cpu"
+
+    def __init__(
+        self,
+        listener: Listener,
+        threads: int | None = None,
+        *,
+        taps_budget_bytes: int = TAPS_BUDGET_BYTES,
+        resident_bytes: int = RESIDENT_BYTES,
+    ) -> None:
+        self._listener = listener
+        self._threads = threads
+        self._taps_budget_bytes = taps_budget_bytes
+        self._resident_bytes = resident_bytes
+        self._plain = OrtBackend("cpu", threads)
+        self._cut: dict[Path, list[Segment]] = {}
+
+    def open(self, bundle: Bundle, stage: Stage, size: Size) -> Engine:
+        """See :meth:`Backend.open`."""
+        if stage not in TAPPED_STAGES:
+            return self._plain.open(bundle, stage, size)
+        graph = bundle.graph(stage, size)
+        path = bundle.path / graph.path
+        if path not in self._cut:
+            self._cut[path] = segments_of(path, stage, self._taps_budget_bytes)
+        weights_bytes = sum(bundle.manifest.files[name].bytes for name in graph.weights)
+        return TappedEngine(
+            stage,
+            self._cut[path],
+            graph.inputs,
+            graph.outputs,
+            path=path,
+            listener=self._listener,
+            threads=self._threads,
+            resident=weights_bytes <= self._resident_bytes,
+        )
+
+
+class TappedEngine(Engine):
+    """A chain of segments run one after the other."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        segments: Sequence[Segment],
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        path: Path,
+        listener: Listener,
+        threads: int | None,
+        resident: bool,
+    ) -> None:
+        super().__init__(stage, inputs, outputs)
+        self._segments = segments
+        self._path = path
+        self._listener = listener
+        self._threads = threads
+        self._resident = resident
+        self._sessions: dict[int, Any] = {}
+
+    def _run(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
+        values = {name: to_host(array) for name, array in inputs.items()}
+        point = int(values["step"])
+        last_reader = {name: number for number, part in enumerate(self._segments) for name in part.inputs}
+        results: dict[str, Array] = {}
+        wanted = {spec.name for spec in self.outputs}
+        for number, part in enumerate(self._segments):
+            found = self._run_segment(number, part, values)
+            for tap in part.taps:
+                self._listener(tap, point, found[tap.value])
+            for name in part.outputs:
+                if name in wanted:
+                    self._check_finite(name, point, found[name])
+                    results[name] = found[name]
+                values[name] = found[name]
+            del found
+            values = {name: array for name, array in values.items() if last_reader.get(name, -1) > number}
+        return results
+
+    def _run_segment(self, number: int, part: Segment, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = list(dict.fromkeys([*part.outputs, *(tap.value for tap in part.taps)]))
+        session = self._session(number, part)
+        try:
+            arrays = session.run(names, {name: values[name] for name in part.inputs})
+        except Exception as error:  # onnxruntime's own exceptions share no base class
+            raise _translated(error, f"stage '{self.stage}' failed in {self._path.name}") from error
+        return dict(zip(names, arrays, strict=True))
+
+    def _session(self, number: int, part: Segment) -> Any:
+        session = self._sessions.get(number)
+        if session is None:
+            session = open_segment(part, self._path, threads=self._threads, prepack=self._resident)
+            if self._resident:
+                self._sessions[number] = session
+        return session
+
+    def _check_finite(self, name: str, point: int, array: np.ndarray) -> None:
+        if not np.isfinite(array).all():
+            raise EngineError(
+                f"stage '{self.stage}', output '{name}': NaN or infinity at schedule point {point}",
+                fix="check the checkpoint's weights and the calibration images",
+            )
+
+    def close(self) -> None:
+        """See :meth:`Engine.close`."""
+        super().close()
+        self._sessions.clear()
+
+
+def segments_of(path: Path, stage: Stage, taps_budget_bytes: int) -> list[Segment]:
+    """Cut a bundle's graph; its weights are not read.
+
+    Raises:
+        EngineError: the graph has no linears to tap.
+    """
+    model = ir.load(path)
+    taps = find_taps(model, str(stage))
+    if not taps:
+        raise EngineError(f"{path}: there are no matrix products with float weights in this graph")
+    return cut(model, taps, budget_bytes=taps_budget_bytes)
+
+
+def open_segment(part: Segment, path: Path, *, threads: int | None, prepack: bool) -> Any:
+    """An onnxruntime session for one segment of the graph at ``path``.
+
+    Without ``prepack`` the weights stay mapped from the bundle's file; it pays only for sessions that run often.
+
+    Raises:
+        EngineError: onnxruntime does not load it.
+        ResourceError: memory ran out.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_ERRORS_ONLY
+    # many sessions, each of which would keep its own peak
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(part.model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise _translated(error, f"{path}: a part of the graph cannot be loaded") from error

@@ -1,0 +1,88 @@
+"""Write one stage of a quantized bundle, its weights one tensor at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+
+from livemoments.bundle import Bundle
+from livemoments.export.to_onnx import WEIGHTS_NAME, WeightsFile
+from livemoments.manifest import Graph, StageEntry
+from livemoments.quantize.calibration_result import LinearStats
+from livemoments.quantize.plan import LayerPlan, LinearId, find_linears
+from livemoments.quantize.recipes import Recipe
+from livemoments.quantize.rewrite import rewrite
+from livemoments.quantize.smooth import smooth
+from livemoments.quantize.to_fp16 import half_specs, to_fp16
+from livemoments.types import Stage
+
+
+def copy_stage(bundle: Bundle, folder: Path, entry: StageEntry) -> None:
+    """Copy a stage that stays as it is."""
+    for name in dict.fromkeys(n for graph in entry.graphs for n in (graph.path, *graph.weights)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.path / name, folder / name)
+
+
+def quantize_stage(
+    bundle: Bundle,
+    folder: Path,
+    stage: Stage,
+    recipe: Recipe,
+    plan: LayerPlan,
+    stats: Mapping[LinearId, LinearStats] | None,
+) -> StageEntry:
+    """Rewrite and write every graph of a stage beside one file of weights.
+
+    Args:
+        bundle: the source.
+        folder: the new bundle's.
+        stage: which.
+        recipe: how.
+        plan: what happens to each linear.
+        stats: what calibration saw in the source.
+
+    Returns:
+        The stage's entry, without parity.
+    """
+    entry = bundle.stage(stage)
+    (folder / str(stage)).mkdir()
+    graphs = []
+    with contextlib.closing(WeightsFile(folder / str(stage) / WEIGHTS_NAME)) as weights:
+        for graph in entry.graphs:
+            model = ir.load(bundle.path / graph.path)
+            linears, known = find_linears(model, str(stage)), stats
+            if recipe.smoothquant_alpha is not None and known is not None:
+                _, known = smooth(model, linears, known, recipe.smoothquant_alpha)
+            rewrite(model, linears, plan, recipe, known)
+            if recipe.half:
+                to_fp16(model)
+            path = f"{stage}/{graph.size}.onnx"
+            _save(model, folder / path, weights)
+            convert = half_specs if recipe.half else tuple
+            graphs.append(
+                Graph(
+                    path=path,
+                    size=graph.size,
+                    weights=(f"{stage}/{WEIGHTS_NAME}",),
+                    inputs=convert(graph.inputs),
+                    outputs=convert(graph.outputs),
+                )
+            )
+    return msgspec.structs.replace(entry, precision=recipe.precision, graphs=tuple(graphs), parity=())
+
+
+def _save(model: ir.Model, path: Path, weights: WeightsFile) -> None:
+    """Write a graph beside its weights: each is read, converted, written and forgotten in turn."""
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.LazyTensor | ir.ExternalTensor):
+            value.const_value = weights.add(tensor, name)
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.release()
+    ir.save(model, path)

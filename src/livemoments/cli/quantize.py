@@ -1,0 +1,159 @@
+"""``livemoments quantize``: a bundle to a smaller and faster one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from livemoments.cli.bundles import bundle_bytes, bundle_document, open_checked, worst_parity
+from livemoments.cli.extras import needs_extra
+from livemoments.cli.options import PATH, overwrite_option, result_options
+from livemoments.cli.output import human_bytes, stdout_is_ours, write_json
+from livemoments.progress import Progress
+
+if TYPE_CHECKING:
+    from livemoments.bundle import Bundle
+    from livemoments.quantize.budget import Goal
+    from livemoments.quantize.pipeline import Quantized
+
+
+@click.command("quantize", short_help="Make a bundle smaller and faster, with the loss measured.")
+@click.argument("bundle", type=PATH)
+@click.option("-o", "--output", metavar="BUNDLE", type=PATH, required=True, help="The new bundle's folder.")
+@click.option(
+    "--recipe",
+    metavar="NAME",
+    required=True,
+    help="fp16, int8, int8-dynamic, int8-weights, int4-weights, fp8, or a recipe of your own (a .toml file).",
+)
+@click.option(
+    "--calibration",
+    metavar="DIR",
+    type=PATH,
+    help="Photos like those to be restored: frames in DIR/lr, photos of the same names in DIR/ref, and perhaps frames "
+    "at the photos' instants in DIR/ref_lr. int8 and fp8 need it. The file of a saved calibration does too.",
+)
+@click.option(
+    "--budget",
+    metavar="DB",
+    help="Quantize only as many layers as this leaves room for: 42dB is the least PSNR of the photos against BUNDLE's "
+    "own, 0.1dB-of-quality what they may lose against the truth. Measures every layer on the calibration photos first.",
+)
+@click.option(
+    "--goal",
+    type=click.Choice(["size", "speed"]),
+    default="size",
+    show_default=True,
+    help="What a budget is spent on.",
+)
+@click.option(
+    "--work",
+    metavar="DIR",
+    type=PATH,
+    help="Keep finished photos and layers here: the same command, started again, goes on from there.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the calibration's noise."
+)
+@click.option(
+    "--allow-slower", is_flag=True, help="Accept engines slower than the source's, for the sake of their memory."
+)
+@click.option(
+    "--verify",
+    type=click.Choice(["sampled", "none"]),
+    default="sampled",
+    show_default=True,
+    help="sampled: the new engines beside the source's at the first and the last timestep, and their speed. none: "
+    "nothing; for networks that this machine can write but not run.",
+)
+@overwrite_option
+@result_options
+def command(
+    bundle: Path,
+    output: Path,
+    recipe: str,
+    calibration: Path | None,
+    budget: str | None,
+    goal: Goal,
+    work: Path | None,
+    seed: int,
+    allow_slower: bool,
+    verify: str,
+    overwrite: bool,
+    as_json: bool,
+    progress: Progress,
+) -> None:
+    """Quantize the transformers of BUNDLE to a new bundle.
+
+    Both transformers' matrix products are quantized; everything else stays as it is, and fp16 converts all stages but
+    the flow network. int8 and fp8 restore the calibration photos with BUNDLE first, at every timestep, to see what
+    the activations' ranges are. Weights are read and written one at a time.
+
+    The new engines are run beside BUNDLE's: outputs that are dead, saturated or too far off end the command, and so do
+    engines that are slower here (exit code 1); then nothing is left behind. The manifest records recipe, calibration
+    set, seed and the error that was measured.
+
+    Needs the extra 'export'. With --json: the document of 'livemoments inspect --json', and `quantized` with the
+    number of layers per action and the seconds a stage takes before and after.
+
+    \b
+    Examples:
+      livemoments quantize bundle -o bundle-int8 --recipe int8 --calibration photos
+      livemoments quantize bundle -o bundle-int4 --recipe int4-weights --allow-slower
+    """
+    if budget is not None and calibration is None:
+        raise click.UsageError("--budget needs --calibration DIR: the loss is measured on its photos")
+    with stdout_is_ours(), needs_extra("quantizing", "export"):
+        from livemoments.quantize.pipeline import quantize
+        from livemoments.quantize.to_budget import quantize_to_budget
+
+        source = open_checked(bundle, progress)
+        common: dict[str, Any] = {
+            "recipe": recipe,
+            "seed": seed,
+            "work": work,
+            "allow_slower": allow_slower,
+            "overwrite": overwrite,
+            "progress": progress,
+        }
+        if budget is not None and calibration is not None:
+            result, mix = quantize_to_budget(
+                source, output, budget=budget, calibration=calibration, goal=goal, **common
+            )
+        else:
+            result, mix = quantize(source, output, calibration=calibration, verify=verify != "none", **common), None
+    if as_json:
+        speeds = [
+            {"stage": s.stage, "size": s.size, "source_s": s.source_s, "quantized_s": s.quantized_s}
+            for s in result.speeds
+        ]
+        found: dict[str, Any] = {"layers": dict(result.actions), "speeds": speeds}
+        if mix is not None:
+            found["search"] = mix.found.to_json()
+        write_json(bundle_document(result.bundle) | {"quantized": found})
+    else:
+        if mix is not None:
+            click.echo(mix.found.to_text())
+        click.echo(_summary(source, result))
+
+
+def _summary(source: Bundle, result: Quantized) -> str:
+    bundle = result.bundle
+    old, new = bundle_bytes(source), bundle_bytes(bundle)
+    layers = ", ".join(f"{count} {action}" for action, count in result.actions.items())
+    lines = [
+        f"wrote {bundle.path}: {bundle.manifest.recipe}, {human_bytes(new)}, {new / old:.2f} of the source",
+        f"  layers: {layers or 'all in half precision'}",
+    ]
+    for name, entry in bundle.manifest.stages.items():
+        worst = worst_parity(entry)
+        if worst is not None and entry != source.manifest.stages[name]:
+            lines.append(f"  {name:12} {worst.rel_l2:.1e} from the source (relative L2), limit {worst.limit:.0e}")
+    for speed in result.speeds:
+        lines.append(
+            f"  {speed.stage:12} {speed.quantized_s * 1e3:.0f} ms a tile instead of {speed.source_s * 1e3:.0f} "
+            f"({speed.ratio:.2f} times as fast)"
+        )
+    return "\n".join(lines)
