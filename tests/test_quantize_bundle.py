@@ -31,6 +31,9 @@ from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.restore import restore
 from livemoments.types import Size, Stage
 
+pytestmark = pytest.mark.slow  # minutes together on a loaded machine
+
+
 STEPPED = (Stage.REFERENCE, Stage.RESTORATION)
 HALF_LIMIT = 2e-3
 """The exporter's own float16 graphs of this checkpoint are 1e-3 from the reference."""
