@@ -8,7 +8,26 @@ from collections.abc import Iterator
 from livemoments.errors import MissingExtraError
 
 # What the extras of pyproject.toml bring (a test compares them).
-OPTIONAL_MODULES = frozenset({"diffusers", "onnx", "onnx_ir", "onnxscript", "safetensors", "skimage", "torch", "yaml"})
+OPTIONAL_MODULES = frozenset(
+    {
+        "DISTS_pytorch",
+        "av",
+        "diffusers",
+        "jinja2",
+        "lpips",
+        "onnx",
+        "onnx_ir",
+        "onnxscript",
+        "piq",
+        "pyiqa",
+        "pynvml",
+        "ray",
+        "safetensors",
+        "skimage",
+        "torch",
+        "yaml",
+    }
+)
 
 
 @contextlib.contextmanager
