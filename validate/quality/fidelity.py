@@ -1,0 +1,57 @@
+"""PSNR, SSIM and MS-SSIM of one pair of pictures in one pass: y is computed once, and MS-SSIM's first scale is SSIM."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from livemoments.validate.quality.luma import Luma, luma_strips
+from livemoments.validate.quality.ms_ssim import LEAST_SIDE_PX, MultiScaleSimilarity
+from livemoments.validate.quality.psnr import SquaredError
+from livemoments.validate.quality.ssim import WINDOW_PX, Similarity
+
+FIDELITY = ("psnr_y", "ssim_y", "ms_ssim_y")
+
+
+def measure_fidelity(
+    value: np.ndarray,
+    reference: np.ndarray,
+    names: Collection[str] = FIDELITY,
+    luma: Luma = Luma.BT601_STUDIO,
+) -> dict[str, float | None]:
+    """Measure those of :data:`FIDELITY` that are named.
+
+    Args:
+        value: (H, W, 3) RGB, uint8, uint16, or float in [0, 1].
+        reference: likewise, of the same size.
+        names: which.
+        luma: the convention of y.
+
+    Returns:
+        By name; infinite PSNR for pictures of equal y, ``None`` where the pictures are too small for a metric.
+
+    Raises:
+        UsageError: the pictures cannot be compared.
+    """
+    height, width = value.shape[:2]
+    error = SquaredError() if "psnr_y" in names else None
+    scales = (
+        MultiScaleSimilarity(height, width) if "ms_ssim_y" in names and min(height, width) >= LEAST_SIDE_PX else None
+    )
+    similarity = None
+    if "ssim_y" in names and min(height, width) >= WINDOW_PX:
+        similarity = scales.scales[0] if scales is not None else Similarity(width)
+    for strips in luma_strips(value, reference, luma):
+        if error is not None:
+            error.push(*strips)
+        if scales is not None:
+            scales.push(*strips)
+        elif similarity is not None:
+            similarity.push(*strips)
+    found = {
+        "psnr_y": None if error is None else error.psnr_db,
+        "ssim_y": None if similarity is None else similarity.ssim,
+        "ms_ssim_y": None if scales is None else scales.ms_ssim,
+    }
+    return {name: found[name] for name in FIDELITY if name in names}
