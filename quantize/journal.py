@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
-from livemoments.errors import OutputError, UsageError
+from livemoments.errors import UsageError
+from livemoments.line_journal import LineJournal
 from livemoments.quantize.plan import LinearId
 from livemoments.quantize.sensitivity_report import LayerSensitivity
 
@@ -23,49 +22,30 @@ class Journal:
 
     Raises:
         OutputError: the file cannot be written.
+        ResourceError: the disk is full.
     """
 
     def __init__(self, path: Path | None, key: str) -> None:
         self.done: dict[LinearId, LayerSensitivity] = {}
-        self._path = path
-        if path is None:
+        self._file = None if path is None else LineJournal(path)
+        if self._file is None:
             return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-            good = self._read(lines, key)
-            # what a killed run left half-written goes
-            path.write_text("".join(f"{line}\n" for line in good or [json.dumps({"key": key})]), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(path, f"cannot be written ({error.strerror})", fix="choose another folder") from None
-
-    def _read(self, lines: list[str], key: str) -> list[str]:
-        good: list[str] = []
-        for line in lines:
+        if self._file.head != {"key": key}:
+            self._file.start({"key": key})
+        for number, line in enumerate(self._file.lines):
             try:
-                data = json.loads(line)
-                if good:
-                    layer = LayerSensitivity.from_json(data)
-                    self.done[layer.linear] = layer
-                elif data != {"key": key}:
-                    return []
+                layer = LayerSensitivity.from_json(line)
             except (ValueError, KeyError, TypeError, UsageError):
+                self._file.keep(number)
                 break
-            good.append(line)
-        return good
+            self.done[layer.linear] = layer
 
     def add(self, layer: LayerSensitivity) -> None:
         """Append a layer and flush it to the disk.
 
         Raises:
             OutputError: the file cannot be written.
+            ResourceError: the disk is full.
         """
-        if self._path is None:
-            return
-        try:
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(layer.to_json()) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            raise OutputError(self._path, f"cannot be written ({error.strerror})") from None
+        if self._file is not None:
+            self._file.append(layer.to_json())

@@ -24,7 +24,9 @@ __all__ = [
     "MIN_SIDE_PX",
     "Photo",
     "check_pair_sizes",
+    "decode_photo",
     "ensure_writable",
+    "read_image_bytes",
     "read_photo",
     "write_image",
 ]
@@ -83,12 +85,27 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
             ``MAX_PIXELS``, or of a kind that cannot be read.
         ResourceError: memory ran out.
     """
+    return decode_photo(path, read_image_bytes(path))
+
+
+def decode_photo(path: str | os.PathLike[str], data: bytes) -> Photo:
+    """A photo from its file's bytes, wherever they came from; ``path`` says so in errors. See :func:`read_photo`.
+
+    Raises:
+        ImageError: they are no image, or a damaged one, one that is cut short, too large, or of an unknown kind.
+        ResourceError: memory ran out.
+    """
+    decoded = decode(path, data)
+    return Photo(decoded.pixels, decoded.icc_profile, decoded.exif, decoded.xmp, Path(path), decoded.format)
+
+
+def read_image_bytes(path: str | os.PathLike[str]) -> bytes:
+    """An image file's bytes, undecoded.
+
+    Raises:
+        ImageError: there is no such file, it is a folder, empty, cannot be read, or is larger than any photo.
+    """
     file = Path(path)
-    decoded = decode(path, _read_bytes(file))
-    return Photo(decoded.pixels, decoded.icc_profile, decoded.exif, decoded.xmp, file, decoded.format)
-
-
-def _read_bytes(file: Path) -> bytes:
     try:
         if file.is_dir():
             raise ImageError(file, "is a folder, not an image", fix="name one image file")

@@ -48,12 +48,16 @@ class RestoreResult:
         metadata: how it was made; JSON-able, also written into the file.
         timings: wall time of the stages and tiles.
         output: the file that was written, if any.
+        plan: the tiles.
+        corners: of each tile of the plan, the mean flow inside it and where its reference tile lies.
     """
 
     image: np.ndarray
     metadata: dict[str, Any]
     timings: Timings
     output: Path | None
+    plan: TilePlan
+    corners: tuple[tuple[MeanFlow, ReferenceCorner], ...]
 
 
 def restore(
@@ -176,7 +180,8 @@ def restore(
             text = {"Software": metadata["package"], "livemoments": json.dumps(metadata)}
             lost = write_image(output, image, like=inputs.photo, quality=quality, text=text)
         metadata["not_carried_over"] = list(lost)
-    return RestoreResult(image, metadata, settings.timings, None if output is None else Path(output))
+    written = None if output is None else Path(output)
+    return RestoreResult(image, metadata, settings.timings, written, plan, tuple(corners))
 
 
 def _restore_tiles(
