@@ -7,8 +7,10 @@ Calibration: three simulated Live Photos of one tile each. Quality: one tile of 
 whole pipeline with the float32 engines and with each recipe's; PSNR is the lower of the blended photo's and the 16-bit
 result's. SQNR is the stage's with the float32 engines' own inputs, all outputs together, the worst of the six steps.
 Time: one run of RestorationNet for one tile, everything in one process, all engines and the PyTorch reference (eager,
-float32) taking turns round after round; quoted are the median and the ratios within each round. A recipe is quantized
-in a process of its own, whose wall time and peak resident set are quoted. fp8 is checked on a CPU, not timed: it is not
+float32) taking turns round after round. A turn is three runs, as sampling runs one network step after step; the first,
+which meets the caches and the still spinning threads of whoever ran before, does not count, the quicker one of the
+others does. Quoted are the median and the ratios within each round. A recipe is quantized in a process of its own,
+whose wall time and peak resident set are quoted. int8-tensorrt and fp8 are checked on a CPU, not timed: they are not
 meant for one.
 """
 
@@ -25,12 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 from common import photograph, run_worker, summary, write_record
 
 from livemoments.bundle import Bundle
 from livemoments.measures import sqnr_db
 from livemoments.quantize.probe import Probe, ProbePhoto, open_probe
+from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.sensitivity import stage_sqnr_db
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.kv_codecs import KV_DTYPES, find_codec
@@ -40,8 +44,16 @@ from livemoments.validate.simulated_clip import simulate_live_photo
 TILE = Size(512, 512)
 OVERLAP_PX = 64
 CALIBRATION_PHOTOS = ("astronaut", "chelsea", "rocket")
-RECIPES = ("fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8")
-UNTIMED = ("fp8",)
+RECIPES = ("fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "int8-tensorrt", "fp8")
+UNTIMED = ("int8-tensorrt", "fp8")
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "int8, not smoothed": ("int8", {"smoothquant_alpha": None}),
+    "int8, one range for all steps": ("int8", {"step_ranges": False}),
+    "int4-weights, blocks of 128": ("int4-weights", {"block_size": 128}),
+    "int4-weights, plain rounding": ("int4-weights", {"method": "rtn"}),
+}
+"""Recipes with one thing changed: what that thing is worth. Not timed."""
+TURN_RUNS = 3
 EAGER, SOURCE = "PyTorch eager fp32", "fp32"
 _MARGIN = 1.15
 """Photographs are this much larger than the clip that is simulated from them."""
@@ -67,11 +79,16 @@ def prepare(work: Path) -> None:
             cv2.imwrite(str(work / "photos" / part / f"{name}.png"), np.ascontiguousarray(image[..., ::-1]))
 
 
+def find_recipe(name: str) -> Recipe:
+    """A shipped recipe, or a variant of one."""
+    base, changes = VARIANTS.get(name, (name, {}))
+    return msgspec.structs.replace(load_recipe(base), **changes)
+
+
 def quantize(work: Path, recipe: str, budget: str) -> dict[str, Any]:
     """The worker: one recipe; what it did to how many layers."""
     from livemoments.quantize.calibration import calibrate
     from livemoments.quantize.pipeline import quantize as run
-    from livemoments.quantize.recipes import load_recipe
     from livemoments.quantize.to_budget import quantize_to_budget
 
     if budget:
@@ -87,7 +104,7 @@ def quantize(work: Path, recipe: str, budget: str) -> dict[str, Any]:
             overwrite=True,
         )
         return {"actions": dict(done.actions), "search": mix.found.to_json()}
-    found = load_recipe(recipe)
+    found = find_recipe(recipe)
     calibration = None
     started = time.perf_counter()
     if found.needs_calibration:
@@ -100,7 +117,7 @@ def quantize(work: Path, recipe: str, budget: str) -> dict[str, Any]:
         )
     calibrated = time.perf_counter()
     done = run(
-        work / SOURCE, work / recipe, recipe=recipe, calibration=calibration, allow_slower=True, check_speed=False,
+        work / SOURCE, work / recipe, recipe=found, calibration=calibration, allow_slower=True, check_speed=False,
         overwrite=True,
     )  # fmt: skip
     return {
@@ -229,6 +246,16 @@ def steps(work: Path, names: list[str]) -> Iterator[dict[str, Callable[[], objec
         yield runs
 
 
+def time_turn(run: Callable[[], object]) -> float:
+    """Seconds of the quickest run of a turn; the first does not count."""
+    took = []
+    for _ in range(TURN_RUNS):
+        started = time.perf_counter()
+        run()
+        took.append(time.perf_counter() - started)
+    return min(took[1:])
+
+
 def time_steps(work: Path, names: list[str], rounds: int) -> dict[str, Any]:
     with steps(work, names) as runs:
         for run in runs.values():
@@ -236,9 +263,7 @@ def time_steps(work: Path, names: list[str], rounds: int) -> dict[str, Any]:
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for number in range(rounds):
             for name, run in runs.items():
-                started = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(time_turn(run))
             print(f"round {number + 1}/{rounds}", flush=True)
 
     def ratio(base: str, name: str) -> dict[str, float]:
@@ -295,7 +320,7 @@ def kept(path: Path, reuse: bool, compute: Callable[[], dict[str, Any]]) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", default=[*RECIPES, *VARIANTS])
     parser.add_argument("--budget", default="", help="also search a mix of int4-weights that keeps this (an hour)")
     parser.add_argument("--work", type=Path, help="keep checkpoint, bundles and calibration here")
     parser.add_argument("--reuse", action="store_true", help="only time again what --work holds from an earlier run")
@@ -311,7 +336,9 @@ def main() -> None:
         made = kept(work / "made.json", options.reuse, lambda: make_all(work, options.recipes, options.budget))
         rows = kept(work / "quality.json", options.reuse, lambda: compare(work, list(made)))
         kv = rows.pop("kv")
-        speeds = time_steps(work, [SOURCE, *(name for name in made if name not in UNTIMED)], options.rounds)
+        speeds = time_steps(
+            work, [SOURCE, *(name for name in made if name not in (*UNTIMED, *VARIANTS))], options.rounds
+        )
     record = {"tile_px": TILE.height, "rounds": options.rounds}
     recipes = {name: made[name] | rows[name] | speeds.get(name, {}) for name in made}
     path = write_record(

@@ -61,7 +61,10 @@ def open_candidate(model: ir.Model, bundle: Bundle, stage: Stage, size: Size, th
         message = ir.to_proto(model).SerializeToString()
         session = onnxruntime.InferenceSession(message, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first: BaseException = error
+        while first.__cause__ is not None:  # onnx_ir wraps what went wrong in one error per level
+            first = first.__cause__
+        reason = (str(first).strip() or type(first).__name__).splitlines()[0]
         raise EngineError(f"{path}: the changed graph cannot be loaded: {reason}") from error
     return OrtEngine(stage, session, graph.inputs, graph.outputs, device="cpu", path=path)
 

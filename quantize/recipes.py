@@ -16,7 +16,7 @@ from livemoments.quantize.plan import Action, LayerPlan, Linear
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block lengths that onnxruntime's ``MatMulNBits`` accepts."""
-NAMES = ("fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8")
+NAMES = ("fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "int8-tensorrt", "fp8")
 """The recipes that ship, in the order in which they are listed."""
 _PRECISION = {
     Action.KEEP: "fp16",
@@ -40,7 +40,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         devices: the kinds of engine it is meant to be fast on (``cpu``, ``cuda``, ``tensorrt``, ``coreml``).
         keep: patterns of the weights that keep their precision (``*`` and ``?`` as in file names).
         block_size: inputs that share a scale, for the weight-only actions.
-        symmetric: blocks have no zero point.
+        symmetric: neither blocks of weights nor static activations have a zero point.
         method: how a block's scale and zero point are found: ``rtn`` spans its values, ``hqq`` minimises its error.
         int8_compute: weight-only products quantize their input by blocks while they run (8 bit): faster, less exact.
         smoothquant_alpha: how much of the activations' spread moves into the weights, 0 to 1; ``None``: nothing.

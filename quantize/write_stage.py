@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from livemoments.bundle import Bundle
 from livemoments.export.to_onnx import WEIGHTS_NAME, WeightsFile
 from livemoments.manifest import Graph, StageEntry
 from livemoments.quantize.calibration_result import LinearStats
+from livemoments.quantize.graph_edit import read_tensor
 from livemoments.quantize.plan import LayerPlan, LinearId, find_linears
 from livemoments.quantize.recipes import Recipe
 from livemoments.quantize.rewrite import rewrite
@@ -81,8 +83,13 @@ def _save(model: ir.Model, path: Path, weights: WeightsFile) -> None:
     """Write a graph beside its weights: each is read, converted, written and forgotten in turn."""
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if isinstance(tensor, ir.LazyTensor | ir.ExternalTensor):
-            value.const_value = weights.add(tensor, name)
         if isinstance(tensor, ir.ExternalTensor):
-            tensor.release()
+            own = ir.LazyTensor(partial(_read, tensor), dtype=tensor.dtype, shape=tensor.shape, name=name)
+            value.const_value = weights.add(own, name)
+        elif isinstance(tensor, ir.LazyTensor):
+            value.const_value = weights.add(tensor, name)
     ir.save(model, path)
+
+
+def _read(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    return ir.tensor(read_tensor(tensor), dtype=tensor.dtype, name=tensor.name)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
 from quantize_support import FIRST, POINTS, SECOND, Seen, linears_of, run_model, two_linears
 
-from livemoments.errors import UsageError
+from livemoments.errors import BundleError, UsageError
+from livemoments.quantize.graph_edit import read_tensor
 from livemoments.quantize.plan import Action, LinearId
 from livemoments.quantize.ranges import symmetric_scale, unsigned_parameters
 from livemoments.quantize.recipes import Recipe
@@ -162,3 +166,22 @@ def test_a_missing_calibration_is_named(case: dict[str, np.ndarray], action: Act
         rewrite(model, linears, plan, _recipe(action), {})
     with pytest.raises(UsageError, match="nothing but zeros"):
         rewrite(model, linears, plan, _recipe(action), _seen([0.0], [0.0]))
+
+
+def test_weights_are_read_from_linked_files_and_no_others(tmp_path: Path) -> None:
+    folder = tmp_path / "graph"
+    folder.mkdir()
+    values = np.random.default_rng(3).standard_normal((K, N)).astype(np.float16)
+    (tmp_path / "stored.bin").write_bytes(b"\0" * 64 + values.tobytes())
+    os.link(tmp_path / "stored.bin", folder / "weights.bin")  # as a store that keeps equal files once makes them
+
+    def external(location: str) -> ir.ExternalTensor:
+        shape, kind = ir.Shape((K, N)), ir.DataType.FLOAT16
+        return ir.ExternalTensor(location, 64, values.nbytes, kind, shape=shape, name="weight", base_dir=folder)
+
+    assert np.array_equal(read_tensor(external("weights.bin")), values)
+    with pytest.raises(BundleError, match="outside of its graph's folder"):
+        read_tensor(external("../stored.bin"))
+    (folder / "short.bin").write_bytes(values.tobytes())
+    with pytest.raises(BundleError, match="ends within 'weight'"):
+        read_tensor(external("short.bin"))

@@ -32,8 +32,6 @@ from livemoments.runtime.images import Photo
 from livemoments.runtime.restore import restore
 from livemoments.types import Size, Stage
 
-pytestmark = pytest.mark.slow  # minutes together on a loaded machine
-
 
 PHOTOS = [ProbePhoto(FRAME, PHOTO, KEY_FRAME, truth=PHOTO.pixels)]
 RECIPE = "int4-weights"
