@@ -75,7 +75,7 @@ class RestoredPhoto:
     corners: tuple[tuple[int, int], ...]
 
 
-def _ignore(name: str, value: np.ndarray) -> None:
+def ignore(name: str, value: np.ndarray) -> None:
     """The observer that looks away."""
 
 
@@ -92,7 +92,7 @@ def restore_photo(
     settings: Settings,
     *,
     only_tiles: Callable[[Tile], bool] | None = None,
-    observe: Observer = _ignore,
+    observe: Observer = ignore,
     progress: Progress = SILENT,
 ) -> RestoredPhoto:
     """Restore one photo.
@@ -178,7 +178,7 @@ def restore_tile(
     tile: Tile,
     noise: NoiseOfTile,
     settings: Settings,
-    observe: Observer = _ignore,
+    observe: Observer = ignore,
 ) -> Tensor:
     """Restore one tile: (1, 3, h, w), nominally [-1, 1], not clamped.
 
@@ -189,6 +189,8 @@ def restore_tile(
     def tell(part: str, value: Tensor) -> None:
         observe(f"{name}.{part}", value.float().cpu().numpy())
 
+    for part, value in {"lq.image": images.lr, "ref.image": images.ref, "ref_lq.image": images.ref_lr}.items():
+        tell(part, value)
     flow = estimate_flow(reference.flow, images.ref_lr.float(), images.lr.float())
     tell("flow", flow)
     motion = reference.motion_encoder(flow.to(reference.dtype))
@@ -253,6 +255,7 @@ def sample(
                 tell(f"{prefix}.add_k_proj", block.text_key)
                 tell(f"{prefix}.add_v_proj", block.text_value)
         guidance = [BlockGuidance(block, motion[embedding_index(index)]) for index, block in enumerate(kv)]
+        tell(f"step{step}.z", z)
         velocity = reference.restoration_net(z, timesteps[step], prompt, pooled, guidance)
         tell(f"step{step}.velocity", velocity)
         following = sigmas[step + 1] if step + 1 < settings.steps else 0.0

@@ -8,11 +8,19 @@ import torch
 from livemoments.bundle import Bundle
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.checkpoint import Reference
-from livemoments.reference.pipeline import PhotoInputs, RestoredPhoto, Settings, TileNoise, restore_photo
+from livemoments.reference.pipeline import (
+    Observer,
+    PhotoInputs,
+    RestoredPhoto,
+    Settings,
+    TileNoise,
+    ignore,
+    restore_photo,
+)
 from livemoments.runtime.images import Photo
 from livemoments.runtime.inputs import RestoreInputs
 from livemoments.runtime.noise import SeededNoise
-from livemoments.runtime.tiles import plan_balanced
+from livemoments.runtime.tiles import TilePlan, plan_balanced
 from livemoments.types import ReferencePolicy, Tile
 
 
@@ -37,6 +45,33 @@ def reference_photo(
     """
     manifest = bundle.manifest
     plan = plan_balanced(inputs.size, bundle.tile_sizes, manifest.overlap, pad_small=True)
+    steps = manifest.schedule.default_steps
+    return restore_like_runtime(reference, inputs, plan, steps=steps, seed=seed, policy=policy, progress=progress)
+
+
+def restore_like_runtime(
+    reference: Reference,
+    inputs: RestoreInputs,
+    plan: TilePlan,
+    *,
+    steps: int,
+    seed: int,
+    policy: str,
+    observe: Observer = ignore,
+    progress: Progress = SILENT,
+) -> RestoredPhoto:
+    """Restore with PyTorch under the runtime's conditions, with the tiles that a bundle would get.
+
+    Args:
+        reference: the loaded checkpoint.
+        inputs: the images, as the runtime loaded them.
+        plan: the tiles.
+        steps: Euler steps.
+        seed: of the noise, drawn as the runtime draws it.
+        policy: the reference policy's name.
+        observe: told every intermediate.
+        progress: where to report.
+    """
     seeded = SeededNoise(seed)
 
     def noise(tile: Tile, shape: tuple[int, ...]) -> TileNoise:
@@ -47,8 +82,8 @@ def reference_photo(
 
     settings = Settings(
         tile=plan.tile,
-        overlap=manifest.overlap,
-        steps=manifest.schedule.default_steps,
+        overlap=plan.overlap,
+        steps=steps,
         policy=ReferencePolicy.parse(policy),
         tiles=plan.tiles,
         padded=plan.padded,
@@ -56,7 +91,7 @@ def reference_photo(
         upstream_color=False,
     )
     images = PhotoInputs(_tensor(inputs.frame), _tensor(inputs.photo), _tensor(inputs.photo_frame))
-    return restore_photo(reference, images, inputs.size, noise, settings, progress=progress)
+    return restore_photo(reference, images, inputs.size, noise, settings, observe=observe, progress=progress)
 
 
 def _tensor(photo: Photo) -> torch.Tensor:

@@ -78,7 +78,7 @@ class Recording(abc.ABC):
 
     @abc.abstractmethod
     def names(self, image: str) -> tuple[str, ...]:
-        """Names of the tensors that were recorded of a photo, in the order of computation.
+        """Names of the tensors that were recorded of a photo; within a file in the order of computation.
 
         Raises:
             FileError: no such photo, or a damaged file.

@@ -7,6 +7,7 @@ first, but what it says is known last: until :meth:`TensorWriter.close` the byte
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -37,21 +38,19 @@ class TensorWriter:
         path: the file; its folder exists.
         dtype: what floats are stored as.
 
-    Attributes:
-        names: what was added so far, in order.
+    Raises:
+        FileExistsError: it was written already.
     """
 
     def __init__(self, path: Path, dtype: StorageType) -> None:
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         self.path = path
         self._dtype = dtype
         self._header: dict[str, dict[str, Any]] = {}
         self._end = 0
         self._data_path = path.with_name(f".{path.name}.data")
-        self._data = self._data_path.open("wb")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._header)
+        self._data = self._data_path.open("xb")
 
     def add(self, name: str, value: np.ndarray) -> None:
         """Append one tensor.
@@ -143,7 +142,7 @@ def tensor_names(path: Path) -> tuple[str, ...]:
         FileError: damaged or unreadable.
     """
     with _opened(path) as opened:
-        return tuple(opened.offset_keys())
+        return tuple(getattr(opened, "offset_keys", opened.keys)())  # releases before 0.6 give them in no order
 
 
 def read_tensor(path: Path, name: str) -> np.ndarray:

@@ -1,0 +1,218 @@
+"""What a recording is made of, checked before any work begins: photos, checkpoint, settings, device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import msgspec
+import torch
+
+from livemoments.bundle import hash_file
+from livemoments.errors import FileError, ImageError, UsageError
+from livemoments.manifest import FileEntry, Model, SchedulePoint, Source
+from livemoments.progress import Progress
+from livemoments.reference.checkpoint import Configs, Prompt
+from livemoments.reference.layout import CheckpointFiles
+from livemoments.runtime.inputs import load_inputs
+from livemoments.runtime.tiles import plan_balanced
+from livemoments.schedule import NOISE_LEVEL, sigma_at, step_indices
+from livemoments.types import ReferencePolicy, Size
+from livemoments.validate.datasets.index import Dataset, DatasetItem, open_dataset
+from livemoments.validate.recording.schema import DETAILS, Selection, Settings
+from livemoments.validate.recording.writer import condition_key
+
+_TILE_MULTIPLE_PX = 16
+"""The VAE's factor 8 times the transformers' patch of 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class LivePhoto:
+    """One photo to record: the reselected frame, the key photo, and the frame at its instant, if there is one."""
+
+    frame: Path
+    photo: Path
+    photo_frame: Path | None = None
+    name: str = "photo"
+
+
+def model_of(configs: Configs, prompt: Prompt) -> Model:
+    """What a bundle's manifest would say of the networks."""
+    transformer, vae = configs.transformer, configs.vae
+    return Model(
+        num_blocks=transformer.num_layers,
+        num_heads=transformer.num_attention_heads,
+        head_dim=transformer.attention_head_dim,
+        patch_size=transformer.patch_size,
+        text_tokens=prompt.tokens.shape[1],
+        latent_channels=vae.latent_channels,
+        vae_scale=vae.scale,
+        latent_shift=vae.shift_factor,
+        latent_scaling=vae.scaling_factor,
+    )
+
+
+def make_settings(
+    tile: Size, overlap: int, steps: int, policy: str | ReferencePolicy, seed: int, selection: Selection
+) -> Settings:
+    """The settings, checked; the schedule is the checkpoint's and comes later.
+
+    Raises:
+        UsageError: one of them cannot be used.
+    """
+    if tile.height % _TILE_MULTIPLE_PX or tile.width % _TILE_MULTIPLE_PX:
+        raise UsageError(f"tiles of {tile} pixels are not possible", fix=f"use multiples of {_TILE_MULTIPLE_PX}")
+    plan_balanced(tile, [tile], overlap)  # the overlap must fit the tile
+    step_indices(steps)
+    ReferencePolicy.parse(str(policy)).source_steps(steps)
+    if seed < 0:
+        raise UsageError(f"the seed {seed} is negative", fix="use 0 or more")
+    if beyond := [step for step in selection.steps or () if step >= steps]:
+        raise UsageError(f"step {beyond[0]} is to be recorded, but only 0 to {steps - 1} are sampled")
+    return Settings(
+        tile=str(tile),
+        overlap=overlap,
+        steps=steps,
+        policy=str(policy),
+        schedule=(),
+        noise_level=NOISE_LEVEL,
+        seed=seed,
+    )
+
+
+def with_schedule(settings: Settings, configs: Configs) -> Settings:
+    """The settings with the checkpoint's timesteps."""
+    config = configs.schedule
+    sigmas = [
+        sigma_at(index, shift=config.shift, train_steps=config.num_train_timesteps)
+        for index in step_indices(settings.steps)
+    ]
+    points = tuple(SchedulePoint(timestep=sigma * config.num_train_timesteps, sigma=sigma) for sigma in sigmas)
+    return msgspec.structs.replace(settings, schedule=points)
+
+
+def sorted_numbers(numbers: Collection[int] | None, what: str) -> tuple[int, ...] | None:
+    """The numbers, each once, in order.
+
+    Raises:
+        UsageError: there is none, or one is negative.
+    """
+    if numbers is None:
+        return None
+    if not numbers or min(numbers) < 0:
+        raise UsageError(f"which {what}s to record in detail: {sorted(numbers)}", fix=f"give {what} numbers from 0 on")
+    return tuple(sorted(set(numbers)))
+
+
+def check_detail(detail: str, dtype: str) -> None:
+    """Refuse unknown levels and types.
+
+    Raises:
+        UsageError: naming what there is.
+    """
+    if detail not in DETAILS:
+        raise UsageError(f"there is no detail '{detail}'", fix=f"use {', '.join(DETAILS)}")
+    if dtype not in ("float32", "float16"):
+        raise UsageError(f"tensors cannot be stored as '{dtype}'", fix="use float32 or float16")
+
+
+def check_blocks(blocks: Collection[int] | None, configs: Configs) -> None:
+    """Refuse blocks that the checkpoint does not have.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    count = configs.transformer.num_layers
+    if beyond := [block for block in sorted(blocks or ()) if block >= count]:
+        raise UsageError(f"the checkpoint has no block {beyond[0]}; it has blocks 0 to {count - 1}")
+
+
+def select_images(selection: Selection, images: Collection[str] | int | None, names: Sequence[str]) -> Selection:
+    """The selection with the photos of which more than the stages is recorded.
+
+    Raises:
+        UsageError: a negative number, or a photo that is not in the set.
+    """
+    if images is None:
+        return selection
+    if isinstance(images, int):
+        if images < 0:
+            raise UsageError(f"{images} photos in detail are not possible", fix="use 0 or more")
+        return msgspec.structs.replace(selection, images=tuple(names[:images]))
+    if unknown := sorted(set(images) - set(names)):
+        raise UsageError(f"there is no photo '{unknown[0]}' in the set")
+    return msgspec.structs.replace(selection, images=tuple(sorted(images)))
+
+
+def find_photos(
+    photos: str | os.PathLike[str] | Dataset | LivePhoto, limit: int | None, progress: Progress
+) -> tuple[DatasetItem, ...]:
+    """The photos, every one decoded and hashed.
+
+    Raises:
+        ImageError: a photo cannot be used.
+        UsageError, FileError: a name or the limit cannot be used.
+    """
+    if isinstance(photos, LivePhoto):
+        if PurePath(photos.name).name != photos.name or photos.name.startswith("."):
+            raise UsageError(f"a photo cannot be called '{photos.name}'", fix="use a plain file name")
+        paths = [path for path in (photos.frame, photos.photo, photos.photo_frame) if path is not None]
+        load_inputs(photos.frame, photos.photo, photos.photo_frame)  # names what cannot be used before hours of work
+        digest = condition_key([hash_file(path).sha256 for path in paths])
+        items = (DatasetItem(photos.name, photos.frame, photos.photo, photos.photo_frame, None, digest),)
+    else:
+        dataset = photos if isinstance(photos, Dataset) else open_dataset(photos, limit=limit, progress=progress)
+        if dataset.rejected:
+            name, reason = dataset.rejected[0]
+            raise ImageError(
+                dataset.root,
+                f"{len(dataset.rejected)} photos cannot be used; the first, '{name}': {reason}",
+                fix="replace them or take them out of the set",
+            )
+        items = dataset.items
+    for item in items:
+        if "\\" in item.name:  # a path separator where the recording may be read
+            raise FileError(item.ref, "has a backslash in its name", fix="rename it")
+    return items
+
+
+def hash_checkpoint(files: CheckpointFiles, progress: Progress) -> Source:
+    """The checkpoint's name, and size and SHA-256 of each file, as a bundle's manifest has them."""
+    found: dict[str, FileEntry] = {}
+    walked = list(files.walk())
+    with progress.task("Hashing the checkpoint", len(walked)) as task:
+        for name, path in walked:
+            found[name] = hash_file(path)
+            task.advance(1, note=name)
+    return Source(name=files.root.resolve().name, files=found)
+
+
+def find_device(name: str) -> torch.device:
+    """A device that works.
+
+    Raises:
+        UsageError: torch does not know it, or cannot use it here.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"the reference cannot run on '{name}': {reason}", fix="use cpu, or a device that torch has"
+        ) from None
+    return device
+
+
+@contextlib.contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Float32 that is float32: no TF32 (10 bits of mantissa), which cuDNN's convolutions use unless told otherwise."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
