@@ -31,7 +31,7 @@ class Luma(enum.StrEnum):
     BT601_FULL = "bt601-full"
 
     @property
-    def title(self) -> str:
+    def label(self) -> str:
         """As it is written in a metric's title."""
         return "y, BT.601 studio" if self is Luma.BT601_STUDIO else "y, BT.601 full"
 

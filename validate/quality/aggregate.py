@@ -1,0 +1,214 @@
+"""The metrics over a data set: a stream of images, in memory that does not grow with their number.
+
+Means and deviations are exact (:mod:`exact`): the same bits in any order, from any split over workers, and again from
+per-image results that were written earlier. The Frechet distance's sums are float64 and depend on the order in their
+last digits: add images in the data set's order.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from livemoments.errors import OutputError, UsageError
+from livemoments.validate.quality.exact import ExactMoments
+from livemoments.validate.quality.frechet import FeatureSums, frechet_distance
+from livemoments.validate.quality.luma import Luma
+from livemoments.validate.quality.measure import INFINITE, ImageQuality, QualityMeter, measure_image
+from livemoments.validate.quality.registry import MetricSpec
+from livemoments.validate.report_data import Metric
+
+__all__ = ["Aggregator", "ImageQuality", "QualityMeter", "load_features", "measure_image", "save_features"]
+
+_STATE = "livemoments/quality/1"
+
+
+class Aggregator:
+    """Takes images one by one.
+
+    Args:
+        specs: the metrics, as :func:`select` gives them.
+        luma: the convention of y, for the titles.
+        problems: why a metric cannot be measured, by name; read when the rows are made.
+    """
+
+    def __init__(
+        self, specs: Iterable[MetricSpec], luma: str = Luma.BT601_STUDIO, problems: Mapping[str, str] | None = None
+    ) -> None:
+        self.specs = tuple(specs)
+        self._luma = Luma.parse(luma)
+        self._problems = problems if problems is not None else {}
+        self._outputs = {spec.name: ExactMoments() for spec in self.specs}
+        self._inputs = {spec.name: ExactMoments() for spec in self.specs}
+        self._infinite = dict.fromkeys(self._outputs, 0)
+        self._sums = {
+            f"{spec.name}.{role}": FeatureSums()
+            for spec in self.specs
+            if spec.kind == "frechet"
+            for role in ("output", "truth")
+        }
+        self._featured = dict.fromkeys(self._outputs, 0)
+
+    @classmethod
+    def for_meter(cls, meter: QualityMeter) -> Aggregator:
+        """For what a meter measures."""
+        return cls(meter.specs, meter.luma, meter.problems)
+
+    def add(
+        self,
+        metrics: Mapping[str, float | None],
+        input_metrics: Mapping[str, float | None] | None = None,
+        features: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Take one image: the fields of an :class:`ImageQuality`, or what was written of them.
+
+        Entries of metrics that were not asked for are left alone.
+
+        Raises:
+            UsageError: features of another length than before.
+        """
+        for moments, values in ((self._outputs, metrics), (self._inputs, input_metrics or {})):
+            for name, each in moments.items():
+                value = values.get(name)
+                if value is not None:
+                    each.add(value)
+        for name in self._infinite:
+            self._infinite[name] += bool(metrics.get(name + INFINITE))
+        for key, sums in self._sums.items():
+            if features is not None and key in features:
+                sums.add(features[key])
+                self._featured[key.split(".")[0]] += key.endswith(".output")
+
+    def merge(self, other: Aggregator) -> None:
+        """Take all images of another worker's aggregator.
+
+        Raises:
+            UsageError: it has other metrics.
+        """
+        if self._outputs.keys() != other._outputs.keys():
+            raise UsageError("aggregates of different metrics cannot be merged")
+        for name in self._outputs:
+            self._outputs[name].merge(other._outputs[name])
+            self._inputs[name].merge(other._inputs[name])
+            self._infinite[name] += other._infinite[name]
+            self._featured[name] += other._featured[name]
+        for key, sums in self._sums.items():
+            sums.merge(other._sums[key])
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """The report's rows, one for each metric that was asked for; without a number, the status says why."""
+        return tuple(self._row(spec) for spec in self.specs)
+
+    def _row(self, spec: MetricSpec) -> Metric:
+        own, inputs, infinite = self._outputs[spec.name], self._inputs[spec.name], self._infinite[spec.name]
+        count, mean, std = own.count, own.mean, own.std
+        if spec.kind == "frechet":
+            first, second = (self._sums[f"{spec.name}.{role}"] for role in ("output", "truth"))
+            count = self._featured[spec.name]
+            mean = frechet_distance(first, second) if min(first.count, second.count) >= 2 else None
+        title = spec.title(self._luma)
+        if infinite:
+            title += f"; {infinite} equal to the truth left out"
+        status = "ok"
+        if mean is None:
+            status = self._problems.get(spec.name) or (
+                "infinite: every image equals its ground truth" if infinite else spec.why_no_image
+            )
+        return Metric(
+            name=spec.name,
+            title=title,
+            better=spec.better,
+            unit=spec.unit,
+            count=count,
+            mean=mean,
+            std=std,
+            input_mean=inputs.mean,
+            status=status,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the state as one ``.npz``, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        state = {
+            "schema": _STATE,
+            "names": [spec.name for spec in self.specs],
+            "outputs": {name: moments.to_json() for name, moments in self._outputs.items()},
+            "inputs": {name: moments.to_json() for name, moments in self._inputs.items()},
+            "infinite": self._infinite,
+            "featured": self._featured,
+            "counts": {key: sums.count for key, sums in self._sums.items()},
+        }
+        arrays: dict[str, np.ndarray] = {"state": np.frombuffer(json.dumps(state).encode(), np.uint8)}
+        for key, sums in self._sums.items():
+            arrays |= {f"{key}.total": sums.total, f"{key}.outer": sums.outer}
+        _write_npz(path, arrays)
+
+    def load(self, path: Path) -> None:
+        """Take the images of a state that :meth:`save` wrote, beside those taken already.
+
+        Raises:
+            UsageError: the file is none, or of other metrics.
+        """
+        arrays = _read_npz(path)
+        try:
+            state = json.loads(arrays["state"].tobytes())
+            if state["schema"] != _STATE or state["names"] != [spec.name for spec in self.specs]:
+                raise UsageError(f"{path}: holds {', '.join(state['names'])}, not the metrics that were asked for")
+            other = Aggregator(self.specs, self._luma)
+            for name in other._outputs:
+                other._outputs[name] = ExactMoments.from_json(state["outputs"][name])
+                other._inputs[name] = ExactMoments.from_json(state["inputs"][name])
+                other._infinite[name] = int(state["infinite"][name])
+                other._featured[name] = int(state["featured"][name])
+            for key, sums in other._sums.items():
+                sums.count = int(state["counts"][key])
+                sums.total, sums.outer = arrays[f"{key}.total"], arrays[f"{key}.outer"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{path}: not a state of aggregated metrics: {error}") from error
+        self.merge(other)
+
+
+def save_features(path: Path, features: Mapping[str, np.ndarray]) -> None:
+    """Write one image's :attr:`ImageQuality.features` as ``.npz``, whole or not at all, for a run that goes on later.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    _write_npz(path, features)
+
+
+def load_features(path: Path) -> dict[str, np.ndarray]:
+    """Read what :func:`save_features` wrote.
+
+    Raises:
+        UsageError: the file is none.
+    """
+    return _read_npz(path)
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+            stream.write(buffer.getbuffer())
+        os.replace(stream.name, path)  # noqa: PTH105 (the name is a string)
+    except OSError as error:
+        raise OutputError(path, f"cannot be written: {error.strerror}") from error
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except Exception as error:  # zipfile's, numpy's and the system's
+        raise UsageError(f"{path}: not a file of arrays that can be read: {error}") from error
