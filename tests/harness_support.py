@@ -1,0 +1,122 @@
+"""A small data set, a bundle of fake engines and simple metrics, for the tests of runs over many images."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from restore_images import shrunk, textured
+
+from livemoments.runtime.images import write_image
+from livemoments.runtime.restore import RestoreResult
+from livemoments.runtime.tiles import TilePlan
+from livemoments.types import Size
+from livemoments.validate.datasets.index import Dataset, DatasetItem
+from livemoments.validate.harness.measures import Measures
+from livemoments.validate.report_data import ImageResult
+
+PHOTO = Size(96, 112)
+FRAME = Size(64, 75)
+
+
+def make_dataset(folder: Path, count: int, *, rejected: tuple[tuple[str, str], ...] = ()) -> Dataset:
+    """``count`` photos with ground truth; written by hand, so that broken ones can be among them."""
+    items = []
+    for index in range(count):
+        name = f"photo{index:03}"
+        pixels = textured(PHOTO, seed=index)
+        pictures = {
+            "lr": shrunk(pixels, FRAME, shift_px=1),
+            "ref": pixels,
+            "ref_lr": shrunk(pixels, FRAME),
+            "gt": np.roll(pixels, 1, axis=1),
+        }
+        paths = {part: folder / part / f"{name}.png" for part in pictures}
+        for part, picture in pictures.items():
+            write_image(paths[part], picture)
+        items.append(DatasetItem(name=name, sha256=f"sha-{name}", **paths))
+    return Dataset(
+        name="tiny", root=folder, items=tuple(items), rejected=rejected, descriptor=None, sha256="all", has_truth=True
+    )
+
+
+def spoil(item: DatasetItem) -> DatasetItem:
+    """Cut its photo short, as after the index was made."""
+    item.ref.write_bytes(item.ref.read_bytes()[:400])
+    return replace(item, sha256=item.sha256 + "-spoiled")
+
+
+def with_item(dataset: Dataset, index: int, item: DatasetItem) -> Dataset:
+    items = list(dataset.items)
+    items[index] = item
+    return replace(dataset, items=tuple(items))
+
+
+def without_times(result: ImageResult) -> ImageResult:
+    """What must be equal whoever made it, and when."""
+    import msgspec
+
+    return msgspec.structs.replace(result, seconds=0.0, tile_seconds=(), worker="")
+
+
+def pictures_in(work: Path) -> dict[str, bytes]:
+    folder = work / "images"
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.jpg"))}
+
+
+def quality(
+    output: np.ndarray, upscaled: np.ndarray, reference: np.ndarray, truth: np.ndarray | None
+) -> Mapping[str, float | None]:
+    """A number of every argument, so that a mix-up shows."""
+    wide = [array.astype(np.int64) for array in (output, upscaled, reference)]
+    distance = None if truth is None else float(np.abs(wide[0] - truth).mean())
+    return {
+        "mean": float(wide[0].mean()),
+        "to_input": float(np.abs(wide[0] - wide[1]).mean()),
+        "to_photo": float(np.abs(wide[0] - wide[2]).mean()),
+        "to_truth": distance,
+        "endless": float("inf"),
+    }
+
+
+def seam(image: np.ndarray, plan: TilePlan) -> float | None:
+    return None if len(plan.tiles) == 1 else float(image[:, plan.tiles[1].x].mean())
+
+
+def pcr(result: RestoreResult) -> Mapping[str, float]:
+    return {"clamp_rate": float(np.mean([corner.clamped for _, corner in result.corners]))}
+
+
+def simple_measures() -> Measures:
+    """Plain arithmetic; a function of a module, so that it can be sent to another process."""
+    return Measures(quality, seam, pcr)
+
+
+@dataclass(frozen=True)
+class DeadlyOnce:
+    """Measures that kill their process at the first picture, once per folder: the marker file says it was done."""
+
+    marker: Path
+
+    def __call__(self) -> Measures:
+        def kill(
+            output: np.ndarray, upscaled: np.ndarray, reference: np.ndarray, truth: np.ndarray | None
+        ) -> Mapping[str, float | None]:
+            try:
+                self.marker.touch(exist_ok=False)
+            except FileExistsError:
+                return quality(output, upscaled, reference, truth)
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError("still alive")
+
+        return Measures(kill, seam, pcr)
+
+
+def copy_of(folder: Path, place: Path) -> Path:
+    shutil.copytree(folder, place)
+    return place

@@ -1,0 +1,203 @@
+"""What is done to one image: restored, measured, small pictures made. The same in this process and on a cluster."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from livemoments.bundle import Bundle
+from livemoments.errors import BundleError, EngineError, ImageError, ResourceError, UsageError
+from livemoments.progress import SILENT, Progress
+from livemoments.runtime.backends.base import Backend
+from livemoments.runtime.images import Photo
+from livemoments.runtime.inputs import load_inputs
+from livemoments.runtime.resize import WindowView
+from livemoments.runtime.restore import RestoreResult, restore, to_integers
+from livemoments.types import Stage
+from livemoments.validate.harness.image_files import ImageFiles
+from livemoments.validate.harness.kept_engines import KeptEngines
+from livemoments.validate.harness.key import bundle_digest
+from livemoments.validate.harness.measures import Measures, photo_psnr_db
+from livemoments.validate.harness.previews import make_previews
+from livemoments.validate.harness.settings import RunSettings
+from livemoments.validate.report_data import ImageResult
+
+_STRIP_ROWS = 256
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What every worker of a run does; can be pickled.
+
+    Attributes:
+        bundle: its folder.
+        digest: the bundle's, so that a worker on another machine uses the same one.
+        settings: how images are restored.
+        measures: makes a worker's metrics, once per worker.
+        pictures: whether small pictures are made for the report.
+    """
+
+    bundle: Path
+    digest: str
+    settings: RunSettings
+    measures: Callable[[], Measures]
+    pictures: bool = True
+
+
+@dataclass(frozen=True)
+class FinishedImage:
+    """A result, and the pictures that go with it: JPEG files by role."""
+
+    result: ImageResult
+    pictures: Mapping[str, bytes]
+
+
+class ImageWorker:
+    """Works on one image after another with the same engines and metrics.
+
+    Args:
+        spec: what to do.
+        bundle: the bundle, if it was opened and checked already.
+        backend: replaces the settings' back-end.
+
+    Raises:
+        BundleError: the bundle cannot be trusted, or is not the one that the run began with.
+    """
+
+    def __init__(self, spec: RunSpec, bundle: Bundle | None = None, backend: Backend | None = None) -> None:
+        self.spec = spec
+        self.bundle = bundle or Bundle.open(spec.bundle)
+        if bundle_digest(self.bundle) != spec.digest:
+            raise BundleError(
+                spec.bundle,
+                f"on {socket.gethostname()} this is not the bundle that the run began with",
+                fix="copy the same bundle to this path on every machine",
+            )
+        self._engines = KeptEngines(backend or spec.settings.open_backend(), spec.settings.policy(self.bundle))
+        self._measures = spec.measures()
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def run(self, files: ImageFiles, progress: Progress = SILENT) -> FinishedImage:
+        """Restore and measure one image; what is wrong with it alone becomes a result with ``status="failed"``.
+
+        Raises:
+            EngineError, BundleError: an engine cannot be opened; no other image would fare better.
+            ResourceError: memory ran out.
+        """
+        try:
+            return self._run(files, progress)
+        except (ImageError, EngineError, UsageError) as error:
+            if error is self._engines.broken:
+                raise
+            return FinishedImage(
+                ImageResult(name=files.name, status="failed", error=error.message, worker=self.name), {}
+            )
+        except MemoryError as error:
+            raise ResourceError(
+                f"'{files.name}': memory ran out ({error})", fix="use smaller tiles, --batch 1 or fewer workers"
+            ) from None
+
+    def close(self) -> None:
+        """Close the engines."""
+        self._engines.close()
+
+    def __enter__(self) -> ImageWorker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, files: ImageFiles, progress: Progress) -> FinishedImage:
+        frame, photo = files.required("lr"), files.required("ref")
+        photo_frame, truth, recorded = (files.photo(role) for role in ("ref_lr", "gt", "recorded"))
+        started_s = time.perf_counter()
+        result = restore(
+            self.bundle,
+            frame,
+            photo,
+            photo_frame,
+            **self.spec.settings.restore_options(),
+            backend=self._engines,
+            progress=progress,
+        )
+        elapsed_s = time.perf_counter() - started_s
+        image = result.image
+        for role, other in (("gt", truth), ("recorded", recorded)):
+            if other is not None and other.pixels.shape != image.shape:
+                size = Photo(image).size
+                raise ImageError(files.paths[role], f"is {other.size} pixels, the restored photo is {size}")  # type: ignore[index]
+        inputs = load_inputs(frame, photo, photo_frame, match_profiles=self.spec.settings.compat is None)
+        upscaled = whole_image(inputs.frame_view, 8 * image.dtype.itemsize)
+        true_pixels = None if truth is None else truth.pixels
+        with progress.task("Measuring"):
+            metrics = self._measures.quality(image, upscaled, photo.pixels, true_pixels)
+            of_input = self._measures.quality(upscaled, upscaled, photo.pixels, true_pixels)
+            seam = self._measures.seam(image, result.plan)
+        pictures = {}
+        if self.spec.pictures:
+            restored = Photo(image, icc_profile=photo.icc_profile)
+            pictures = make_previews(restored, upscaled, photo, truth, recorded)
+        parity_db = None if recorded is None else photo_psnr_db(image, recorded.pixels)
+        load_s, tile_seconds = tile_times(result, self.spec.settings, self.bundle)
+        return FinishedImage(
+            ImageResult(
+                name=files.name,
+                status="ok",
+                width=image.shape[1],
+                height=image.shape[0],
+                tiles=len(result.plan.tiles),
+                metrics=_finite(metrics),
+                input_metrics=_finite(of_input),
+                parity_psnr_db=_finite_or_none(parity_db),
+                seam=_finite_or_none(seam),
+                pcr={name: float(value) for name, value in self._measures.pcr(result).items()},
+                seconds=elapsed_s - load_s,
+                tile_seconds=tile_seconds,
+                worker=self.name,
+            ),
+            pictures,
+        )
+
+
+def whole_image(view: WindowView, bit_depth: int) -> np.ndarray:
+    """A view's whole image as (H, W, 3) uint8 or uint16, computed in strips."""
+    height, width = view.size.height, view.size.width
+    image = np.empty((height, width, 3), np.uint8 if bit_depth == 8 else np.uint16)
+    for y0 in range(0, height, _STRIP_ROWS):
+        rows = min(_STRIP_ROWS, height - y0)
+        image[y0 : y0 + rows] = to_integers(view.window(y0, 0, rows, width), bit_depth)
+    return image
+
+
+def tile_times(result: RestoreResult, settings: RunSettings, bundle: Bundle) -> tuple[float, tuple[float, ...]]:
+    """Seconds spent loading engines, and seconds of each tile without them.
+
+    The runtime gives every tile its share of its group's time. Engines are loaded within the first group (under
+    ``phase-split`` within each), except for the flow's, which the flow of the whole photo needs before.
+    """
+    loads = {name: timing.seconds for name, timing in result.timings.stages.items() if name.startswith("load:")}
+    seconds = list(result.timings.tile_seconds)
+    first = len(seconds) if settings.policy(bundle).name == "phase-split" else min(settings.batch, len(seconds))
+    within_s = sum(loads.values()) - loads.get(f"load:{Stage.FLOW}", 0.0)
+    for index in range(first):
+        seconds[index] = max(0.0, seconds[index] - within_s / first)
+    return sum(loads.values()), tuple(seconds)
+
+
+def _finite(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: _finite_or_none(value) for name, value in values.items()}
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    """Infinite decibels (equal pictures) are ``None`` in a report."""
+    return float(value) if value is not None and math.isfinite(value) else None

@@ -1,0 +1,59 @@
+"""What a run's results depend on besides each image: the same key, the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from livemoments.bundle import MANIFEST_NAME, Bundle, hash_file
+from livemoments.validate.harness.settings import RunSettings
+from livemoments.version import __version__
+
+RUN_SCHEMA = "livemoments/run/1"
+_LIBRARIES = ("onnxruntime", "numpy", "opencv-python-headless")
+
+
+def bundle_digest(bundle: Bundle) -> str:
+    """SHA-256 of the manifest, which lists every file's hash, the schedule, the tiles and the policy."""
+    return hash_file(bundle.path / MANIFEST_NAME).sha256
+
+
+def run_key(
+    digest: str,
+    settings: RunSettings,
+    metrics: Sequence[str],
+    recording: str | None,
+    extra: Mapping[str, str],
+) -> dict[str, Any]:
+    """The key: flat, JSON-able.
+
+    Args:
+        digest: the bundle's.
+        settings: how images are restored.
+        metrics: which are measured.
+        recording: digest of the recording whose photos the results are compared with.
+        extra: what else decides a result, e.g. hashes of the metrics' weights.
+    """
+    return {
+        "schema": RUN_SCHEMA,
+        "livemoments": __version__,
+        **{name: _version(name) for name in _LIBRARIES},
+        "bundle": digest,
+        **{f"settings.{name}": value for name, value in settings.key().items()},
+        "metrics": list(metrics),
+        "recording": recording,
+        **extra,
+    }
+
+
+def key_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of what differs."""
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
