@@ -1,0 +1,92 @@
+"""Sets that have a name: SynLive260, vivoLive144, iPhoneLive90, and what the paper published for them."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+
+import msgspec
+
+from livemoments.errors import UsageError
+from livemoments.validate.report_data import PaperRow
+
+SETS = ("synlive260", "vivolive144", "iphonelive90")
+
+
+class Descriptor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One known set.
+
+    Attributes:
+        name: how it is called here.
+        title: as the paper writes it.
+        count: photos that it has.
+        has_truth: the reselected instants are there in full quality.
+        metrics: our names of the metrics that the paper reports on it.
+        source: where it is from, and how to get it.
+    """
+
+    name: str
+    title: str
+    count: int
+    has_truth: bool
+    metrics: tuple[str, ...]
+    source: str
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the paper for one set: a row of numbers per method, in the order of ``columns``."""
+
+    table: str
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[float, ...]]
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    title: str
+    count: int
+    has_truth: bool
+    source: str
+    paper: _Table
+
+
+def descriptor(name: str) -> Descriptor:
+    """A known set.
+
+    Raises:
+        UsageError: the name is unknown.
+    """
+    entry = _entry(name)
+    return Descriptor(
+        name=name,
+        title=entry.title,
+        count=entry.count,
+        has_truth=entry.has_truth,
+        metrics=entry.paper.columns,
+        source=entry.source,
+    )
+
+
+def paper_rows(name: str) -> tuple[PaperRow, ...]:
+    """The published rows for a known set, in the paper's order, by our metric names; LiveMoments' own is the last.
+
+    Raises:
+        UsageError: the name is unknown.
+    """
+    paper = _entry(name).paper
+    return tuple(
+        PaperRow(method=method, table=paper.table, values=dict(zip(paper.columns, values, strict=True)))
+        for method, values in paper.rows.items()
+    )
+
+
+def _entry(name: str) -> _Entry:
+    sets = _load()
+    if name not in sets:
+        raise UsageError(f"'{name}' is not a known data set", fix=f"use one of {', '.join(SETS)}, or leave it out")
+    return sets[name]
+
+
+@cache
+def _load() -> dict[str, _Entry]:
+    text = resources.files("livemoments.validate.datasets").joinpath("sets.toml").read_bytes()
+    return msgspec.toml.decode(text, type=dict[str, _Entry])

@@ -1,0 +1,198 @@
+"""Clips: videos and folders of consecutive frames, one kind of thing to the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from livemoments.bundle import hash_file
+from livemoments.errors import FileError, ImageError, LiveMomentsError
+from livemoments.runtime.images import read_photo
+from livemoments.runtime.photo_set import joint_sha256
+from livemoments.types import Size
+from livemoments.validate.synlive.yuv import UnusableFrameError, frame_to_rgb
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mts", ".m2ts", ".ts", ".mpg", ".mpeg", ".3gp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+FOLDER_RATE = Fraction(30)
+"""Frames a second that a folder of frames is taken for."""
+_ANOTHER = "copy it again, or use another video"
+
+
+@dataclass(frozen=True, slots=True)
+class ClipInfo:
+    """What is known without decoding.
+
+    Attributes:
+        sha256: of the file, or of a folder's files in order.
+        frames: how many.
+        size: upright, in pixels.
+        rate: frames a second; the median where it varies.
+    """
+
+    sha256: str
+    frames: int
+    size: Size
+    rate: Fraction
+
+
+class Clip(Protocol):
+    """A sequence of frames that can be read at random."""
+
+    name: str
+    info: ClipInfo
+
+    def read(self, first: int, last: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """Frames ``first`` to ``last`` (inclusive), (H, W, 3) uint8 RGB, upright."""
+
+
+class FolderClip:
+    """Images of one size in one folder, in the order of the numbers in their names.
+
+    Args:
+        folder: holds them.
+        name: how the clip is called.
+
+    Raises:
+        FileError: a file cannot be read.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self._files = sorted(images_in(folder), key=_natural)
+        digest = joint_sha256(hash_file(file).sha256 for file in self._files)
+        self.info = ClipInfo(digest, len(self._files), read_photo(self._files[0]).size, FOLDER_RATE)
+
+    def read(self, first: int, last: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """See :class:`Clip`.
+
+        Raises:
+            ImageError: an image cannot be read or has another size than the first.
+        """
+        for file in self._files[first : last + 1]:
+            pixels = read_8_bit(file)
+            if pixels.shape[:2] != (self.info.size.height, self.info.size.width):
+                message = f"is {pixels.shape[1]}x{pixels.shape[0]}, the folder's first image is {self.info.size}"
+                raise ImageError(file, message, fix="put only the frames of one clip into a folder")
+            yield pixels
+
+
+class VideoClip:
+    """A video, read through PyAV. Frames are counted in the order in which they are shown.
+
+    Args:
+        path: the file.
+        name: how the clip is called.
+
+    Raises:
+        FileError: it cannot be read, has no video, or is interlaced, HDR or not of square pixels.
+        ModuleNotFoundError: PyAV is not installed.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        import av
+
+        self.name = name
+        self._path = path
+        digest = hash_file(path).sha256
+        try:
+            with av.open(str(path)) as container:
+                stream = self._stream(container)
+                if stream.sample_aspect_ratio not in (None, 0, 1):
+                    raise self._error("does not have square pixels")
+                self._times = sorted(
+                    packet.pts for packet in container.demux(stream) if packet.pts is not None and not packet.is_discard
+                )
+                if not self._times:
+                    raise self._error("holds no frames")
+                rate = self._rate(stream)
+            first = next(self.read(0, 0))
+        except (av.FFmpegError, UnusableFrameError, EOFError) as error:
+            raise self._trouble(error) from None
+        self.info = ClipInfo(digest, len(self._times), Size(*first.shape[:2]), rate)
+
+    def read(self, first: int, last: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """See :class:`Clip`.
+
+        Raises:
+            FileError: a frame is missing, damaged or of another size.
+        """
+        import av
+
+        wanted = self._times[first : last + 1]
+        try:
+            with av.open(str(self._path)) as container:
+                stream = self._stream(container)
+                stream.thread_type = "AUTO"
+                if first:
+                    container.seek(wanted[0], stream=stream, backward=True, any_frame=False)
+                found = 0
+                for frame in container.decode(stream):
+                    if frame.pts is None or frame.pts < wanted[found]:
+                        continue
+                    if frame.pts > wanted[found] or frame.is_corrupt:
+                        break
+                    if frame.interlaced_frame:
+                        raise self._error("is interlaced")
+                    yield frame_to_rgb(frame)
+                    found += 1
+                    if found == len(wanted):
+                        return
+        except (av.FFmpegError, UnusableFrameError, EOFError) as error:
+            raise self._trouble(error) from None
+        raise self._error(f"frame {first + found} is damaged or missing")
+
+    def _stream(self, container: Any) -> Any:
+        if not container.streams.video:
+            raise self._error("holds no video")
+        return container.streams.video[0]
+
+    def _rate(self, stream: Any) -> Fraction:
+        steps = sorted(later - earlier for earlier, later in zip(self._times, self._times[1:], strict=False))
+        step = steps[len(steps) // 2] if steps else 0
+        if step <= 0:
+            return FOLDER_RATE
+        return Fraction(1 / (step * stream.time_base)).limit_denominator(1001)
+
+    def _error(self, message: str) -> FileError:
+        return FileError(self._path, message, fix=_ANOTHER)
+
+    def _trouble(self, error: Exception) -> FileError:
+        if isinstance(error, LiveMomentsError):
+            return FileError(self._path, error.message, fix=error.fix)
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return self._error(f"cannot be read as a video ({reason[:1].lower() + reason[1:]})")
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files in a folder by their suffixes, in the order of their names."""
+    return [path for path in visible(folder) if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def visible(folder: Path) -> list[Path]:
+    """What a folder holds but for hidden files, in the order of names."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise FileError(folder, f"cannot be read ({error.strerror})", fix="check its permissions") from None
+
+
+def read_8_bit(path: Path) -> npt.NDArray[np.uint8]:
+    """A picture as (H, W, 3) uint8 RGB."""
+    photo = read_photo(path)
+    if photo.bit_depth == 8:
+        return photo.pixels
+    return np.rint(photo.unit() * 255).astype(np.uint8)
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """Sorts ``frame2`` before ``frame10``."""
+    parts = re.findall(r"(\d+)|(\D+)", path.name)
+    return [(0, int(number), "") if number else (1, 0, text) for number, text in parts]

@@ -1,0 +1,175 @@
+"""A build that can be killed: a hidden folder beside the set, with finished images and a line per finished pair."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from livemoments.bundle import hash_file
+from livemoments.errors import OutputError, ResourceError
+from livemoments.staging import PARTIAL, StagedFolder, restore_retired
+from livemoments.validate.synlive.manifest import MANIFEST_NAME, Pair, Skip, SynliveManifest, is_set
+
+_JOURNAL = "journal.jsonl"
+
+
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The first line has the key; then a pair or a skip each."""
+
+    key: str = ""
+    pair: Pair | None = None
+    skip: Skip | None = None
+
+
+class Build:
+    """A set being built; what an earlier build of the same key finished is there already.
+
+    Attributes:
+        folder: where images go.
+    """
+
+    def __init__(self, target: Path, partial: Path, key: str) -> None:
+        self.folder = partial / "set"
+        self._target, self._partial = target, partial
+        self._journal = partial / _JOURNAL
+        self._done: dict[tuple[str, int], Pair | Skip] = {}
+        with _output_errors(target):
+            lines = self._read()
+            if not lines or lines[0].key != key:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                lines = [_Line(key=key)]
+            for line in lines[1:]:
+                if (entry := line.pair or line.skip) is not None:
+                    self._done[entry.source, entry.start] = entry
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # what a killed build left half-written goes
+            self._journal.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is finished yet."""
+        return not self._done
+
+    def finished(self, source: str, start: int) -> Pair | Skip | None:
+        """What an earlier build did with this pair; a pair only if its files are as they were."""
+        entry = self._done.get((source, start))
+        if isinstance(entry, Pair):
+            for part, file in entry.files.items():
+                path = self.folder / part / f"{entry.name}.png"
+                if not path.is_file() or hash_file(path) != file:
+                    return None
+        return entry
+
+    def add(self, entry: Pair | Skip) -> None:
+        """Write down that a pair is finished."""
+        self._done[entry.source, entry.start] = entry
+        line = _Line(pair=entry) if isinstance(entry, Pair) else _Line(skip=entry)
+        with _output_errors(self._target), self._journal.open("ab") as stream:
+            stream.write(msgspec.json.encode(line) + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def publish(self, manifest: SynliveManifest) -> None:
+        """Leave only what the manifest lists, write it last, move the set into place.
+
+        Raises:
+            OutputError: that cannot be done.
+            ResourceError: the disk is full.
+        """
+        known = {self.folder / part / f"{pair.name}.png" for pair in manifest.pairs for part in pair.files}
+        with _output_errors(self._target):
+            for path in self.folder.rglob("*"):
+                if path.is_file() and path not in known:
+                    path.unlink()
+            (self.folder / MANIFEST_NAME).write_bytes(manifest.encode())
+        StagedFolder(self._target, self.folder).publish()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _read(self) -> list[_Line]:
+        lines = []
+        for data in self._journal.read_bytes().splitlines() if self._journal.exists() else ():
+            try:
+                lines.append(msgspec.json.decode(data, type=_Line))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                break
+        return lines
+
+
+def check_destination(destination: Path, *, overwrite: bool) -> Path:
+    """The absolute place of a new set.
+
+    Raises:
+        OutputError: it exists, and is not a set, or may not be replaced.
+    """
+    target = destination.absolute()
+    with _output_errors(destination):
+        restore_retired(target)
+        if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
+            return target
+    was_built = is_set(target)
+    if not (was_built and overwrite):
+        fix = "pass --overwrite to replace it" if was_built else "name a folder that does not exist yet"
+        raise OutputError(destination, "exists already" + ("" if was_built else " and is not a set"), fix=fix)
+    return target
+
+
+@contextlib.contextmanager
+def open_build(target: Path, key: str) -> Iterator[Build]:
+    """The hidden folder ``.NAME.partial-synlive`` beside the set; it stays until the set is published.
+
+    Args:
+        target: absolute.
+        key: of everything that shapes the pairs; what a build with another key left behind is removed.
+
+    Raises:
+        OutputError: the place cannot be written, or another build writes there.
+    """
+    partial = target.parent / f".{target.name}{PARTIAL}synlive"
+    with _output_errors(target):
+        partial.mkdir(parents=True, exist_ok=True)
+    with _locked(partial):
+        build = Build(target, partial, key)
+        try:
+            yield build
+        finally:
+            if build.is_empty:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _output_errors(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"the disk of {place} is full", fix="free some space, or choose another disk") from None
+        reason = error.strerror or str(error)
+        raise OutputError(place, f"cannot be written ({reason})", fix="choose another folder") from None
+
+
+@contextlib.contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """One build at a time; a killed one's lock is gone with it. Where the system has no such locks there is none."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    lock: Any
+    with contextlib.ExitStack() as stack:
+        with _output_errors(partial):
+            lock = stack.enter_context((partial / "lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputError(
+                partial, "another build is writing there", fix="wait for it, or choose another -o"
+            ) from None
+        yield
