@@ -18,6 +18,7 @@ from livemoments.runtime.tiles import TilePlan
 from livemoments.types import Size
 from livemoments.validate.datasets.index import Dataset, DatasetItem
 from livemoments.validate.harness.measures import Measures
+from livemoments.validate.quality.measure import ImageQuality
 from livemoments.validate.report_data import ImageResult
 
 PHOTO = Size(96, 112)
@@ -69,9 +70,9 @@ def pictures_in(work: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.jpg"))}
 
 
-def quality(
+def scores(
     output: np.ndarray, upscaled: np.ndarray, reference: np.ndarray, truth: np.ndarray | None
-) -> Mapping[str, float | None]:
+) -> dict[str, float | None]:
     """A number of every argument, so that a mix-up shows."""
     wide = [array.astype(np.int64) for array in (output, upscaled, reference)]
     distance = None if truth is None else float(np.abs(wide[0] - truth).mean())
@@ -84,12 +85,20 @@ def quality(
     }
 
 
+def quality(output: np.ndarray, upscaled: np.ndarray, reference: np.ndarray, truth: np.ndarray | None) -> ImageQuality:
+    features = {"patches.output": output.reshape(-1, 3)[:5].astype(np.float32)}
+    return ImageQuality(
+        scores(output, upscaled, reference, truth), scores(upscaled, upscaled, reference, truth), features
+    )
+
+
 def seam(image: np.ndarray, plan: TilePlan) -> float | None:
     return None if len(plan.tiles) == 1 else float(image[:, plan.tiles[1].x].mean())
 
 
-def pcr(result: RestoreResult) -> Mapping[str, float]:
-    return {"clamp_rate": float(np.mean([corner.clamped for _, corner in result.corners]))}
+def pcr(result: RestoreResult, fp32_corners: np.ndarray | None) -> Mapping[str, float]:
+    found = {"clamp_rate": float(np.mean([corner.clamped for _, corner in result.corners]))}
+    return found if fp32_corners is None else found | {"fp32_mean": float(fp32_corners.mean())}
 
 
 def simple_measures() -> Measures:
@@ -106,7 +115,7 @@ class DeadlyOnce:
     def __call__(self) -> Measures:
         def kill(
             output: np.ndarray, upscaled: np.ndarray, reference: np.ndarray, truth: np.ndarray | None
-        ) -> Mapping[str, float | None]:
+        ) -> ImageQuality:
             try:
                 self.marker.touch(exist_ok=False)
             except FileExistsError:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from fake_bundle import make_fake_bundle
-from harness_support import make_dataset, pictures_in, quality, simple_measures, spoil, with_item, without_times
+from harness_support import make_dataset, pictures_in, scores, simple_measures, spoil, with_item, without_times
 from logging_backend import LoggingBackend
 from restore_images import textured
 
@@ -30,9 +30,10 @@ from livemoments.validate.datasets.index import Dataset, open_dataset
 from livemoments.validate.harness.image_worker import whole_image
 from livemoments.validate.harness.kept_engines import KeptEngines
 from livemoments.validate.harness.previews import LONGEST_SIDE_PX, TRUTH_TOP_LEVELS, error_map
-from livemoments.validate.harness.run import finish_images, image_checks, run_images
+from livemoments.validate.harness.run import run_images
 from livemoments.validate.harness.run_store import folder_name
 from livemoments.validate.harness.settings import RunSettings
+from livemoments.validate.harness.summary import finish_images, image_checks
 from livemoments.validate.report_data import ImageResult
 
 TILE = Size(64, 64)
@@ -87,9 +88,9 @@ def test_every_image_is_what_restore_makes_of_it(bundle: Bundle, dataset: Datase
         assert item.gt is not None
         truth, photo = read_photo(item.gt).pixels, read_photo(item.ref).pixels
         upscaled = whole_image(load_inputs(item.lr, item.ref, item.ref_lr).frame_view, 8)
-        expected = quality(alone.image, upscaled, photo, truth) | {"endless": None}
+        expected = scores(alone.image, upscaled, photo, truth) | {"endless": None}
         assert result.metrics == expected
-        assert result.input_metrics == quality(upscaled, upscaled, photo, truth) | {"endless": None}
+        assert result.input_metrics == scores(upscaled, upscaled, photo, truth) | {"endless": None}
         assert (result.width, result.height) == (alone.image.shape[1], alone.image.shape[0])
         assert result.tiles == len(alone.timings.tile_seconds) == len(result.tile_seconds) > 1
         assert result.seam == float(alone.image[:, alone.plan.tiles[1].x].mean())

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
+from livemoments.bundle import Bundle
 from livemoments.errors import ImageError, UsageError
 from livemoments.runtime.images import Photo, decode_photo, read_image_bytes
+from livemoments.runtime.schedule import plan_steps
+from livemoments.types import Tile
+from livemoments.validate.harness.settings import RunSettings
+from livemoments.validate.recording.schema import RESULT
 
 if TYPE_CHECKING:
     from livemoments.validate.datasets.index import DatasetItem
@@ -27,12 +34,14 @@ class ImageFiles:
         sha256: of the data set's files.
         paths: by role.
         data: bytes that were read already, by role; the others are read when they are wanted.
+        corners: where the reference cut each tile's reference, as (y, x) by the tile's (y, x), in pixels.
     """
 
     name: str
     sha256: str
     paths: Mapping[Role, Path]
     data: Mapping[Role, bytes] = field(default_factory=dict)
+    corners: Mapping[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
 
     def photo(self, role: Role) -> Photo | None:
         """The decoded picture; ``None`` where the data set has none.
@@ -64,27 +73,50 @@ class ImageFiles:
             ImageError: a file cannot be read.
         """
         data = {role: read_image_bytes(path) for role, path in self.paths.items()}
-        return ImageFiles(self.name, self.sha256, dict(self.paths), data)
+        return replace(self, data=data)
+
+    def corners_of(self, tiles: Sequence[Tile]) -> np.ndarray | None:
+        """The reference's corners for these tiles, (tiles, 2); ``None`` where it was not recorded with them."""
+        found = [self.corners.get((tile.y, tile.x)) for tile in tiles]
+        return None if None in found or not found else np.array(found)
 
 
 def files_of(item: DatasetItem, recording: Recording | None = None) -> ImageFiles:
     """An item's files, and the reference's photo if the recording has one under the same name."""
     found: dict[Role, Path | None] = {"lr": item.lr, "ref": item.ref, "ref_lr": item.ref_lr, "gt": item.gt}
+    corners = {}
     if recording is not None and item.name in recording.images:
-        found["recorded"] = recording.image_path(item.name, "result")
-    return ImageFiles(item.name, item.sha256, {role: path for role, path in found.items() if path is not None})
+        found["recorded"] = recording.image_path(item.name, RESULT)
+        corners = {(tile.y, tile.x): (tile.ref_y, tile.ref_x) for tile in recording.entry(item.name).tiles}
+    paths = {role: path for role, path in found.items() if path is not None}
+    return ImageFiles(item.name, item.sha256, paths, corners=corners)
 
 
-def check_recording(recording: Recording, seed: int) -> None:
-    """Refuse a recording whose photos were made from another noise: their difference would say nothing.
+def check_recording(recording: Recording, settings: RunSettings, bundle: Bundle) -> None:
+    """Refuse a recording made under other conditions: its photos would differ whatever the engines do.
+
+    The reference policy may differ: what an approximate one costs is worth knowing.
 
     Raises:
-        UsageError: the seeds differ, or the recording's noise came from elsewhere.
+        UsageError: noise, steps, tiles or compatibility differ.
     """
-    recorded = recording.meta.settings.seed
-    if recorded != seed:
-        made = "noise that no seed gives" if recorded is None else f"seed {recorded}"
+    theirs = recording.meta.settings
+    if theirs.seed is None:
         raise UsageError(
-            f"{recording.path}: the reference's photos were made from {made}, this run uses seed {seed}",
-            fix="leave the recording out" if recorded is None else f"use --seed {recorded}",
+            f"{recording.path}: its noise came from no seed, so photos cannot be compared",
+            fix="leave it out here; the parity ladder can use it",
         )
+    manifest = bundle.manifest
+    tiles = settings.tile or (manifest.tiles[0] if len(manifest.tiles) == 1 else "several")
+    for what, option, own, recorded in (
+        ("seed", "--seed", settings.seed, theirs.seed),
+        ("steps", "--steps", len(plan_steps(manifest.schedule, settings.steps)), theirs.steps),
+        ("tiles", "--tile", tiles, theirs.tile),
+        ("overlap", None, manifest.overlap, theirs.overlap),
+        ("compat upstream", None, settings.compat == "upstream", theirs.upstream),
+    ):
+        if own != recorded:
+            raise UsageError(
+                f"{recording.path}: recorded with {what} {recorded}, this run uses {own}",
+                fix=f"use {option} {recorded}, or leave the recording out" if option else "leave the recording out",
+            )

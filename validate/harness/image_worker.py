@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -22,7 +22,7 @@ from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.resize import WindowView
 from livemoments.runtime.restore import RestoreResult, restore, to_integers
 from livemoments.types import Stage
-from livemoments.validate.harness.image_files import ImageFiles
+from livemoments.validate.harness.image_files import ImageFiles, Role
 from livemoments.validate.harness.kept_engines import KeptEngines
 from livemoments.validate.harness.key import bundle_digest
 from livemoments.validate.harness.measures import Measures, photo_psnr_db
@@ -54,10 +54,22 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class FinishedImage:
-    """A result, and the pictures that go with it: JPEG files by role."""
+    """A result, and what goes with it.
+
+    Attributes:
+        result: without the names of its pictures' files.
+        pictures: JPEG files by role.
+        features: for metrics of the whole set (:attr:`ImageQuality.features`).
+    """
 
     result: ImageResult
-    pictures: Mapping[str, bytes]
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def failed(cls, name: str, why: str, worker: str = "") -> FinishedImage:
+        """An image with which something is wrong."""
+        return cls(ImageResult(name=name, status="failed", error=why, worker=worker))
 
 
 class ImageWorker:
@@ -97,9 +109,7 @@ class ImageWorker:
         except (ImageError, EngineError, UsageError) as error:
             if error is self._engines.broken:
                 raise
-            return FinishedImage(
-                ImageResult(name=files.name, status="failed", error=error.message, worker=self.name), {}
-            )
+            return FinishedImage.failed(files.name, error.message, self.name)
         except MemoryError as error:
             raise ResourceError(
                 f"'{files.name}': memory ran out ({error})", fix="use smaller tiles, --batch 1 or fewer workers"
@@ -119,7 +129,7 @@ class ImageWorker:
 
     def _run(self, files: ImageFiles, progress: Progress) -> FinishedImage:
         frame, photo = files.required("lr"), files.required("ref")
-        photo_frame, truth, recorded = (files.photo(role) for role in ("ref_lr", "gt", "recorded"))
+        photo_frame, truth, recorded = files.photo("ref_lr"), files.photo("gt"), files.photo("recorded")
         started_s = time.perf_counter()
         result = restore(
             self.bundle,
@@ -132,22 +142,22 @@ class ImageWorker:
         )
         elapsed_s = time.perf_counter() - started_s
         image = result.image
-        for role, other in (("gt", truth), ("recorded", recorded)):
+        others: tuple[tuple[Role, Photo | None], ...] = (("gt", truth), ("recorded", recorded))
+        for role, other in others:
             if other is not None and other.pixels.shape != image.shape:
-                size = Photo(image).size
-                raise ImageError(files.paths[role], f"is {other.size} pixels, the restored photo is {size}")  # type: ignore[index]
+                message = f"is {other.size} pixels, the restored photo is {Photo(image).size}"
+                raise ImageError(files.paths[role], message)
         inputs = load_inputs(frame, photo, photo_frame, match_profiles=self.spec.settings.compat is None)
         upscaled = whole_image(inputs.frame_view, 8 * image.dtype.itemsize)
-        true_pixels = None if truth is None else truth.pixels
         with progress.task("Measuring"):
-            metrics = self._measures.quality(image, upscaled, photo.pixels, true_pixels)
-            of_input = self._measures.quality(upscaled, upscaled, photo.pixels, true_pixels)
+            quality = self._measures.quality(image, upscaled, photo.pixels, None if truth is None else truth.pixels)
             seam = self._measures.seam(image, result.plan)
         pictures = {}
         if self.spec.pictures:
             restored = Photo(image, icc_profile=photo.icc_profile)
             pictures = make_previews(restored, upscaled, photo, truth, recorded)
         parity_db = None if recorded is None else photo_psnr_db(image, recorded.pixels)
+        pcr = self._measures.pcr(result, files.corners_of(result.plan.tiles))
         load_s, tile_seconds = tile_times(result, self.spec.settings, self.bundle)
         return FinishedImage(
             ImageResult(
@@ -156,16 +166,17 @@ class ImageWorker:
                 width=image.shape[1],
                 height=image.shape[0],
                 tiles=len(result.plan.tiles),
-                metrics=_finite(metrics),
-                input_metrics=_finite(of_input),
+                metrics=_finite(quality.metrics),
+                input_metrics=_finite(quality.input_metrics),
                 parity_psnr_db=_finite_or_none(parity_db),
                 seam=_finite_or_none(seam),
-                pcr={name: float(value) for name, value in self._measures.pcr(result).items()},
+                pcr={name: float(value) for name, value in pcr.items()},
                 seconds=elapsed_s - load_s,
                 tile_seconds=tile_seconds,
                 worker=self.name,
             ),
             pictures,
+            quality.features,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -22,18 +22,16 @@ def bundle_digest(bundle: Bundle) -> str:
 def run_key(
     digest: str,
     settings: RunSettings,
-    metrics: Sequence[str],
     recording: str | None,
-    extra: Mapping[str, str],
+    measures: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The key: flat, JSON-able.
 
     Args:
         digest: the bundle's.
         settings: how images are restored.
-        metrics: which are measured.
         recording: digest of the recording whose photos the results are compared with.
-        extra: what else decides a result, e.g. hashes of the metrics' weights.
+        measures: what decides the metrics.
     """
     return {
         "schema": RUN_SCHEMA,
@@ -41,9 +39,8 @@ def run_key(
         **{name: _version(name) for name in _LIBRARIES},
         "bundle": digest,
         **{f"settings.{name}": value for name, value in settings.key().items()},
-        "metrics": list(metrics),
         "recording": recording,
-        **extra,
+        **measures,
     }
 
 

@@ -27,7 +27,6 @@ from livemoments.errors import (
 from livemoments.progress import SILENT, Progress
 from livemoments.validate.harness.image_files import ImageFiles
 from livemoments.validate.harness.image_worker import FinishedImage, ImageWorker, RunSpec
-from livemoments.validate.report_data import ImageResult
 from livemoments.version import __version__
 
 START_LIMIT_S = 300.0
@@ -110,7 +109,7 @@ class _Crew:
                 try:
                     task = self._idle[-1].run.remote(image.loaded())
                 except ImageError as error:  # a file that vanished since it was indexed
-                    yield image, FinishedImage(ImageResult(name=image.name, status="failed", error=error.message), {})
+                    yield image, FinishedImage.failed(image.name, error.message)
                     continue
                 self._busy[task] = (self._idle.pop(), image)
             if not self._busy and not queue:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
@@ -18,14 +18,13 @@ from livemoments.validate.harness.key import bundle_digest, run_key
 from livemoments.validate.harness.measures import Measures, StandardMeasures
 from livemoments.validate.harness.run_store import RunStore, only_run_in
 from livemoments.validate.harness.settings import RunSettings
-from livemoments.validate.report_data import Check, ImageResult
+from livemoments.validate.report_data import ImageResult
 
 if TYPE_CHECKING:
     from livemoments.validate.datasets.index import Dataset
     from livemoments.validate.recording.store import Recording
 
 EngineKind = Literal["local", "ray"]
-_MOST_NAMED = 3
 
 Finished = Iterator[tuple[ImageFiles, FinishedImage]]
 
@@ -36,8 +35,6 @@ def run_images(
     *,
     work: str | os.PathLike[str],
     settings: RunSettings | None = None,
-    metrics: Sequence[str] = (),
-    weights: Path | None = None,
     measures: Callable[[], Measures] | None = None,
     recording: Recording | None = None,
     pictures: bool = True,
@@ -45,7 +42,7 @@ def run_images(
     workers: int | None = None,
     ray_address: str | None = None,
     backend: Backend | None = None,
-    key: Mapping[str, str] | None = None,
+    key: Mapping[str, Any] | None = None,
     fresh: bool = False,
     progress: Progress = SILENT,
     on_result: Callable[[ImageResult], None] | None = None,
@@ -62,16 +59,15 @@ def run_images(
         dataset: the images (:func:`livemoments.validate.datasets.index.open_dataset`).
         work: folder for the journal and the pictures.
         settings: how images are restored.
-        metrics: names of the quality metrics.
-        weights: folder of their weights.
-        measures: makes what measures, once per worker, instead of the named metrics; must be picklable for ``ray``.
-        recording: of the reference; its photos are compared with ours, and shown.
+        measures: makes what measures an image, once per worker; PSNR, SSIM and MS-SSIM by default
+            (:class:`StandardMeasures`). Something else must be picklable for ``ray``, and give its own ``key``.
+        recording: of the reference; its photos are compared with ours, and PCR's corners with its.
         pictures: whether to make small pictures for the report.
         engine: ``local``: one image after another in this process. ``ray``: on the workers of a Ray cluster.
         workers: how many for ``ray``; by default one per GPU, or one per machine.
         ray_address: of a running cluster; by default one is started on this machine and ended afterwards.
         backend: replaces the settings' back-end, for ``local``.
-        key: what else decides a result, e.g. the weights' hashes.
+        key: what decides the results of other measures.
         fresh: begin anew, whatever the folder holds.
         progress: where to report.
         on_result: called with each result as it is finished, also with those of an earlier run.
@@ -98,17 +94,17 @@ def run_images(
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     settings.check(opened)
     if recording is not None:
-        check_recording(recording, settings.seed)
+        check_recording(recording, settings, opened)
+    measures = measures or StandardMeasures()
+    of_measures = dict(key or {}) | (measures.key() if isinstance(measures, StandardMeasures) else {})
     digest = bundle_digest(opened)
     folder = Path(work)
-    spec = RunSpec(
-        opened.path.absolute(), digest, settings, measures or StandardMeasures(tuple(metrics), weights), pictures
-    )
+    spec = RunSpec(opened.path.absolute(), digest, settings, measures, pictures)
     recorded = None if recording is None else recording.meta.digest
     images = [files_of(item, recording) for item in dataset.items]
     with only_run_in(folder):
         store = RunStore(
-            folder, run_key(digest, settings, metrics, recorded, key or {}), images, pictures=pictures, fresh=fresh
+            folder, run_key(digest, settings, recorded, of_measures), images, pictures=pictures, fresh=fresh
         )
         left = [image for image in images if image.name not in store.done]
         for result in store.done.values():
@@ -119,40 +115,13 @@ def run_images(
         ):
             task.advance(len(images) - len(left), note=f"{len(store.done)} done before" if store.done else None)
             for image, one in finished:
-                _tell(on_result, store.add(image, one.result, one.pictures))
+                _tell(on_result, store.add(image, one))
                 task.advance(1, note=image.name)
         store.finish()
     rejected = [ImageResult(name=name, status="failed", error=why) for name, why in dataset.rejected]
     for result in rejected:
         _tell(on_result, result)
     return tuple(sorted([*store.done.values(), *rejected], key=lambda result: result.name))
-
-
-def finish_images(results: Iterable[ImageResult]) -> dict[str, int]:
-    """How many images were ``done`` and how many ``failed``."""
-    counts = {"done": 0, "failed": 0}
-    for result in results:
-        counts["done" if result.status == "ok" else "failed"] += 1
-    return counts
-
-
-def image_checks(results: Sequence[ImageResult], *, allowed_failures: int = 0) -> tuple[Check, ...]:
-    """``images.done`` (informative) and ``images.failed``, which fails above ``allowed_failures``."""
-    counts = finish_images(results)
-    bad = [f"{result.name} ({result.error})" for result in results if result.status == "failed"]
-    more = f" and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
-    return (
-        Check(name="images.done", value=counts["done"], limit=None, unit="count", better="higher", status="info"),
-        Check(
-            name="images.failed",
-            value=counts["failed"],
-            limit=allowed_failures,
-            unit="count",
-            better="lower",
-            status="fail" if counts["failed"] > allowed_failures else "pass",
-            detail="; ".join(bad[:_MOST_NAMED]) + more,
-        ),
-    )
 
 
 def _engine(

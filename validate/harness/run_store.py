@@ -17,11 +17,13 @@ from livemoments.errors import OutputError, UsageError
 from livemoments.line_journal import LineJournal
 from livemoments.staging import StagedFolder, stage_folder
 from livemoments.validate.harness.image_files import ImageFiles
+from livemoments.validate.harness.image_worker import FinishedImage
 from livemoments.validate.harness.key import key_difference
+from livemoments.validate.quality.aggregate import save_features
 from livemoments.validate.report_data import ImageResult
 
 JOURNAL_NAME = "results.jsonl"
-PICTURES = "images"
+PICTURES, FEATURES = "images", "features"
 ROLES = ("input", "output", "reference", "truth", "error")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _FINISHED = {"finished": True}
@@ -65,7 +67,7 @@ class RunStore:
             self._journal.start({"key": dict(key)})
         self._sweep()
 
-    def add(self, image: ImageFiles, result: ImageResult, pictures: Mapping[str, bytes]) -> ImageResult:
+    def add(self, image: ImageFiles, finished: FinishedImage) -> ImageResult:
         """Keep a finished image.
 
         Returns:
@@ -75,11 +77,17 @@ class RunStore:
             OutputError: the folder cannot be written.
             ResourceError: the disk is full.
         """
-        files = self._publish(image.name, pictures) if pictures else {}
+        files = self._publish(image.name, finished.pictures) if finished.pictures else {}
+        place = features_file(self.work, image.name)
+        place.unlink(missing_ok=True)  # of a run with other metrics
+        if finished.features:
+            place.parent.mkdir(exist_ok=True)
+            save_features(place, finished.features)
         line = {
             "name": image.name,
             "sha256": image.sha256,
-            "result": msgspec.to_builtins(msgspec.structs.replace(result, files=files)),
+            "features": bool(finished.features),
+            "result": msgspec.to_builtins(msgspec.structs.replace(finished.result, files=files)),
         }
         self._journal.append(line)
         kept = msgspec.convert(line["result"], ImageResult)
@@ -101,12 +109,13 @@ class RunStore:
             if line == _FINISHED:
                 continue
             try:
-                name, sha256 = line["name"], line["sha256"]
+                name, sha256, featured = line["name"], line["sha256"], line["features"]
                 result = msgspec.convert(line["result"], ImageResult)
             except (KeyError, TypeError, msgspec.ValidationError):
                 self._journal.keep(number)
                 return
-            if self._hashes.get(name) == sha256 and self._has_pictures(result, wanted=pictures):
+            has_features = not featured or features_file(self.work, name).is_file()
+            if self._hashes.get(name) == sha256 and has_features and self._has_pictures(result, wanted=pictures):
                 self.done[name] = result
 
     def _has_pictures(self, result: ImageResult, *, wanted: bool) -> bool:
@@ -138,12 +147,12 @@ class RunStore:
         folder = self.work / PICTURES
         kept = {folder_name(name) for name, result in self.done.items() if result.files}
         ours = {f"{role}.jpg" for role in ROLES}
-        if not folder.is_dir():
-            return
-        for path in folder.iterdir():
+        for path in folder.iterdir() if folder.is_dir() else ():
             hidden = path.name.startswith(".")
             if path.is_dir() and path.name not in kept and (hidden or {file.name for file in path.iterdir()} <= ours):
                 shutil.rmtree(path, ignore_errors=True)
+        for path in (self.work / FEATURES).glob(".*.npz.*"):
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -171,6 +180,11 @@ def only_run_in(work: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)  # which lets go of the lock
+
+
+def features_file(work: Path, name: str) -> Path:
+    """Where an image's features for the metrics of the whole set are; there is none if no such metric was asked for."""
+    return work / FEATURES / f"{folder_name(name)}.npz"
 
 
 def folder_name(name: str) -> str:
