@@ -1,0 +1,111 @@
+"""The cost half of ``--baseline``: latency and memory on the same machine, the bundle's size anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from livemoments.validate.report.differences import held, missing, noted
+from livemoments.validate.report.noise import Noise, allowed_slowdown
+from livemoments.validate.report.numbers import format_change, format_seconds
+from livemoments.validate.report_data import Cost, Difference, ValidationReport
+
+_HARDWARE = ("processor", "cores", "system")
+_GRAPHICS = "gpu"
+"""Keys of a machine's description that say what it computes with; those of graphics cards start like this."""
+_MATTER = ("batch", "flow", "kv_dtype", "kv_store", "reference", "steps", "threads", "tile", "tile_plan")
+"""Settings that change what is timed."""
+
+
+def compare_cost(report: ValidationReport, baseline: ValidationReport, noise: Noise) -> Iterator[Difference]:
+    """Latency and peaks of both runs; ``info`` on another machine, and for what differs in kind."""
+    if baseline.cost is None:
+        return
+    if report.cost is None:
+        yield missing("cost", None, "1", "latency and memory")
+        return
+    other = _other_machine(report, baseline)
+    if other:
+        yield noted("machine", None, None, "1", f"{other}; latency and memory are not compared")
+    yield from _compare_latency(report.cost, baseline.cost, noise, other=other)
+    yield from _compare_memory(report.cost, baseline.cost, noise, other=other)
+
+
+def compare_size(report: ValidationReport, baseline: ValidationReport, noise: Noise) -> Iterator[Difference]:
+    """The bundle's bytes; the stage that grew most is named."""
+    before, now = baseline.bundle, report.bundle
+    allowed = noise.size * before.bytes
+    worse = now.bytes - before.bytes > allowed
+    grown = {name: size - before.files.get(name, 0) for name, size in now.files.items()}
+    most = max(grown, key=grown.__getitem__, default=None)
+    detail = f"larger by {format_change(before.bytes, now.bytes, 'bytes')[1:]}" if worse else ""
+    if worse and most is not None:
+        detail += f", most of all {most}"
+    yield held("bundle bytes", float(before.bytes), float(now.bytes), allowed, "bytes", worse=worse, detail=detail)
+
+
+def _other_machine(report: ValidationReport, baseline: ValidationReport) -> str:
+    """Why times cannot be held against each other; empty if they can."""
+    new, old = report.machine, baseline.machine
+    hardware = [*_HARDWARE, *sorted(key for key in {*new, *old} if key.startswith(_GRAPHICS))]
+    parts = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in hardware if old.get(key) != new.get(key)]
+    if report.bundle.provider != baseline.bundle.provider:
+        parts.append(f"provider was {baseline.bundle.provider}, is {report.bundle.provider}")
+    parts += [
+        f"setting {key} was {baseline.settings.get(key)}, is {report.settings.get(key)}"
+        for key in _MATTER
+        if baseline.settings.get(key) != report.settings.get(key)
+    ]
+    return f"another machine or setting: {'; '.join(parts)}" if parts else ""
+
+
+def _compare_latency(new: Cost, old: Cost, noise: Noise, *, other: str) -> Iterator[Difference]:
+    now = {(stage.stage, stage.size): stage for stage in new.stages}
+    for before in old.stages:
+        after, name = now.get((before.stage, before.size)), f"latency {before.stage} {before.size}"
+        if after is None:
+            yield missing(name, before.p50_s, "s")
+        else:
+            spreads = ((before.p50_s, before.p90_s), (after.p50_s, after.p90_s))
+            allowed = allowed_slowdown(before.p50_s, *spreads, noise=noise)
+            yield _slower(name, before.p50_s, after.p50_s, allowed, other)
+    if (before_s := old.tile_s.get("p50")) is not None:
+        if (after_s := new.tile_s.get("p50")) is None:
+            yield missing("latency tile", before_s, "s")
+        else:
+            spreads = (
+                (before_s, old.tile_s.get("p90", before_s)),
+                (after_s, new.tile_s.get("p90", after_s)),
+            )
+            yield _slower("latency tile", before_s, after_s, allowed_slowdown(before_s, *spreads, noise=noise), other)
+    if old.photo_s is not None:
+        if new.photo_s is None:
+            yield missing("latency photo", old.photo_s, "s")
+        else:
+            same = other or ("" if old.photo == new.photo else f"another photo: was {old.photo}, is {new.photo}")
+            yield _slower("latency photo", old.photo_s, new.photo_s, noise.single_run * old.photo_s, same)
+
+
+def _slower(name: str, before_s: float, now_s: float, allowed_s: float, other: str) -> Difference:
+    if other:
+        return noted(name, before_s, now_s, "s", "not compared")
+    worse = now_s - before_s > allowed_s
+    detail = f"slower by {format_seconds(now_s - before_s)}, noise is {format_seconds(allowed_s)}" if worse else ""
+    return held(name, before_s, now_s, allowed_s, "s", worse=worse, detail=detail)
+
+
+def _compare_memory(new: Cost, old: Cost, noise: Noise, *, other: str) -> Iterator[Difference]:
+    now = {memory.kind: memory for memory in new.memory}
+    for before in old.memory:
+        if before.bytes is None:
+            continue
+        after, name = now.get(before.kind), f"memory {before.kind}"
+        measured = None if after is None or after.bytes is None else float(after.bytes)
+        if other:
+            yield noted(name, float(before.bytes), measured, "bytes", "not compared")
+        elif measured is None:
+            yield missing(name, float(before.bytes), "bytes", "" if after is None else after.method)
+        else:
+            allowed = noise.memory * before.bytes
+            worse = measured - before.bytes > allowed
+            detail = f"larger by {format_change(before.bytes, measured, 'bytes')[1:]}" if worse else ""
+            yield held(name, float(before.bytes), measured, allowed, "bytes", worse=worse, detail=detail)

@@ -1,0 +1,121 @@
+"""``report.html``: one file with its style, script, charts and pictures inside; it asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from livemoments.errors import MissingExtraError
+from livemoments.validate.report import charts, numbers, view
+from livemoments.validate.report.gate import gate
+from livemoments.validate.report.pictures import make_gallery
+from livemoments.validate.report.previews import error_against, legend_gradient
+from livemoments.validate.report.schema import finite
+from livemoments.validate.report_data import ValidationReport
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_TEMPLATES = Path(__file__).with_name("templates")
+_PAGE = "page.html.j2"
+_DRAWINGS = (
+    charts.bar_track,
+    charts.error_track,
+    charts.histogram,
+    charts.latency_track,
+    charts.log_axis,
+    charts.seconds_axis,
+    charts.split_bar,
+)
+
+
+def render_page(report: ValidationReport, folder: Path, *, beside: Sequence[str] = ()) -> str:
+    """The page.
+
+    A content security policy in it forbids every request, and every script but its own two.
+
+    Args:
+        report: what was measured.
+        folder: the report's; pictures are read relative to it.
+        beside: names of files in the same folder to link to.
+
+    Raises:
+        MissingExtraError: Jinja2 is not installed.
+    """
+    clean = finite(report)
+    environment = _environment()
+    sources = {name: _source(name) for name in ("page.css", "early.js", "page.js")}
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            "img-src data:",
+            "style-src 'unsafe-inline'",
+            f"script-src {' '.join(_digest(sources[name]) for name in ('early.js', 'page.js'))}",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+    return environment.get_template(_PAGE).render(
+        report=clean,
+        reasons=gate(clean),
+        page=view.make_page(clean),
+        gallery=make_gallery(clean, folder),
+        gradient=legend_gradient(),
+        policy=policy,
+        sources=_trusted(sources),
+        beside=[name for name in beside if not name.endswith(".html")],
+    )
+
+
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        from markupsafe import Markup
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("writing report.html", "validate", missing=error.name) from None
+
+    def drawing(draw: Any) -> Any:
+        return lambda *args, **kwargs: Markup(draw(*args, **kwargs))
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update({draw.__name__: drawing(draw) for draw in _DRAWINGS})
+    environment.globals.update(
+        terms=view.TERMS,
+        error_against=error_against,
+        memory_title=view.memory_title,
+        limit_text=numbers.format_limit,
+        change_text=numbers.format_change,
+        metric_value=view.metric_value,
+    )
+    environment.filters.update(
+        value=numbers.format_value,
+        small=numbers.format_small,
+        plain=numbers.format_plain,
+        seconds=numbers.format_seconds,
+        bytes=numbers.format_bytes,
+    )
+    return environment
+
+
+def _trusted(sources: dict[str, str]) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    return {name: Markup(text) for name, text in sources.items()}
+
+
+def _source(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    """The script as a content security policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

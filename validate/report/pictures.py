@@ -1,0 +1,139 @@
+"""Which images' pictures a report carries inside itself, and their bytes as data URIs, within a budget."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from livemoments.validate.report_data import ImageResult, ValidationReport
+
+WORST = 12
+TYPICAL = 2
+BEST = 2
+EDGE_PX = 720
+BUDGET_BYTES = 6_500_000
+"""Of all pictures together, before base64 adds a third."""
+_SMALL_BYTES = 90_000
+_QUALITY = 82
+_ORDER = ("input", "output", "reference", "truth", "error")
+_MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One image's pictures, by role; ``why`` it is shown: ``worst``, ``typical``, ``best`` or empty."""
+
+    image: ImageResult
+    why: str
+    uris: dict[str, str]
+    width: int
+    height: int
+
+
+@dataclass(slots=True)
+class Gallery:
+    """The panels; how many images have pictures that are not inside; names of pictures that cannot be shown."""
+
+    panels: list[Panel] = field(default_factory=list)
+    left_out: int = 0
+    unreadable: list[str] = field(default_factory=list)
+
+
+def make_gallery(report: ValidationReport, folder: Path, *, budget_bytes: int = BUDGET_BYTES) -> Gallery:
+    """The worst images' pictures, then some typical and the best ones, until the budget is spent.
+
+    Larger pictures are reduced to 720 pixels; a picture that is missing, damaged or outside of ``folder`` is named and
+    left out.
+
+    Args:
+        report: whose images' ``files`` are read.
+        folder: what they are relative to.
+        budget_bytes: of all together.
+    """
+    chosen = choose_images(report)
+    gallery, spent = Gallery(), 0
+    shown = 0
+    for image, why in chosen:
+        if spent >= budget_bytes:
+            break
+        uris: dict[str, str] = {}
+        size = (image.width, image.height)
+        cost = 0
+        for role in _ORDER:
+            if (name := image.files.get(role)) is None:
+                continue
+            picture = _read(folder, name)
+            if picture is None:
+                gallery.unreadable.append(name)
+                continue
+            data, mime, size = picture
+            cost += len(data)
+            uris[role] = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+        if spent + cost > budget_bytes:
+            break
+        if uris:
+            spent += cost
+            gallery.panels.append(Panel(image, why, uris, *size))
+        shown += 1
+    gallery.left_out = sum(bool(image.files) for image in report.images) - shown
+    return gallery
+
+
+def choose_images(report: ValidationReport) -> list[tuple[ImageResult, str]]:
+    """Images with pictures, worst first, with the reason; the middle and the best behind them."""
+    ordered = sorted((image for image in report.images if image.files), key=_badness(report))
+    if len(ordered) <= WORST + TYPICAL + BEST:
+        return [(image, "") for image in ordered]
+    middle = len(ordered) // 2
+    return (
+        [(image, "worst") for image in ordered[:WORST]]
+        + [(image, "typical") for image in ordered[middle : middle + TYPICAL]]
+        + [(image, "best") for image in ordered[-BEST:]]
+    )
+
+
+class _Badness:
+    """Sorts failed images first, then by the first metric that was measured, else by parity; the worst in front."""
+
+    def __init__(self, report: ValidationReport) -> None:
+        measured = [metric for metric in report.metrics if metric.mean is not None]
+        self.metric = next((m for m in measured if any(m.name in image.metrics for image in report.images)), None)
+
+    def __call__(self, image: ImageResult) -> tuple[bool, float, str]:
+        value = image.parity_psnr_db
+        if self.metric is not None:
+            value = image.metrics.get(self.metric.name)
+            if value is not None and self.metric.better == "lower":
+                value = -value
+        return image.status != "failed", float("inf") if value is None else value, image.name
+
+
+def _badness(report: ValidationReport) -> _Badness:
+    return _Badness(report)
+
+
+def _read(folder: Path, name: str) -> tuple[bytes, str, tuple[int, int]] | None:
+    """A picture's bytes, type and (width, height); ``None`` if it is none or lies outside of the folder."""
+    from PIL import Image
+
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts:
+        return None
+    path = folder / relative
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data), formats=list(_MIME)) as picture:
+            kind, size = str(picture.format), picture.size
+            if len(data) <= _SMALL_BYTES and max(size) <= EDGE_PX:
+                picture.load()
+                return data, _MIME[kind], size
+            picture.draft("RGB", (EDGE_PX, EDGE_PX))
+            reduced = picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    reduced.thumbnail((EDGE_PX, EDGE_PX), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    reduced.save(stream, "WEBP", quality=_QUALITY, method=4)
+    return stream.getvalue(), _MIME["WEBP"], reduced.size

@@ -1,0 +1,92 @@
+"""Writes a report's files, each whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from livemoments.errors import OutputError, UsageError
+from livemoments.staging import PARTIAL, remove_leftovers
+from livemoments.validate.report.junit import junit_xml
+from livemoments.validate.report.markdown import summary_markdown
+from livemoments.validate.report.page import render_page
+from livemoments.validate.report.schema import encode_report, finite
+from livemoments.validate.report.table import images_csv
+from livemoments.validate.report_data import ValidationReport
+
+FILES = {
+    "json": "report.json",
+    "csv": "images.csv",
+    "md": "summary.md",
+    "junit": "junit.xml",
+    "html": "report.html",
+}
+"""Formats and their files, in the order in which they are written."""
+
+
+def write_reports(
+    report: ValidationReport,
+    folder: str | os.PathLike[str],
+    *,
+    formats: Sequence[str] = ("html", "json", "csv", "md", "junit"),
+) -> dict[str, Path]:
+    """Write a report's files into a folder, which is made if need be.
+
+    Args:
+        report: what was measured.
+        folder: where; the images' pictures (``ImageResult.files``) are read relative to it.
+        formats: which of :data:`FILES`; other files of an earlier report are left as they are.
+
+    Returns:
+        The files, by format.
+
+    Raises:
+        UsageError: there is no such format.
+        MissingExtraError: ``html`` without Jinja2.
+        OutputError: a file cannot be written.
+    """
+    unknown = [name for name in formats if name not in FILES]
+    if unknown:
+        raise UsageError(f"'{unknown[0]}' is no format of a report", fix=f"use {', '.join(FILES)}")
+    place, clean = Path(folder), finite(report)
+    make_content: dict[str, Callable[[], bytes]] = {
+        "json": lambda: encode_report(clean),
+        "csv": lambda: images_csv(clean).encode(),
+        "md": lambda: summary_markdown(clean).encode(),
+        "junit": lambda: junit_xml(clean),
+        "html": lambda: render_page(clean, place, beside=[FILES[name] for name in FILES if name in formats]).encode(),
+    }
+    # A report's numbers must not be lost because the page could not be made: JSON first, HTML last.
+    written = {}
+    for name in FILES:
+        if name in formats:
+            written[name] = place / FILES[name]
+            write_whole(written[name], make_content[name]())
+    return written
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a hidden name beside its place, then rename it.
+
+    What a process that was killed while it wrote left behind is removed.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial: Path | None = None
+    prefix = f".{path.name}{PARTIAL}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, prefix)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{prefix}{os.getpid()}-", delete=False) as stream:
+            partial = Path(stream.name)
+            stream.write(content)
+        partial.chmod(0o644)
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(path, f"cannot be written ({error.strerror})", fix="choose another folder") from None
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
