@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -108,24 +107,33 @@ def simple_measures() -> Measures:
 
 @dataclass(frozen=True)
 class DeadlyOnce:
-    """Measures that kill their process at the first picture, once per folder: the marker file says it was done."""
+    """Measures that kill their process at the first picture; the marker file says that it was done."""
 
     marker: Path
 
     def __call__(self) -> Measures:
-        def kill(
-            output: np.ndarray, upscaled: np.ndarray, reference: np.ndarray, truth: np.ndarray | None
-        ) -> ImageQuality:
-            try:
-                self.marker.touch(exist_ok=False)
-            except FileExistsError:
-                return quality(output, upscaled, reference, truth)
-            os.kill(os.getpid(), signal.SIGKILL)
-            raise AssertionError("still alive")
+        return Measures(self._kill, seam, pcr)
 
-        return Measures(kill, seam, pcr)
+    def _kill(
+        self, output: np.ndarray, upscaled: np.ndarray, reference: np.ndarray, truth: np.ndarray | None
+    ) -> ImageQuality:
+        try:
+            self.marker.touch(exist_ok=False)
+        except FileExistsError:
+            return quality(output, upscaled, reference, truth)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")
 
 
-def copy_of(folder: Path, place: Path) -> Path:
-    shutil.copytree(folder, place)
-    return place
+@dataclass(frozen=True)
+class AlwaysDeadly:
+    """Measures that kill their process at every picture."""
+
+    def __call__(self) -> Measures:
+        return Measures(self._kill, seam, pcr)
+
+    def _kill(
+        self, output: np.ndarray, upscaled: np.ndarray, reference: np.ndarray, truth: np.ndarray | None
+    ) -> ImageQuality:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")

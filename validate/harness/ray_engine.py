@@ -124,7 +124,7 @@ class _Crew:
                 deaths[image.name] += 1
                 if deaths[image.name] >= MOST_DEATHS:
                     raise ResourceError(
-                        f"'{image.name}': {MOST_DEATHS} workers died on it ({_first_line(error)})",
+                        f"'{image.name}': {MOST_DEATHS} workers died on it ({_last_line(error)})",
                         fix="give workers more memory (fewer workers, smaller tiles), then go on with the same command",
                     ) from None
                 queue.appendleft(image)
@@ -160,7 +160,7 @@ class _Crew:
             _raise_failure(self._ray.get(done[0]))
         except self._ray.exceptions.RayActorError as error:
             if not (self._idle or self._busy or self._starting):
-                raise EngineError(f"a worker died while it started: {_first_line(error)}") from None
+                raise EngineError(f"a worker died while it started: {_last_line(error)}") from None
             return None  # the others go on
         self._idle.append(worker)
         return None
@@ -244,7 +244,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise UsageError(
-            f"no Ray cluster at '{address or 'local'}': {_first_line(error)}",
+            f"no Ray cluster at '{address or 'local'}': {_last_line(error)}",
             fix="start one with 'ray start --head', and name its address" if address else None,
         ) from None
     try:
@@ -276,5 +276,6 @@ def _raise_failure(failure: Failure | None) -> None:
         raise plain.get(kind, EngineError)(message, fix=fix)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _last_line(error: BaseException) -> str:
+    """Where Ray's messages, which hold whole tracebacks, say what it was."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
