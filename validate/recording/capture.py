@@ -10,7 +10,7 @@ inside it gave is left out, as are those that merely hold others.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +93,7 @@ class Capture:
         self._encoded = 0
         self._calls: Counter[str] = Counter()
         self._motion_bias: list[Tensor] = []
-        self._last: Tensor | None = None
+        self._recent: deque[Tensor] = deque(maxlen=2)  # two: attention gives the image's tokens and the text's
 
     def __enter__(self) -> Capture:
         reference, wanted = self._reference, self._wanted
@@ -113,7 +113,7 @@ class Capture:
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
-        self._last = None
+        self._recent.clear()
 
     def observe(self, name: str, value: np.ndarray) -> None:
         """The pipeline's observer."""
@@ -205,9 +205,9 @@ class Capture:
         self._calls[key] += 1
         repeat = f"@{call}" if call else ""
         for suffix, tensor in _outputs(output):
-            if tensor is not self._last:  # else passed on by the module around the one that computed it
+            if not any(tensor is known for known in self._recent):  # else passed on by a module around the one before
                 self._tell(f"{key}{suffix}{repeat}", tensor)
-                self._last = tensor
+                self._recent.append(tensor)
 
     def _tell(self, name: str, tensor: Tensor) -> None:
         self._sink(name, tensor.detach().float().cpu().numpy())
