@@ -162,7 +162,9 @@ def find_photos(
         paths = [path for path in (photos.frame, photos.photo, photos.photo_frame) if path is not None]
         load_inputs(photos.frame, photos.photo, photos.photo_frame)  # names what cannot be used before hours of work
         digest = condition_key([hash_file(path).sha256 for path in paths])
-        items = (DatasetItem(photos.name, photos.frame, photos.photo, photos.photo_frame, None, digest),)
+        items: tuple[DatasetItem, ...] = (
+            DatasetItem(photos.name, photos.frame, photos.photo, photos.photo_frame, None, digest),
+        )
     else:
         dataset = photos if isinstance(photos, Dataset) else open_dataset(photos, limit=limit, progress=progress)
         if dataset.rejected:

@@ -30,7 +30,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Base of the recording's structs: immutable, strict."""
 
 
-class TileEntry(_Entry):
+class TileEntry(_Entry, frozen=True):
     """One tile: its rectangle on the photo, and the corner at which its reference was cut (PCR), pixels."""
 
     y: int
@@ -41,7 +41,7 @@ class TileEntry(_Entry):
     ref_x: int
 
 
-class ImageEntry(_Entry):
+class ImageEntry(_Entry, frozen=True):
     """One photo.
 
     Attributes:
@@ -66,7 +66,7 @@ class ImageEntry(_Entry):
         return Tile(index, entry.y, entry.x, entry.height, entry.width)
 
 
-class Settings(_Entry):
+class Settings(_Entry, frozen=True):
     """The conditions.
 
     Attributes:
@@ -103,7 +103,7 @@ class Settings(_Entry):
         return ReferencePolicy.parse(self.policy).source_steps(self.steps)
 
 
-class Selection(_Entry):
+class Selection(_Entry, frozen=True):
     """Of what more than the stages was recorded; ``None``: of all."""
 
     images: tuple[str, ...] | None = None
@@ -112,7 +112,7 @@ class Selection(_Entry):
     blocks: tuple[int, ...] | None = None
 
 
-class RecordingMeta(_Entry):
+class RecordingMeta(_Entry, frozen=True):
     """``recording.json``.
 
     Attributes:

@@ -68,7 +68,7 @@ class TensorWriter:
             "shape": list(stored.shape),
             "data_offsets": [start, self._end],
         }
-        self._data.write(memoryview(stored.reshape(-1)).cast("B") if stored.size else b"")
+        self._data.write(stored.data)
 
     def close(self) -> FileEntry:
         """Write the header, then the tensors behind it; flush to the disk. Returns the file's size and SHA-256."""
