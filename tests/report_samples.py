@@ -241,7 +241,6 @@ def _checks(ladder: Sequence[Rung], images: Sequence[ImageResult]) -> tuple[Chec
         if rung.level not in ("network", "photo"):
             continue
         of_psnr = rung.limit_of == "psnr_db"
-        past = f"{rung.rel_l2:.1e} is past the limit at {rung.where}" if rung.rel_l2 is not None else ""
         checks.append(
             Check(
                 name=f"parity.{rung.level}.{rung.name}.{rung.size}",
@@ -250,7 +249,7 @@ def _checks(ladder: Sequence[Rung], images: Sequence[ImageResult]) -> tuple[Chec
                 unit="dB" if of_psnr else "rel_l2",
                 better="higher" if of_psnr else "lower",
                 status=rung.status,
-                detail=past if rung.status == "fail" else rung.where,
+                detail=rung.where,
             )
         )
     lost = sum(image.status == "failed" for image in images)

@@ -64,9 +64,9 @@ class Browser:
         self._buffer = b""
         self._number = 0
         # The protocol's pipes are the descriptors 3 and 4.
+        profile = f"--user-data-dir={self._profile}"
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f'exec "$0" "$@" 3<&{read_commands} 4>&{write_answers}', program, *_FLAGS]
-            + [f"--user-data-dir={self._profile}", "about:blank"],
+            ["/bin/sh", "-c", f'exec "$0" "$@" 3<&{read_commands} 4>&{write_answers}', program, *_FLAGS, profile],
             pass_fds=(read_commands, write_answers),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

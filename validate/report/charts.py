@@ -42,10 +42,10 @@ class Scale:
 
 
 def decades(values: Iterable[float | None]) -> Scale:
-    """A logarithmic scale over whole powers of ten that holds all positive values, two decades at least."""
+    """A logarithmic scale over whole powers of ten with all positive values inside, two decades at least."""
     logs = [math.log10(value) for value in values if value is not None and value > 0]
-    low = math.floor(min(logs, default=-6.0))
-    high = math.ceil(max(logs, default=0.0))
+    low = math.ceil(min(logs, default=-6.0)) - 1
+    high = math.floor(max(logs, default=0.0)) + 1
     if high - low < 2:
         high = low + 2
     return Scale(10.0**low, 10.0**high, log=True)
@@ -60,7 +60,7 @@ def from_zero(values: Iterable[float]) -> Scale:
 def log_axis(scale: Scale) -> str:
     """The powers of ten above a column of :func:`error_track`."""
     low, high = round(math.log10(scale.low)), round(math.log10(scale.high))
-    step = max(1, math.ceil((high - low) / 4))
+    step = max(1, math.ceil((high - low) / 3))
     parts = []
     for power in range(low, high + 1, step):
         x = scale.at(10.0**power)

@@ -209,12 +209,12 @@ def _parity_figure(ladder: Sequence[Rung]) -> list[Figure]:
         worst = min(photos, key=lambda rung: (rung.status != "fail", rung.psnr_db or 1e9))
         equal = worst.psnr_db is None and worst.status != "fail"
         value = "equal" if equal else format_value(worst.psnr_db, "dB")
-        return [Figure("Photo against reference", value, _limit(worst, "dB", "higher"), worst.status)]
+        return [Figure("Parity", value, _limit("photo", worst, "dB", "higher"), worst.status)]
     networks = [rung for rung in ladder if rung.level == "network"]
     if not networks:
         return []
     worst = max(networks, key=lambda rung: (rung.status == "fail", rung.rel_l2 or 0.0))
-    return [Figure("Worst network error", format_small(worst.rel_l2), _limit(worst, "rel_l2", "lower"), worst.status)]
+    return [Figure("Parity", format_small(worst.rel_l2), _limit(worst.name, worst, "rel_l2", "lower"), worst.status)]
 
 
 def _quality_figures(report: ValidationReport, since: dict[str, Difference]) -> list[Figure]:
@@ -248,8 +248,8 @@ def _since(difference: Difference | None) -> str:
     return f"{format_change(difference.before, difference.now, difference.unit)} since baseline"
 
 
-def _limit(rung: Rung, unit: str, better: str) -> str:
-    return f"limit {format_limit(rung.limit, unit, better)}" if rung.limit is not None else ""
+def _limit(what: str, rung: Rung, unit: str, better: str) -> str:
+    return f"{what}, limit {format_limit(rung.limit, unit, better)}" if rung.limit is not None else what
 
 
 def _by_status(entries: Sequence[Entry]) -> list[Group[Entry]]:
