@@ -68,6 +68,15 @@ def test_every_relative_metric_has_its_plain_one() -> None:
         assert ("pyiqa" in spec.ways[0].modules if spec.ways else False) == (spec.licence is not None)
 
 
+def test_every_metric_and_file_is_in_the_docs() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "quality.md").read_text()
+    for spec in SPECS:
+        assert f"`{spec.name}`" in page
+        for way in spec.ways:
+            assert all(f"`{name}`" in page for name in way.files)
+            assert way.extra is None or f"`{way.extra}`" in page
+
+
 def test_a_missing_extra_is_said(tmp_path: Path) -> None:
     weights = plant(tmp_path, "alexnet-owt-7be5be79.pth", "musiq_koniq_ckpt-e95806b9.pth")
     assert missing(BY_NAME["lpips"], weights) == "needs the extra 'iqa': pip install 'livemoments-deploy[iqa]'"

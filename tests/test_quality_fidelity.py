@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from iqa_support import degraded, picture, piq_modules
 
 from livemoments.errors import UsageError
+from livemoments.validate.meters import measure_process
 from livemoments.validate.quality import luma as luma_module
 from livemoments.validate.quality.fidelity import FIDELITY, measure_fidelity
 from livemoments.validate.quality.luma import Luma, luma_of
@@ -128,6 +130,24 @@ def test_the_single_functions_give_the_same() -> None:
     single = {name: function(value, reference) for name, function in zip(FIDELITY, functions, strict=True)}
     assert measure_fidelity(value, reference) == single
     assert measure_fidelity(value, reference, ["ssim_y"]) == {"ssim_y": single["ssim_y"]}
+
+
+def test_memory_does_not_grow_with_the_picture() -> None:
+    """Of fresh processes: beyond the pictures themselves, eight times the rows cost next to nothing."""
+    code = (
+        "import sys, numpy as np\n"
+        "from livemoments.validate.quality.fidelity import measure_fidelity\n"
+        "a = np.random.default_rng(0).integers(0, 256, (int(sys.argv[1]), 1000, 3), np.uint8)\n"
+        "b = a ^ 1\n"
+        "assert len(measure_fidelity(a, b)) == 3\n"
+    )
+    peaks = {}
+    for rows in (1000, 8000):
+        cost = measure_process([sys.executable, "-c", code, str(rows)])
+        assert cost.returncode == 0, cost.stderr
+        peaks[rows] = cost.peak_rss_bytes
+    pictures = 2 * 7000 * 1000 * 3
+    assert peaks[8000] - peaks[1000] < pictures + 8_000_000
 
 
 def test_opposite_pictures_give_no_similarity() -> None:
