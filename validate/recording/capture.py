@@ -27,8 +27,9 @@ from livemoments.validate.recording.schema import DETAILS, Detail
 _TILE = re.compile(r"tile(\d+)\.(?:step(\d+)\.)?(.+)")
 _FIRST, _LAST = "lq.image", "decoded"
 """What the pipeline tells first and last of a tile."""
-_NOT_KEPT = frozenset({"photo.lq_up", "photo.ref_lq_up", "photo.result"})
-"""Resized inputs, as large as the photo and made again in a second; and the result, which is kept as a picture."""
+_NOT_KEPT = re.compile(r"photo\.(lq_up|ref_lq_up|result)|tile\d+\.motion\.(0|last)")
+"""Resized inputs, as large as the photo and made again in a second; the result, which is kept as a picture; embeddings
+before their projection, which no graph of a bundle gives."""
 _BLOCK = re.compile(r"transformer_blocks\.(\d+)(?:\.|$)")
 _NO_COMPUTATION = (nn.Sequential, nn.ModuleList, nn.Dropout, nn.Identity)
 
@@ -119,7 +120,7 @@ class Capture:
         """The pipeline's observer."""
         if name == "photo.result":
             self.result = value
-        if name in _NOT_KEPT:
+        if _NOT_KEPT.fullmatch(name):
             return
         found = _TILE.fullmatch(name)
         if found is None:

@@ -43,9 +43,9 @@ class GoldenRecording(Recording):
         self._image = self._golden.image_paths[LR].stem
         super().__init__(folder, _meta(self._golden, self._image))
 
-    def names(self, image: str) -> tuple[str, ...]:
+    def _known(self, image: str) -> dict[str, np.ndarray]:
         self.entry(image)
-        return tuple(self._golden.arrays)
+        return self._golden.arrays
 
     def _read(self, image: str, name: str) -> np.ndarray:
         return self._golden.arrays[name]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import abc
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -77,12 +78,16 @@ class Recording(abc.ABC):
         return None if name is None else self.path / name
 
     @abc.abstractmethod
+    def _known(self, image: str) -> Mapping[str, object]:
+        """The tensors that were recorded of a photo, by name."""
+
     def names(self, image: str) -> tuple[str, ...]:
         """Names of the tensors that were recorded of a photo; within a file in the order of computation.
 
         Raises:
             FileError: no such photo, or a damaged file.
         """
+        return tuple(self._known(image))
 
     @abc.abstractmethod
     def _read(self, image: str, name: str) -> np.ndarray:
@@ -90,7 +95,8 @@ class Recording(abc.ABC):
 
     def has(self, image: str, *names: str) -> bool:
         """Whether all of these tensors were recorded."""
-        return set(names) <= set(self.names(image))
+        known = self._known(image)
+        return all(name in known for name in names)
 
     def read(self, image: str, name: str) -> np.ndarray:
         """One tensor: floats as float32, whatever they are stored as; whole numbers as they are.
@@ -98,7 +104,7 @@ class Recording(abc.ABC):
         Raises:
             FileError: no such photo, it was not recorded, or its file is damaged.
         """
-        if name not in self.names(image):
+        if name not in self._known(image):
             level = self.entry(image).detail
             raise FileError(
                 self.path,
@@ -119,20 +125,17 @@ class StoredRecording(Recording):
         super().__init__(path, meta)
         self._index: tuple[str, dict[str, str]] | None = None  # of one photo: memory does not grow with their number
 
-    def names(self, image: str) -> tuple[str, ...]:
-        return tuple(self._files_of(image))
-
     def _read(self, image: str, name: str) -> np.ndarray:
         from livemoments.validate.recording.tensor_file import read_tensor
 
-        place = self._files_of(image)[name]
+        place = self._known(image)[name]
         if place in self.entry(image).files.values():  # the 8-bit result is kept as a picture only
             from livemoments.runtime.images import read_photo
 
             return read_photo(self.path / place).pixels
         return read_tensor(self.path / place, name)
 
-    def _files_of(self, image: str) -> dict[str, str]:
+    def _known(self, image: str) -> dict[str, str]:
         from livemoments.validate.recording.tensor_file import tensor_names
 
         entry = self.entry(image)
