@@ -18,6 +18,7 @@ from livemoments.export.stages import STACKED
 from livemoments.export.streaming import streamed
 from livemoments.export.weights import WeightSource
 from livemoments.manifest import Schedule
+from livemoments.natural_images import natural_image
 from livemoments.reference.checkpoint import Configs, Prompt, load_flow, load_motion_encoder, load_vae
 from livemoments.reference.layout import CheckpointFiles
 from livemoments.reference.mmdit import BlockGuidance, BlockKV, ReferenceNet, RestorationNet
@@ -30,17 +31,6 @@ Arrays = dict[str, np.ndarray]
 _FLOW_STD_PX = 4.0
 """Standard deviation of the flow that the motion encoder is tried with: hand shake between two frames."""
 _CPU = torch.device("cpu")
-
-
-def natural_image(rng: np.random.Generator, batch: int, channels: int, size: Size) -> np.ndarray:
-    """Images whose amplitude falls as 1/f, as photographs' does: (batch, channels, H, W), standard deviation 1."""
-    rows = np.fft.fftfreq(size.height)[:, None]
-    columns = np.fft.rfftfreq(size.width)[None]
-    frequency = np.sqrt(rows**2 + columns**2)
-    frequency[0, 0] = np.inf
-    noise = np.fft.rfft2(rng.standard_normal((batch, channels, size.height, size.width)))
-    image = np.fft.irfft2(noise / frequency, s=(size.height, size.width))
-    return (image / image.std(axis=(1, 2, 3), keepdims=True)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from livemoments.bundle import Bundle
-from livemoments.export.references import natural_image
 from livemoments.manifest import Graph
+from livemoments.natural_images import natural_image
 from livemoments.runtime.backends.base import to_host
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.types import Size, Stage, TensorSpec

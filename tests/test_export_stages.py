@@ -19,11 +19,12 @@ from livemoments.export.conditioning import crop_position
 from livemoments.export.mmdit import Guidance, KeyValue, MMDiT
 from livemoments.export.normalisation import GroupNorm
 from livemoments.export.plan import Planner, StageGraph
-from livemoments.export.references import References, natural_image
+from livemoments.export.references import References
 from livemoments.export.stages import KV_LAYOUTS, PER_BLOCK, STACKED
 from livemoments.export.streaming import streamed
 from livemoments.export.to_onnx import WEIGHTS_NAME, WeightsFile, save, trace
 from livemoments.export.weights import WeightSource
+from livemoments.natural_images import natural_image
 from livemoments.reference.checkpoint import (
     load_reference_net,
     load_restoration_net,

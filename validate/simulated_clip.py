@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from livemoments.errors import UsageError
-from livemoments.export.references import natural_image
+from livemoments.natural_images import natural_image
 from livemoments.runtime.images import Photo
 from livemoments.types import Size
 

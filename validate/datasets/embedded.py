@@ -18,12 +18,13 @@ from livemoments.validate.synlive.sources import moved_pair, with_margin
 
 NAMES = ("astronaut", "coffee", "chelsea", "rocket")
 """The photographs, which scikit-image carries within its package (nothing is downloaded)."""
+DEFAULT_SIZE = Size(256, 256)
 PRESET = "live-photo"
 _SCALE = 2
 
 
 def write_embedded_set(
-    folder: str | os.PathLike[str], *, size: Size = Size(256, 256), count: int = 3, seed: int = 0
+    folder: str | os.PathLike[str], *, size: Size = DEFAULT_SIZE, count: int = 3, seed: int = 0
 ) -> Path:
     """Write ``lr/``, ``ref/``, ``ref_lr/`` and ``gt/``, PNG files; the same arguments give the same pixels.
 
