@@ -336,7 +336,8 @@ def test_a_missing_extra_is_named(videos: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_no_torch_is_needed() -> None:
-    code = "import livemoments.validate.synlive.build, livemoments.validate.datasets.embedded, sys; print(sorted(sys.modules))"
+    names = "livemoments.validate.synlive.build, livemoments.validate.datasets.embedded"
+    code = f"import {names}, sys; print(sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert "'livemoments.validate.synlive.build'" in modules
     assert not any(f"'{name}'" in modules for name in ("torch", "onnx", "av", "skimage"))

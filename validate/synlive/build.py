@@ -262,7 +262,7 @@ def _stem(name: str) -> str:
 def _too_few(folder: Path, found: int, wanted: int, skipped: Sequence[Skip]) -> ImageError:
     reasons: dict[str, int] = {}
     for skip in skipped:
-        reason = skip.reason.split(" (")[0]
+        reason = re.sub(r"^frame \d+ is", "a frame is", skip.reason.split(" (")[0])
         reasons[reason] = reasons.get(reason, 0) + 1
     why = "; left out: " + ", ".join(f"{number} x {reason}" for reason, number in reasons.items()) if reasons else ""
     fix = f"use --count {found} or less, a smaller --gap, or add videos" if found else "use other videos"

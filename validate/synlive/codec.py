@@ -128,5 +128,5 @@ def _frame(pixels: Pixels, coding: Coding) -> Any:
 def _decode(data: bytes) -> list[Pixels]:
     import av
 
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         return [frame_to_rgb(frame) for frame in container.decode(video=0)]

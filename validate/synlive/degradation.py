@@ -32,11 +32,11 @@ _CHROMA_420 = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTO
 _MODES: Mapping[str, int] = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
 
 
-class _Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="step"):
+class _Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="step"):
     """Base of the steps: immutable, strict, told apart in JSON by ``step``."""
 
 
-class Blur(_Step, tag="blur"):
+class Blur(_Step, frozen=True, kw_only=True, tag="blur"):
     """Convolution.
 
     Gaussians and plateaus have ``sigma_px`` (along, across), ``angle`` (radians) and ``beta``, sinc kernels ``cutoff``
@@ -57,7 +57,7 @@ class Blur(_Step, tag="blur"):
         return blur_kernel(self.kind, self.side_px, self.sigma_px, self.angle, self.beta)
 
 
-class Resize(_Step, tag="resize"):
+class Resize(_Step, frozen=True, kw_only=True, tag="resize"):
     """To ``width`` x ``height`` pixels."""
 
     width: int
@@ -65,7 +65,7 @@ class Resize(_Step, tag="resize"):
     mode: Literal["area", "linear", "cubic"]
 
 
-class Noise(_Step, tag="noise"):
+class Noise(_Step, frozen=True, kw_only=True, tag="noise"):
     """``amount``: standard deviation in 8-bit levels (``gaussian``), or the ``poisson_scale`` of the presets; ``grey``:
     the same in all channels."""
 
@@ -74,7 +74,7 @@ class Noise(_Step, tag="noise"):
     grey: bool
 
 
-class Jpeg(_Step, tag="jpeg"):
+class Jpeg(_Step, frozen=True, kw_only=True, tag="jpeg"):
     """JPEG with 4:2:0 chroma at this quality, there and back."""
 
     quality: int

@@ -19,7 +19,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the manifest's structs: immutable, strict."""
 
 
-class Settings(_Entry):
+class Settings(_Entry, frozen=True):
     """What was asked for.
 
     Attributes:
@@ -39,14 +39,14 @@ class Settings(_Entry):
     seed: int
 
 
-class SourceEntry(_Entry):
+class SourceEntry(_Entry, frozen=True):
     """A video, a folder of frames or a photograph."""
 
     name: str
     sha256: str
 
 
-class Pair(_Entry, kw_only=True):
+class Pair(_Entry, frozen=True, kw_only=True):
     """One pair.
 
     Attributes:
@@ -74,7 +74,7 @@ class Pair(_Entry, kw_only=True):
     files: dict[str, FileEntry]
 
 
-class Skip(_Entry):
+class Skip(_Entry, frozen=True):
     """A pair that was looked at and left out, and why."""
 
     source: str
@@ -82,7 +82,7 @@ class Skip(_Entry):
     reason: str
 
 
-class SynliveManifest(_Entry, kw_only=True):
+class SynliveManifest(_Entry, frozen=True, kw_only=True):
     """The whole set.
 
     Attributes:

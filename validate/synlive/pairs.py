@@ -55,8 +55,8 @@ def measure_pair(first: Pixels, second: Pixels) -> PairMeasure:
     height, width = first.shape[:2]
     factor = min(1.0, MEASURE_PX / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    small = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (first, second)]
-    flow = dis_flow(*(np.asarray(image, np.uint8) for image in small))
+    small = [np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8) for image in (first, second)]
+    flow = dis_flow(small[0], small[1])
     lumas = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) for image in small]
     y, x = np.mgrid[0 : size[1], 0 : size[0]].astype(np.float32)
     warped = cv2.remap(lumas[1], x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
