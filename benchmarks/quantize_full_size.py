@@ -20,6 +20,7 @@ from pathlib import Path
 
 from common import write_live_photo, write_record
 
+from livemoments.quantize.recipes import load_recipe
 from livemoments.types import Size
 from livemoments.validate.meters import measure_process
 
@@ -59,12 +60,13 @@ def main() -> None:
         for recipe in options.recipes:
             steps[recipe] = [
                 *("quantize", str(work / "fp16"), "-o", str(work / recipe), "--recipe", recipe),
-                *("--calibration", str(photos), "--verify", options.verify, "--allow-slower"),
+                *(("--calibration", str(photos)) if load_recipe(recipe).needs_calibration else ()),
+                *("--verify", options.verify, "--allow-slower"),
             ]
-        rows = {}
+        kept = work / "rows.json"
+        rows = json.loads(kept.read_text()) if kept.exists() else {}
         for title, arguments in steps.items():
-            if (work / title).exists():
-                print(f"{title} is there already", flush=True)
+            if title in rows:
                 continue
             cost = measure_process([sys.executable, "-m", "livemoments", *arguments])
             if cost.returncode:
@@ -75,6 +77,7 @@ def main() -> None:
                 "peak_rss_gb": round(cost.peak_rss_bytes / 1e9, 2),
                 "written_gb": round(written_bytes(work / title) / 1e9, 2),
             }
+            kept.write_text(json.dumps(rows))
             print(title, json.dumps(rows[title]), flush=True)
     print(write_record("quantize-full-size", {"steps": rows}))
 

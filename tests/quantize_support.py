@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from livemoments.quantize.graph_edit import read_tensor
 from livemoments.quantize.plan import Linear, find_linears
 from livemoments.types import Stage
 
@@ -53,7 +54,7 @@ def run_model(model: ir.Model, x: np.ndarray, step: int = 0) -> list[np.ndarray]
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.LazyTensor):
             stored = value.const_value
-            value.const_value = ir.tensor(stored.numpy(), dtype=stored.dtype, name=value.name)
+            value.const_value = ir.tensor(read_tensor(stored), dtype=stored.dtype, name=value.name)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     data = ir.to_proto(model).SerializeToString()

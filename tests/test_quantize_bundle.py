@@ -31,7 +31,6 @@ from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.restore import restore
 from livemoments.types import Size, Stage
 
-
 STEPPED = (Stage.REFERENCE, Stage.RESTORATION)
 HALF_LIMIT = 2e-3
 """The exporter's own float16 graphs of this checkpoint are 1e-3 from the reference."""

@@ -21,6 +21,7 @@ from restore_images import FRAME, KEY_FRAME, PHOTO
 from livemoments.bundle import Bundle
 from livemoments.errors import CheckFailedError, EngineError, FileError, UsageError
 from livemoments.quantize.candidate import load_graph, open_candidate
+from livemoments.quantize.graph_edit import read_tensor
 from livemoments.quantize.plan import Action, LayerPlan, Linear
 from livemoments.quantize.plots import draw_sensitivity
 from livemoments.quantize.probe import Probe, ProbePhoto, open_probe
@@ -31,7 +32,6 @@ from livemoments.quantize.to_budget import find_mix, score_plan
 from livemoments.runtime.images import Photo
 from livemoments.runtime.restore import restore
 from livemoments.types import Size, Stage
-
 
 PHOTOS = [ProbePhoto(FRAME, PHOTO, KEY_FRAME, truth=PHOTO.pixels)]
 RECIPE = "int4-weights"
@@ -109,7 +109,7 @@ def test_replaced_restoration_reuses_everything_before_it(bundle: Bundle) -> Non
         model = load_graph(bundle, Stage.RESTORATION, own.size)
         head = model.graph.initializers["proj_out.weight"]
         assert head.const_value is not None
-        head.const_value = ir.Tensor(head.const_value.numpy() * np.float32(0.9), name=head.name)
+        head.const_value = ir.Tensor(read_tensor(head.const_value) * np.float32(0.9), name=head.name)
         with own.remembered(open_candidate(model, bundle, Stage.RESTORATION, own.size)) as engine:
             score = own.score({Stage.RESTORATION: engine})
             last = own.score({Stage.RESTORATION: engine}, point=own.points[-1])
@@ -148,7 +148,7 @@ def test_noise_of_a_layer_is_that_of_its_weights(bundle: Bundle, probe: Probe) -
         (own,) = plan
         value = model.graph.initializers[own.weight]
         assert value.const_value is not None
-        weight = value.const_value.numpy()
+        weight = read_tensor(value.const_value)
         noise = rng.standard_normal(weight.shape).astype(np.float32) * weight.std() * 0.01
         value.const_value = ir.Tensor(weight + noise, name=value.name)
 
@@ -202,7 +202,7 @@ def test_layer_that_breaks_the_network_is_named(bundle: Bundle, probe: Probe) ->
         (own,) = plan
         value = model.graph.initializers[own.weight]
         assert value.const_value is not None
-        value.const_value = ir.Tensor(value.const_value.numpy() * np.float32(np.inf), name=value.name)
+        value.const_value = ir.Tensor(read_tensor(value.const_value) * np.float32(np.inf), name=value.name)
 
     with pytest.raises(EngineError, match=r"restoration/proj_out\.weight as weight-int4: .*NaN or infinity"):
         measure_sensitivity(

@@ -121,6 +121,7 @@ def test_budget_to_bundle_and_back(bundle: Bundle, tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "three").exists()
 
 
+@pytest.mark.slow
 def test_changed_bundle_is_scored_like_its_graphs_in_memory(bundle: Bundle, tmp_path: Path) -> None:
     from livemoments.quantize.candidate import load_graph
     from livemoments.quantize.pipeline import quantize_bundle
