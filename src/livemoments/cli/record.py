@@ -86,7 +86,7 @@ _NUMBERS = _NumbersType()
     type=click.Choice(["stages", "keys-values", "blocks", "modules"]),
     default="stages",
     show_default=True,
-    help="stages: what goes into and out of every stage, but for the next. keys-values: also ReferenceNet's keys and "
+    help="stages: images, flow, latents and velocities of every tile. keys-values: also ReferenceNet's keys and "
     "values, and the motion bias. blocks: also what leaves every transformer block. modules: also what leaves every "
     "layer. Each level is several times larger than the one before.",
 )
