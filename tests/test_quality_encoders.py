@@ -20,6 +20,20 @@ from livemoments.validate.quality.vit import CLIP, DINO, Layout, load_dino_vit, 
 WIDTH, PATCH, BLOCKS, OUT = 128, 8, 3, 40
 
 
+class QuickGelu(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / (1 + torch.exp(-1.702 * x))
+
+
+# By the families' publications and code, not by the layouts under test
+ACTIVATIONS = {CLIP: QuickGelu(), DINO: nn.GELU()}
+EPS = {CLIP: 1e-5, DINO: 1e-6}
+PIXELS = {
+    CLIP: ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    DINO: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
 class PlainVit(nn.Module):
     """The same architecture out of torch's own transformer layers."""
 
@@ -27,14 +41,14 @@ class PlainVit(nn.Module):
         super().__init__()
         self.patch = nn.Conv2d(3, WIDTH, PATCH, PATCH, bias=patch_bias)
         self.cls = nn.Parameter(torch.randn(WIDTH))
-        self.norm_pre = nn.LayerNorm(WIDTH, eps=layout.eps) if layout.norm_pre else nn.Identity()
+        self.norm_pre = nn.LayerNorm(WIDTH, eps=EPS[layout]) if layout.norm_pre else nn.Identity()
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                WIDTH, WIDTH // 64, 4 * WIDTH, 0.0, layout.activation, layout.eps, batch_first=True, norm_first=True
+                WIDTH, WIDTH // 64, 4 * WIDTH, 0.0, ACTIVATIONS[layout], EPS[layout], batch_first=True, norm_first=True
             )
             for _ in range(BLOCKS)
         )
-        self.norm = nn.LayerNorm(WIDTH, eps=layout.eps)
+        self.norm = nn.LayerNorm(WIDTH, eps=EPS[layout])
         self.projection = nn.Parameter(torch.randn(WIDTH, OUT)) if layout.projection else None
         for name, parameter in self.named_parameters():
             spread = 0.2 if parameter.ndim > 1 else 0.5
@@ -75,7 +89,7 @@ class PlainVit(nn.Module):
 
 
 def plain_features(network: nn.Module, layout: Layout, pixels: np.ndarray) -> np.ndarray:
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (layout.mean, layout.std))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in PIXELS[layout])
     image = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None]
     with torch.inference_mode():
         return network.eval()((image - mean) / std)[0].numpy()

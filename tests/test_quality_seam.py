@@ -64,6 +64,15 @@ def test_a_step_across_the_whole_picture_scores_as_computed() -> None:
     assert str(score.worst_border) == "x=30, y=0..40"
 
 
+def test_a_seam_of_two_pixels_is_not_the_content_beside_it() -> None:
+    ramp = 2.0 * np.arange(60) + 5.0 * (np.arange(60) >= 30) + 5.0 * (np.arange(60) >= 31)
+    pixels = np.broadcast_to(ramp[:, None, None] / 255, (60, 40, 3)).astype(np.float32)
+    score = seam_score(pixels, [Tile(0, 0, 0, 30, 40), Tile(1, 30, 0, 30, 40)])
+    assert score is not None
+    assert score.score == pytest.approx((7 * 219 / 255 + 0.05) / (2 * 219 / 255 + 0.05), rel=1e-3)
+    assert str(score.worst_border) == "y=30, x=0..40"
+
+
 def test_flat_pictures_and_single_tiles() -> None:
     flat = np.full((64, 64, 3), 90, np.uint8)
     score = seam_score(flat, [Tile(0, 0, 0, 64, 40), Tile(1, 0, 24, 64, 40)])

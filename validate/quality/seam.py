@@ -15,7 +15,6 @@ import numpy as np
 from livemoments.types import Size, Tile
 from livemoments.validate.quality.luma import Luma, full_scale, luma_of
 
-NEAREST_PX = 2
 FARTHEST_PX = 8
 FLOOR_LEVELS = 0.05
 """Added to both means, of 255 levels: in flat areas rounding is no seam."""
@@ -130,7 +129,6 @@ def _steepness(
     beside = [
         float(step)
         for line, step in enumerate(steps, first + 1)
-        if NEAREST_PX <= abs(line - border.position) <= FARTHEST_PX
-        and not any(line + offset in taken for offset in (-1, 0, 1))
+        if not any(line + offset in taken for offset in (-1, 0, 1))  # this border is one of them: 2 pixels and more
     ]
     return float(steps[border.position - first - 1]), float(np.mean(beside)) if beside else None
