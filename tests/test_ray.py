@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -65,13 +68,20 @@ def test_too_many_workers_are_refused() -> None:
 
 
 def test_ray_that_is_not_installed_is_a_missing_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "ray", None)
     bundle = make_fake_bundle(tmp_path / "b")
     dataset = make_dataset(tmp_path / "data", 1)
     with pytest.raises(MissingExtraError, match="extra 'ray'"):
         run_images(bundle, dataset, work=tmp_path / "work", measures=simple_measures, engine="ray")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "no.such.host.invalid:6379", "127.0.0.1:99999"])
+def test_a_cluster_that_is_not_there_is_one_error(address: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    bundle = make_fake_bundle(tmp_path / "b")
+    dataset = make_dataset(tmp_path / "data", 1)
+    with pytest.raises(UsageError, match=f"no Ray cluster at '{address}'"):
+        run_images(bundle, dataset, work=tmp_path, measures=simple_measures, engine="ray", ray_address=address)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +114,7 @@ def _two_machines() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
+    before = _ray_processes()
     node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
     found = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     found.add_node(**node)
@@ -112,22 +123,15 @@ def _two_machines() -> Iterator[Any]:
     yield found
     ray.shutdown()
     found.shutdown()
-    _nothing_is_left()
-
-
-def _nothing_is_left() -> None:
-    """No process of the cluster outlives it."""
-    import time
-
     limit_s = time.monotonic() + 30
-    while left := _ray_processes():
+    while left := _ray_processes() - before:  # no process of the cluster may outlive it
         assert time.monotonic() < limit_s, left
         time.sleep(0.2)
 
 
-def _ray_processes() -> list[str]:
-    """Command lines of Ray's processes below this one, or left behind by it."""
-    found = []
+def _ray_processes() -> set[str]:
+    """Process ids and command lines of Ray's processes."""
+    found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -135,7 +139,7 @@ def _ray_processes() -> list[str]:
         except OSError:
             continue
         if state != "Z" and ("/ray/core/src/ray/" in command or command.startswith("ray::")):
-            found.append(f"{folder.name} {command[:80]}")
+            found.add(f"{folder.name} {command[:80]}")
     return found
 
 
@@ -247,3 +251,31 @@ def replace_files(dataset: Dataset, index: int, place: Path) -> Any:
     copy = place / item.ref.name
     copy.write_bytes(item.ref.read_bytes())
     return replace(item, ref=copy)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_the_run_starts_ends_with_it(
+    bundle: Bundle, dataset: Dataset, alone: tuple[ImageResult, ...], tmp_path: Path
+) -> None:
+    before = _ray_processes()
+    script = """
+import sys
+from pathlib import Path
+from harness_support import make_dataset, simple_measures
+from livemoments.validate.harness.run import run_images
+work = Path(sys.argv[2])
+run_images(sys.argv[1], make_dataset(work / "data", 2), work=work, measures=simple_measures, engine="ray", workers=2)
+import ray
+print("still connected" if ray.is_initialized() else "done")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", script, str(bundle.path), str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == "done"
+    assert _ray_processes() <= before
+    again = run_images(
+        bundle, replace(dataset, items=dataset.items[:2]), work=tmp_path, measures=simple_measures
+    )  # reads the journal: the worker's name shows who did it
+    assert [without_times(result) for result in again] == [without_times(result) for result in alone[:2]]
+    assert all(result.worker for result in again)

@@ -37,6 +37,8 @@ OBJECT_STORE_BYTES = 512 << 20
 """Of a cluster that is started here: each worker has one image's files and pictures in it, some 100 MB."""
 Failure = tuple[str, str, str | None]
 """An error's class, message and fix."""
+_CONNECT_LIMIT_S = 10.0
+_START = "start one with 'ray start --head' on this machine, and name its address"
 _GPU_PROVIDERS = ("cuda", "tensorrt", "rocm", "migraphx")
 
 
@@ -55,8 +57,8 @@ def run_on_ray(
         spec: what to do.
         images: which.
         workers: how many; by default one per GPU for providers that use one, else one per machine.
-        address: of a running cluster (``HOST:PORT``, ``auto``, ``ray://HOST:PORT``). By default Ray is started on
-            this machine, unless this process has started it already, and ended afterwards.
+        address: ``HOST:PORT`` or ``auto``: a running cluster that this machine belongs to. By default Ray is started
+            on this machine, unless this process has started it already, and ended afterwards.
         start_limit_s: how long to wait while no worker is there.
         progress: where to report the start.
 
@@ -237,6 +239,8 @@ def _connected(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    if address is not None:
+        _check_reachable(address)
     options: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "error"}
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
@@ -244,13 +248,27 @@ def _connected(address: str | None) -> Iterator[Any]:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise UsageError(
-            f"no Ray cluster at '{address or 'local'}': {_last_line(error)}",
-            fix="start one with 'ray start --head', and name its address" if address else None,
+            f"no Ray cluster at '{address or 'local'}': {_last_line(error)}", fix=_START if address else None
         ) from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes, then end the process.
+
+    Raises:
+        UsageError: nothing listens there.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_LIMIT_S).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"no Ray cluster at '{address}': {error}", fix=_START) from None
 
 
 def _nodes(ray: Any) -> list[tuple[float, float]]:
