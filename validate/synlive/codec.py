@@ -6,6 +6,7 @@ x265 with one pool and one frame thread gives the same bits every time (by defau
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -23,6 +24,9 @@ BITS_PER_PIXEL = (0.14, 0.21)
 LEAD_FRAMES, TAIL_FRAMES = 8, 2
 """Coded before and after a pair, so that it does not begin with the clip's intra frame."""
 X265_PARAMS = "pools=1:frame-threads=1:log-level=none"
+# A bit rate is found by the quality: x265's own rate control overshoots by up to the double in clips as short as these.
+_FIRST_CRF, _CRF_RANGE, _CRF_PER_OCTAVE = 26.0, (12.0, 45.0), 4.2
+_RATE_TOLERANCE_OCTAVES, _RATE_TRIES = 0.1, 5
 _MATRIX_TAGS: dict[Matrix, int] = {"bt601": 6, "bt709": 1, "bt2020": 9}  # ITU-T H.273
 _FULL_RANGE, _LIMITED_RANGE = 2, 1
 
@@ -34,7 +38,7 @@ class Codec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     Attributes:
         scale: the frames are made this much smaller first (area).
-        bits_per_pixel: aimed at, over the clip.
+        bits_per_pixel: over the clip, to a tenth; pictures that are simple enough need less.
         matrix: of the coded planes; phones use BT.601's.
         full_range: of the coded planes.
         preset: x265's.
@@ -78,14 +82,22 @@ def through_codec(
         )
     size = (width // parameters.scale, height // parameters.scale)
     small = [np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8) for frame in frames]
-    data, coded_bits = _encode(parameters, small, rate)
+    pixels = len(frames) * size[0] * size[1]
+    crf = _FIRST_CRF
+    for _ in range(_RATE_TRIES):
+        data, coded_bits = _encode(parameters, small, rate, crf)
+        octaves = math.log2(coded_bits / pixels / parameters.bits_per_pixel)
+        better = min(max(crf + octaves * _CRF_PER_OCTAVE, _CRF_RANGE[0]), _CRF_RANGE[1])
+        if abs(octaves) <= _RATE_TOLERANCE_OCTAVES or better == crf:
+            break
+        crf = better
     decoded = _decode(data)
     if len(decoded) != len(frames):
         raise EngineError(f"HEVC gave {len(decoded)} frames back for {len(frames)}", fix="update PyAV")
-    return decoded, coded_bits / (len(frames) * size[0] * size[1])
+    return decoded, coded_bits / pixels
 
 
-def _encode(parameters: Codec, frames: Sequence[Pixels], rate: Fraction) -> tuple[bytes, int]:
+def _encode(parameters: Codec, frames: Sequence[Pixels], rate: Fraction, crf: float) -> tuple[bytes, int]:
     import av
 
     coding = Coding(parameters.matrix, parameters.full_range)
@@ -94,10 +106,9 @@ def _encode(parameters: Codec, frames: Sequence[Pixels], rate: Fraction) -> tupl
     bits = 0
     try:
         with av.open(buffer, "w", format="mp4") as container:
-            options = {"preset": parameters.preset, "x265-params": X265_PARAMS}
+            options = {"preset": parameters.preset, "x265-params": X265_PARAMS, "crf": f"{crf:.3f}"}
             stream: Any = container.add_stream("libx265", rate=rate, options=options)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.bit_rate = round(parameters.bits_per_pixel * width * height * rate)
             context = stream.codec_context
             context.colorspace = _MATRIX_TAGS[parameters.matrix]
             context.color_range = _FULL_RANGE if parameters.full_range else _LIMITED_RANGE

@@ -241,7 +241,8 @@ def open_sources(
     """
     what = "photographs" if photographs else "videos"
     if not folder.is_dir():
-        raise ImageError(folder, "no such folder", fix=f"name a folder with {what}")
+        problem = "is a file" if folder.exists() else "no such folder"
+        raise ImageError(folder, problem, fix=f"name a folder with {what}")
     places = _photographs(folder) if photographs else _clips(folder)
     if not places:
         raise ImageError(folder, f"holds no {what}", fix=f"name a folder with {what}; suffixes tell what a file is")
