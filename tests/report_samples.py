@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 
-from livemoments.validate.report.previews import write_previews
+from livemoments.runtime.images import Photo
+from livemoments.validate.harness.previews import make_previews
 from livemoments.validate.report_data import (
     Bisection,
     BundleInfo,
@@ -336,19 +338,19 @@ def _paper() -> tuple[PaperRow, ...]:
 
 
 def _with_pictures(image: ImageResult, folder: Path, photograph: np.ndarray, rng: np.random.Generator) -> ImageResult:
-    import msgspec
-
     height, width = photograph.shape[:2]
     small = cv2.resize(photograph, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
     noisy = np.clip(small + rng.normal(0, 4, small.shape), 0, 255).astype(np.uint8)
     frame = cv2.imdecode(cv2.imencode(".jpg", noisy[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 40])[1], 1)[..., ::-1]
-    pictures = {
-        "truth": photograph,
-        "input": cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC),
-        "reference": cv2.GaussianBlur(photograph, (0, 0), 0.7),
-    }
-    rough = rng.normal(0, 1.6, (height // 8 + 1, width // 8 + 1, 3)).astype(np.float32)
+    upscaled = cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC)
+    rough = rng.normal(0, 3, (height // 8 + 1, width // 8 + 1, 3)).astype(np.float32)
     smooth = cv2.resize(rough, (width, height), interpolation=cv2.INTER_LINEAR)
-    pictures["output"] = np.clip(pictures["reference"] + smooth, 0, 255).astype(np.uint8)
-    files = write_previews(folder, f"pictures/{Path(image.name).stem}", pictures)
+    output = np.clip(cv2.GaussianBlur(photograph, (0, 0), 0.7) + smooth, 0, 255).astype(np.uint8)
+    key_photo = np.roll(photograph, (height // 40, width // 30), (0, 1))
+    place = Path("pictures", Path(image.name).stem)
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    files = {}
+    for role, data in make_previews(Photo(output), upscaled, Photo(key_photo), Photo(photograph), None).items():
+        files[role] = str(place / f"{role}.jpg")
+        (folder / files[role]).write_bytes(data)
     return msgspec.structs.replace(image, files=files)

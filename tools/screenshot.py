@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -40,6 +42,14 @@ _FLAGS = (
     "--remote-debugging-pipe",
 )
 _READY_S = 60.0
+_LAUNCHER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""The protocol's pipes are the descriptors 3 and 4."""
+_FREE_DESCRIPTOR = 10
 
 
 def find_browser() -> str | None:
@@ -59,14 +69,18 @@ class Browser:
         self.requests: list[str] = []
         self.problems: list[str] = []
         self._profile = tempfile.mkdtemp(prefix="livemoments-browser-")
-        read_commands, self._write = os.pipe()
-        self._read, write_answers = os.pipe()
+        ours = [*os.pipe(), *os.pipe()]
+        # Out of the way of 3 and 4.
+        read_commands, self._write, self._read, write_answers = (
+            fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FREE_DESCRIPTOR) for descriptor in ours
+        )
+        for descriptor in ours:
+            os.close(descriptor)
         self._buffer = b""
         self._number = 0
-        # The protocol's pipes are the descriptors 3 and 4.
         profile = f"--user-data-dir={self._profile}"
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f'exec "$0" "$@" 3<&{read_commands} 4>&{write_answers}', program, *_FLAGS, profile],
+            [sys.executable, "-c", _LAUNCHER, str(read_commands), str(write_answers), program, *_FLAGS, profile],
             pass_fds=(read_commands, write_answers),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

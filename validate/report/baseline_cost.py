@@ -26,8 +26,9 @@ def compare_cost(report: ValidationReport, baseline: ValidationReport, noise: No
     other = _other_machine(report, baseline)
     if other:
         yield noted("machine", None, None, "1", f"{other}; latency and memory are not compared")
-    yield from _compare_latency(report.cost, baseline.cost, noise, other=other)
-    yield from _compare_memory(report.cost, baseline.cost, noise, other=other)
+    why_not = "not compared" if other else ""
+    yield from _compare_latency(report.cost, baseline.cost, noise, why_not)
+    yield from _compare_memory(report.cost, baseline.cost, noise, why_not)
 
 
 def compare_size(report: ValidationReport, baseline: ValidationReport, noise: Noise) -> Iterator[Difference]:
@@ -58,7 +59,7 @@ def _other_machine(report: ValidationReport, baseline: ValidationReport) -> str:
     return f"another machine or setting: {'; '.join(parts)}" if parts else ""
 
 
-def _compare_latency(new: Cost, old: Cost, noise: Noise, *, other: str) -> Iterator[Difference]:
+def _compare_latency(new: Cost, old: Cost, noise: Noise, why_not: str) -> Iterator[Difference]:
     now = {(stage.stage, stage.size): stage for stage in new.stages}
     for before in old.stages:
         after, name = now.get((before.stage, before.size)), f"latency {before.stage} {before.size}"
@@ -67,7 +68,7 @@ def _compare_latency(new: Cost, old: Cost, noise: Noise, *, other: str) -> Itera
         else:
             spreads = ((before.p50_s, before.p90_s), (after.p50_s, after.p90_s))
             allowed = allowed_slowdown(before.p50_s, *spreads, noise=noise)
-            yield _slower(name, before.p50_s, after.p50_s, allowed, other)
+            yield _slower(name, before.p50_s, after.p50_s, allowed, why_not)
     if (before_s := old.tile_s.get("p50")) is not None:
         if (after_s := new.tile_s.get("p50")) is None:
             yield missing("latency tile", before_s, "s")
@@ -76,32 +77,34 @@ def _compare_latency(new: Cost, old: Cost, noise: Noise, *, other: str) -> Itera
                 (before_s, old.tile_s.get("p90", before_s)),
                 (after_s, new.tile_s.get("p90", after_s)),
             )
-            yield _slower("latency tile", before_s, after_s, allowed_slowdown(before_s, *spreads, noise=noise), other)
+            yield _slower("latency tile", before_s, after_s, allowed_slowdown(before_s, *spreads, noise=noise), why_not)
     if old.photo_s is not None:
         if new.photo_s is None:
             yield missing("latency photo", old.photo_s, "s")
         else:
-            same = other or ("" if old.photo == new.photo else f"another photo: was {old.photo}, is {new.photo}")
-            yield _slower("latency photo", old.photo_s, new.photo_s, noise.single_run * old.photo_s, same)
+            other_photo = why_not or (
+                "" if old.photo == new.photo else f"another photo: was {old.photo}, is {new.photo}"
+            )
+            yield _slower("latency photo", old.photo_s, new.photo_s, noise.single_run * old.photo_s, other_photo)
 
 
-def _slower(name: str, before_s: float, now_s: float, allowed_s: float, other: str) -> Difference:
-    if other:
-        return noted(name, before_s, now_s, "s", "not compared")
+def _slower(name: str, before_s: float, now_s: float, allowed_s: float, why_not: str) -> Difference:
+    if why_not:
+        return noted(name, before_s, now_s, "s", why_not)
     worse = now_s - before_s > allowed_s
     detail = f"slower by {format_seconds(now_s - before_s)}, noise is {format_seconds(allowed_s)}" if worse else ""
     return held(name, before_s, now_s, allowed_s, "s", worse=worse, detail=detail)
 
 
-def _compare_memory(new: Cost, old: Cost, noise: Noise, *, other: str) -> Iterator[Difference]:
+def _compare_memory(new: Cost, old: Cost, noise: Noise, why_not: str) -> Iterator[Difference]:
     now = {memory.kind: memory for memory in new.memory}
     for before in old.memory:
         if before.bytes is None:
             continue
         after, name = now.get(before.kind), f"memory {before.kind}"
         measured = None if after is None or after.bytes is None else float(after.bytes)
-        if other:
-            yield noted(name, float(before.bytes), measured, "bytes", "not compared")
+        if why_not:
+            yield noted(name, float(before.bytes), measured, "bytes", why_not)
         elif measured is None:
             yield missing(name, float(before.bytes), "bytes", "" if after is None else after.method)
         else:

@@ -8,9 +8,10 @@ from livemoments.validate.report.baseline import compare_with_baseline
 from livemoments.validate.report.numbers import format_limit, format_value
 from livemoments.validate.report_data import Check, Difference, Rung, ValidationReport
 
-__all__ = ["compare_with_baseline", "gate", "held_to_limits"]
+__all__ = ["FAILED_IMAGES", "compare_with_baseline", "gate", "held_to_limits"]
 
-_FAILED_IMAGES = "images.failed"
+FAILED_IMAGES = "images.failed"
+"""The check that counts them; it may allow some."""
 _SHOWN = 3
 
 
@@ -28,7 +29,7 @@ def gate(report: ValidationReport) -> list[str]:
             place = suspect.module or suspect.block or suspect.node or suspect.stage
             reasons.append(f"bisection: {suspect.stage} leaves the reference at {place}")
     lost = [image.name for image in report.images if image.status == "failed"]
-    if lost and not any(check.name == _FAILED_IMAGES for check in report.checks):
+    if lost and not any(check.name == FAILED_IMAGES for check in report.checks):
         more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
         reasons.append(f"{len(lost)} of {len(report.images)} images failed: {', '.join(lost[:_SHOWN])}{more}")
     if not reasons and not held_to_limits(report):

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from livemoments.errors import MissingExtraError
 from livemoments.validate.report import charts, numbers, view
 from livemoments.validate.report.gate import gate
-from livemoments.validate.report.pictures import make_gallery
-from livemoments.validate.report.previews import error_against, legend_gradient
+from livemoments.validate.report.pictures import ROLES, error_against, heat_gradient, make_gallery
 from livemoments.validate.report.schema import finite
 from livemoments.validate.report_data import ValidationReport
 
@@ -63,7 +62,7 @@ def render_page(report: ValidationReport, folder: Path, *, beside: Sequence[str]
         reasons=gate(clean),
         page=view.make_page(clean),
         gallery=make_gallery(clean, folder),
-        gradient=legend_gradient(),
+        gradient=heat_gradient(),
         policy=policy,
         sources=_trusted(sources),
         beside=[name for name in beside if not name.endswith(".html")],
@@ -91,6 +90,7 @@ def _environment() -> Environment:
     environment.globals.update(
         terms=view.TERMS,
         error_against=error_against,
+        roles=ROLES,
         memory_title=view.memory_title,
         limit_text=numbers.format_limit,
         change_text=numbers.format_change,

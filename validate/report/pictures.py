@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from livemoments.validate.harness.previews import RECORDED_TOP_LEVELS, TRUTH_TOP_LEVELS
 from livemoments.validate.report_data import ImageResult, ValidationReport
 
 WORST = 12
@@ -17,7 +19,15 @@ BUDGET_BYTES = 6_500_000
 """Of all pictures together, before base64 adds a third."""
 _SMALL_BYTES = 90_000
 _QUALITY = 82
-_ORDER = ("input", "output", "reference", "truth", "error")
+ROLES = {
+    "input": "enlarged input",
+    "output": "restored",
+    "reference": "key photo",
+    "truth": "ground truth",
+    "error": "error map",
+}
+"""What ``ImageResult.files`` may hold, in the order in which it is read, with its name on the page."""
+_HEAT_STOPS = 9
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
 
@@ -61,7 +71,7 @@ def make_gallery(report: ValidationReport, folder: Path, *, budget_bytes: int = 
         uris: dict[str, str] = {}
         size = (image.width, image.height)
         cost = 0
-        for role in _ORDER:
+        for role in ROLES:
             if (name := image.files.get(role)) is None:
                 continue
             picture = _read(folder, name)
@@ -79,6 +89,23 @@ def make_gallery(report: ValidationReport, folder: Path, *, budget_bytes: int = 
         shown += 1
     gallery.left_out = sum(bool(image.files) for image in report.images) - shown
     return gallery
+
+
+def error_against(files: Mapping[str, str]) -> tuple[str, int]:
+    """What an image's error map compares the output with; the difference, in levels of 255, that is drawn brightest."""
+    if "truth" in files:
+        return "ground truth", round(TRUTH_TOP_LEVELS)
+    return "reference's result", round(RECORDED_TOP_LEVELS)
+
+
+def heat_gradient() -> str:
+    """The error map's colours as a CSS gradient, from none to full scale."""
+    import cv2
+    import numpy as np
+
+    levels = np.linspace(0, 255, _HEAT_STOPS).round().astype(np.uint8)[None]
+    stops = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[0, :, ::-1]
+    return f"linear-gradient(90deg, {', '.join(f'rgb({red} {green} {blue})' for red, green, blue in stops)})"
 
 
 def choose_images(report: ValidationReport) -> list[tuple[ImageResult, str]]:
@@ -135,5 +162,5 @@ def _read(folder: Path, name: str) -> tuple[bytes, str, tuple[int, int]] | None:
         return None
     reduced.thumbnail((EDGE_PX, EDGE_PX), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    reduced.save(stream, "WEBP", quality=_QUALITY, method=4)
+    reduced.save(stream, "WEBP", quality=_QUALITY, method=4, icc_profile=picture.info.get("icc_profile"))
     return stream.getvalue(), _MIME["WEBP"], reduced.size

@@ -43,14 +43,19 @@ def images_csv(report: ValidationReport) -> str:
     columns = [name for metric in metrics for name in (metric, f"input.{metric}" if metric in of_input else "") if name]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*(name for name, _ in _FIXED), *(f"pcr.{name}" for name in pcr), *columns])
+    writer.writerow(map(_cell, [*(name for name, _ in _FIXED), *(f"pcr.{name}" for name in pcr), *columns]))
     for image in report.images:
         values = image.metrics | {f"input.{name}": value for name, value in image.input_metrics.items()}
         writer.writerow(
             [
-                *(read(image) for _, read in _FIXED),
+                *(_cell(read(image)) for _, read in _FIXED),
                 *(image.pcr.get(name) for name in pcr),
                 *(values.get(name) for name in columns),
             ]
         )
     return stream.getvalue()
+
+
+def _cell(value: object) -> object:
+    """A lone carriage return, which the writer does not quote, becomes a line feed."""
+    return value.replace("\r\n", "\n").replace("\r", "\n") if isinstance(value, str) else value

@@ -72,7 +72,7 @@
   }
 
   // Sliders: the left picture is cut off at the line, the right one lies below it.
-  const words = { output: "restored", error: "error map" };
+  const words = { output: "restored", error: "error map", reference: "key photo" };
   for (const figure of all("figure.compare")) {
     const stage = figure.querySelector(".stage");
     const line = stage.querySelector("input");
