@@ -189,6 +189,15 @@ def test_other_folders_are_never_replaced(videos: Path, built: Path, tmp_path: P
     assert len(list((copy / "gt").iterdir())) == 1
 
 
+def test_a_place_that_cannot_be_written_is_refused_at_once(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="file"):
+        build_set(tmp_path / "none", tmp_path / "file" / "set", count=1, crop=CROP)
+    with pytest.raises(ImageError, match="is a file"):
+        build_set(tmp_path / "file", tmp_path / "set", count=1, crop=CROP)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_settings_that_cannot_be_used(videos: Path, tmp_path: Path) -> None:
     for match, options in (
         ("'film' is not a degradation", {"degradation": "film"}),

@@ -14,6 +14,7 @@ import msgspec
 
 from livemoments.bundle import hash_file
 from livemoments.errors import OutputError, ResourceError
+from livemoments.runtime._atomic import check_writable
 from livemoments.staging import PARTIAL, StagedFolder, restore_retired
 from livemoments.validate.synlive.manifest import MANIFEST_NAME, Pair, Skip, SynliveManifest, is_set
 
@@ -111,7 +112,10 @@ def check_destination(destination: Path, *, overwrite: bool) -> Path:
     target = destination.absolute()
     with _output_errors(destination):
         restore_retired(target)
-        if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
+        if not os.path.lexists(target):
+            check_writable(target)
+            return target
+        if target.is_dir() and not any(target.iterdir()):
             return target
     was_built = is_set(target)
     if not (was_built and overwrite):
