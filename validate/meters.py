@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from livemoments.errors import EngineError
@@ -37,17 +38,28 @@ class ProcessCost:
     stderr: str
 
 
-def measure_process(command: Sequence[str]) -> ProcessCost:
+def measure_process(
+    command: Sequence[str], *, watch: Callable[[int], AbstractContextManager[object]] | None = None
+) -> ProcessCost:
     """Run a command as a fresh process and read its peak resident set from the operating system (POSIX only).
 
     A process inherits the peak of the one that forked it, so the command is started by a small launcher and not by
     the caller, which may be large.
+
+    Args:
+        command: the program and its arguments.
+        watch: called with the launcher's process id, whose only child is the command; what it gives is entered while
+            the command runs (:class:`livemoments.validate.cost.memory.VramWatch`).
+
+    Raises:
+        EngineError: the command cannot be started.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.NamedTemporaryFile() as measured:
         launcher = [sys.executable, "-S", "-c", _LAUNCHER, measured.name, *command]
         process = subprocess.Popen(launcher, stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
-            process.wait()
+            with nullcontext() if watch is None else watch(process.pid):
+                process.wait()
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

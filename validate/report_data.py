@@ -214,6 +214,7 @@ class Cost(_Entry):
         load_s: all engines.
         memory: every peak that was asked for.
         energy_j: per tile, through NVML; ``None`` without.
+        energy_method: how the energy was counted, or why not.
         clocks: processor or GPU clocks in MHz at the start and the end, where they can be read.
         load_average: of the machine at the start and the end (1 minute), so that a noisy run can be told.
     """
@@ -226,6 +227,7 @@ class Cost(_Entry):
     load_s: float
     memory: tuple[Memory, ...]
     energy_j: float | None = None
+    energy_method: str = ""
     clocks: dict[str, float] = {}
     load_average: tuple[float, ...] = ()
 

@@ -1,0 +1,247 @@
+"""How long stages and tiles take: single runs after a warm-up, as percentiles.
+
+Percentiles interpolate linearly between the sorted runs (numpy's default): of 20 runs p99 lies four fifths of the way
+from the second slowest to the slowest. Loading is timed with the files in the page cache, where hashing has put them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from livemoments.bundle import Bundle
+from livemoments.errors import UsageError
+from livemoments.manifest import Graph
+from livemoments.progress import SILENT, Progress
+from livemoments.runtime.backends.base import Array, Backend
+from livemoments.runtime.images import Photo
+from livemoments.runtime.restore import restore
+from livemoments.runtime.schedule import plan_steps
+from livemoments.types import ReferencePolicy, Size, Stage, TensorSpec
+from livemoments.validate.cost.energy import count_energy
+from livemoments.validate.cost.nvml import Gpu
+from livemoments.validate.harness.image_worker import tile_times
+from livemoments.validate.harness.kept_engines import KeptEngines
+from livemoments.validate.harness.settings import RunSettings
+from livemoments.validate.report_data import StageCost
+
+PERCENTILES = (50, 90, 99)
+_FLOW_STD_PX = 4.0
+_OTHER_STD = 0.3
+_PASSED_ON = (Stage.MOTION, Stage.REFERENCE)
+
+
+@dataclass(frozen=True, slots=True)
+class TileCost:
+    """Whole tiles: flow, encoding, motion, all steps, decoding.
+
+    Attributes:
+        seconds: of each tile, a tile's share of its batch, without loading.
+        energy_j: of the GPU, per tile; ``None`` where it was not counted.
+    """
+
+    seconds: tuple[float, ...]
+    energy_j: float | None
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """``p50``, ``p90`` and ``p99``, interpolated linearly."""
+    return {f"p{q}": float(np.percentile(seconds, q)) for q in PERCENTILES}
+
+
+def measure_stages(
+    bundle: Bundle,
+    backend: Backend,
+    *,
+    size: Size | None = None,
+    batch: int = 1,
+    runs: int = 20,
+    warmup: int = 3,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> tuple[StageCost, ...]:
+    """Time every stage by itself on seeded inputs of realistic magnitude.
+
+    A stage is timed as the runtime runs it: inputs cast to the graph's types, keys, values and motion left on the
+    device. Keys and values come from the bundle's own earlier stages. Under ``phase-split`` they pass through host
+    memory instead, and the two large networks are never loaded together.
+
+    Args:
+        bundle: opened.
+        backend: what runs the graphs.
+        size: of the tiles; every size of the bundle by default.
+        batch: tiles computed at once.
+        runs: timed runs of each stage.
+        warmup: runs before, which are not timed.
+        seed: of the inputs.
+        progress: where to report.
+
+    Raises:
+        UsageError: there is no timed run, or the batch is empty.
+        BundleError: the bundle has no graphs of this size.
+        EngineError: an engine does not load or run.
+        ResourceError: memory ran out.
+    """
+    _check_counts(runs, warmup, batch)
+    sizes = bundle.tile_sizes if size is None else (size,)
+    stages = [stage for stage in Stage if str(stage) in bundle.manifest.stages]
+    resident = ReferencePolicy.parse(bundle.manifest.reference_policy).name != "phase-split"
+    found = []
+    with progress.task("Timing the stages", len(sizes) * len(stages) * (warmup + runs)) as task:
+        for tile in sizes:
+            inputs = _StageInputs(bundle, tile, batch, seed)
+            with contextlib.ExitStack() as open_until_the_end:
+                for stage in stages:
+                    started_s = time.perf_counter()
+                    engine = backend.open(bundle, stage, tile)
+                    load_s = time.perf_counter() - started_s
+                    passes_on = stage in _PASSED_ON
+                    stays = stage is Stage.MOTION or (stage is Stage.REFERENCE and resident)
+                    keep = [spec.name for spec in engine.outputs] if stays else []
+                    if keep:
+                        open_until_the_end.callback(engine.close)  # what it left on the device is still needed
+                    try:
+                        given = inputs.of(stage, engine.inputs)
+                        seconds = []
+                        for _ in range(warmup + runs):
+                            started_s = time.perf_counter()
+                            outputs = engine.run(engine.cast(given), keep=keep)
+                            seconds.append(time.perf_counter() - started_s)
+                            task.advance(1, note=f"{stage} {tile}")
+                        if passes_on:
+                            inputs.learn(outputs)
+                    finally:
+                        if not keep:
+                            engine.close()
+                    graph = bundle.graph(stage, tile)
+                    found.append(_stage_cost(bundle, graph, stage, tile, seconds[warmup:], load_s))
+    return tuple(found)
+
+
+def measure_tiles(
+    bundle: Bundle,
+    settings: RunSettings,
+    backend: Backend,
+    *,
+    size: Size | None = None,
+    runs: int = 10,
+    warmup: int = 2,
+    gpu: Gpu | None = None,
+    progress: Progress = SILENT,
+) -> TileCost:
+    """Time whole tiles, with the engines loaded: synthetic photos of one batch each, restored again and again.
+
+    Args:
+        bundle: opened.
+        settings: how tiles are restored.
+        backend: what runs the graphs.
+        size: of the tiles; the bundle's first by default.
+        runs: timed photos.
+        warmup: photos before, which are not timed.
+        gpu: whose energy is counted.
+        progress: where to report.
+
+    Raises:
+        UsageError: there is no timed run.
+        EngineError: an engine failed.
+        ResourceError: memory ran out.
+    """
+    _check_counts(runs, warmup, settings.batch)
+    tile = size or bundle.tile_sizes[0]
+    settings = replace(settings, tile=str(tile), compat=None, tile_plan=None)
+    frame, photo = batch_photo(bundle, tile, settings.batch, seed=settings.seed)
+    seconds: list[float] = []
+    with (
+        KeptEngines(backend, settings.policy(bundle)) as engines,
+        progress.task("Timing whole tiles", warmup + runs) as task,
+    ):
+
+        def once() -> tuple[float, ...]:
+            result = restore(bundle, frame, photo, frame, **settings.restore_options(), backend=engines)
+            task.advance()
+            return tile_times(result, settings, bundle)[1]
+
+        for _ in range(warmup):
+            once()
+        with count_energy(gpu) as energy:
+            for _ in range(runs):
+                seconds.extend(once())
+    joules = energy.joules
+    return TileCost(tuple(seconds), None if joules is None else joules / len(seconds))
+
+
+def batch_photo(bundle: Bundle, tile: Size, batch: int, *, seed: int = 0) -> tuple[Photo, Photo]:
+    """A frame and a photo of one size that hold exactly one batch of tiles side by side."""
+    width = tile.width * batch - bundle.manifest.overlap * (batch - 1)
+    rng = np.random.default_rng([seed, 1])
+    photo = _picture(rng, (1, 3, tile.height, width))[0].transpose(1, 2, 0)
+    levels = np.rint((photo + 1) * 127.5).astype(np.uint8)
+    return Photo(np.ascontiguousarray(np.roll(levels, 2, axis=1))), Photo(levels)
+
+
+class _StageInputs:
+    """Inputs by the graphs' names: drawn, or what an earlier stage gave."""
+
+    def __init__(self, bundle: Bundle, size: Size, batch: int, seed: int) -> None:
+        self._point = plan_steps(bundle.manifest.schedule)[0]
+        self._size, self._batch, self._seed = size, batch, seed
+        self._given: dict[str, Array] = {}
+
+    def learn(self, outputs: Mapping[str, Array]) -> None:
+        """Keep outputs for the stages that take them."""
+        self._given |= outputs
+
+    def of(self, stage: Stage, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+        """Everything that a stage takes."""
+        return {spec.name: self._value(stage, spec) for spec in specs}
+
+    def _value(self, stage: Stage, spec: TensorSpec) -> Array:
+        if spec.dtype == "int64":
+            return np.array(self._point, np.int64)
+        if stage is Stage.RESTORATION and spec.name in self._given:
+            return self._given[spec.name]
+        free = {"batch": self._batch, "height": self._size.height, "width": self._size.width}
+        shape = tuple(free[axis] if isinstance(axis, str) else axis for axis in spec.shape)
+        rng = np.random.default_rng([self._seed, *f"{stage} {spec.name}".encode()])
+        if spec.name.startswith("image"):
+            return _picture(rng, shape)
+        if spec.name == "flow":
+            return _picture(rng, shape) * np.float32(_FLOW_STD_PX)
+        return rng.standard_normal(shape, dtype=np.float32) * np.float32(1.0 if spec.name == "latent" else _OTHER_STD)
+
+
+def _picture(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Smooth shapes with some grain, in [-1, 1]."""
+    batch, channels, height, width = shape
+    coarse = rng.standard_normal((batch * channels, max(2, height // 16), max(2, width // 16)), dtype=np.float32)
+    smooth = np.stack([cv2.resize(plane, (width, height), interpolation=cv2.INTER_CUBIC) for plane in coarse])
+    grain = rng.standard_normal(smooth.shape, dtype=np.float32)
+    return np.clip(0.5 * smooth + np.float32(0.02) * grain, -1, 1).reshape(shape)
+
+
+def _stage_cost(
+    bundle: Bundle, graph: Graph, stage: Stage, size: Size, seconds: Sequence[float], load_s: float
+) -> StageCost:
+    files = {graph.path, *graph.weights}
+    return StageCost(
+        stage=str(stage),
+        size=str(size),
+        runs=len(seconds),
+        **{f"{name}_s": value for name, value in percentiles(seconds).items()},
+        load_s=load_s,
+        bytes=sum(bundle.manifest.files[name].bytes for name in files),
+    )
+
+
+def _check_counts(runs: int, warmup: int, batch: int) -> None:
+    if runs < 1:
+        raise UsageError(f"{runs} timed runs say nothing", fix="use 1 or more")
+    if warmup < 0:
+        raise UsageError(f"{warmup} runs cannot warm up", fix="use 0 or more")
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} tiles cannot be computed", fix="use 1 or more")

@@ -1,0 +1,213 @@
+"""Peak memory of a restoration, each with how it was measured, or why it was not."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from livemoments.bundle import Bundle
+from livemoments.errors import EngineError, ResourceError
+from livemoments.runtime.backends.base import Backend
+from livemoments.validate.cost.nvml import GPU_PROVIDERS, Gpu
+from livemoments.validate.harness.settings import RunSettings
+from livemoments.validate.meters import ProcessCost, measure_process
+from livemoments.validate.report_data import Memory
+
+SAMPLE_S = 0.02
+_TIME = "/usr/bin/time"
+_FOOTPRINT = re.compile(r"^\s*(\d+)\s+peak memory footprint\s*$", re.MULTILINE)
+_POSIX = ("Linux", "Darwin")
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoFiles:
+    """The image files of one restoration; ``photo_frame`` is derived where it is ``None``."""
+
+    frame: Path
+    photo: Path
+    photo_frame: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FreshRun:
+    """One photo restored by ``livemoments restore`` in a process of its own.
+
+    Attributes:
+        memory: every peak.
+        seconds: the command's own wall time: checking the bundle's hashes, loading, restoring, writing.
+        width, height: of the photo, in pixels.
+    """
+
+    memory: tuple[Memory, ...]
+    seconds: float | None
+    width: int
+    height: int
+
+
+class VramWatch:
+    """Samples GPU memory in a thread while a ``with`` block runs: a process and its children, else the whole GPU.
+
+    Args:
+        gpu: to look at.
+        pid: of the process; its descendants count, too.
+        sample_s: between two samples; what comes and goes faster is missed.
+    """
+
+    def __init__(self, gpu: Gpu, pid: int, sample_s: float = SAMPLE_S) -> None:
+        self._gpu, self._pid, self._sample_s = gpu, pid, sample_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="vram", daemon=True)
+        self._before = gpu.used_bytes()
+        self._own: int | None = None
+        self._whole: int | None = None
+
+    def __enter__(self) -> VramWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def memory(self) -> Memory:
+        """What was seen."""
+        every = f"sampled every {self._sample_s * 1000:.0f} ms"
+        if self._own is not None:
+            return Memory(kind="vram", bytes=self._own, method=f"NVML, of the process, {every}")
+        if self._whole is not None and self._before is not None:
+            method = f"NVML, growth of the whole GPU's (the driver lists no process of ours; others' counts), {every}"
+            return Memory(kind="vram", bytes=max(0, self._whole - self._before), method=method)
+        return Memory(kind="vram", bytes=None, method="NVML: the driver gives no memory reading")
+
+    def _watch(self) -> None:
+        while True:
+            self._sample()
+            if self._ended.wait(self._sample_s):
+                return
+
+    def _sample(self) -> None:
+        own = self._gpu.used_by(family(self._pid))
+        whole = self._gpu.used_bytes()
+        self._own = own if self._own is None else max(self._own, own or 0)
+        self._whole = whole if self._whole is None else max(self._whole, whole or 0)
+
+
+def family(pid: int) -> set[int]:
+    """A process and all of its descendants (Linux; elsewhere only the process itself)."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # the name in parentheses may hold anything; the parent is the second field behind it
+            parent = int(path.read_text("utf-8", errors="replace").rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):  # it ended meanwhile
+            continue
+        children.setdefault(parent, []).append(int(path.parent.name))
+    found, left = set(), [pid]
+    while left:
+        one = left.pop()
+        found.add(one)
+        left += [child for child in children.get(one, []) if child not in found]
+    return found
+
+
+def restore_afresh(
+    bundle: Bundle, photo: PhotoFiles, settings: RunSettings, *, gpu: Gpu | None = None, no_gpu: str = ""
+) -> FreshRun:
+    """Restore a photo with ``livemoments restore`` in a fresh process, and read its peaks.
+
+    Args:
+        bundle: opened.
+        photo: the images.
+        settings: how it is restored.
+        gpu: whose memory is sampled.
+        no_gpu: why there is none.
+
+    Raises:
+        EngineError: the command failed.
+        ResourceError: memory ran out, or the system killed the process.
+    """
+    uses_gpu = settings.provider.lower() in GPU_PROVIDERS
+    vram = Memory(kind="vram", bytes=None, method=no_gpu or "NVML was not asked")
+    if not uses_gpu:
+        vram = Memory(kind="vram", bytes=None, method=f"the provider '{settings.provider}' uses no NVIDIA GPU")
+    if platform.system() not in _POSIX:
+        method = f"peaks of a fresh process are read on Linux and macOS, not on {platform.system()}"
+        return FreshRun((Memory(kind="peak_rss", bytes=None, method=method), vram, _footprint(None)), None, 0, 0)
+    watched: list[VramWatch] = []
+
+    def watch(pid: int) -> VramWatch:
+        assert gpu is not None
+        watched.append(VramWatch(gpu, pid))
+        return watched[0]
+
+    with tempfile.TemporaryDirectory(prefix="livemoments-cost-") as folder:
+        command = _command(bundle, photo, settings, Path(folder) / "restored.png")
+        cost = measure_process(command, watch=watch if uses_gpu and gpu is not None else None)
+    _check(cost)
+    if watched:
+        vram = watched[0].memory()
+    document = json.loads(cost.stdout)
+    rss = Memory(kind="peak_rss", bytes=cost.peak_rss_bytes, method="getrusage of a fresh 'livemoments restore'")
+    return FreshRun((rss, vram, _footprint(cost)), document["seconds"], document["width"], document["height"])
+
+
+def runtime_memory(backend: Backend) -> Memory:
+    """The runtime's own count of device memory: a back-end that has one gives it as ``peak_device_bytes()``."""
+    peak = getattr(backend, "peak_device_bytes", None)
+    found = peak() if peak is not None else None
+    if found is None:
+        method = f"{backend.name} has no counter of its own in Python"
+        return Memory(kind="runtime_vram", bytes=None, method=method)
+    return Memory(kind="runtime_vram", bytes=int(found), method=f"{backend.name}'s own counter")
+
+
+def read_footprint(stderr: str) -> int | None:
+    """The peak memory footprint in bytes that macOS' ``/usr/bin/time -l`` printed."""
+    found = _FOOTPRINT.findall(stderr)
+    return int(found[-1]) if found else None
+
+
+def _command(bundle: Bundle, photo: PhotoFiles, settings: RunSettings, output: Path) -> list[str]:
+    # Apple's footprint counts what the GPU and the Neural Engine hold for a process; the resident set does not
+    timed = [_TIME, "-l"] if platform.system() == "Darwin" else []
+    command = [*timed, sys.executable, "-m", "livemoments", "restore", str(bundle.path)]
+    command += ["--frame", str(photo.frame), "--photo", str(photo.photo), "-o", str(output), "--json"]
+    if photo.photo_frame is not None:
+        command += ["--photo-frame", str(photo.photo_frame)]
+    return [*command, *settings.restore_arguments()]
+
+
+def _footprint(cost: ProcessCost | None) -> Memory:
+    if platform.system() != "Darwin":
+        return Memory(kind="footprint", bytes=None, method="Apple's footprint exists on macOS only")
+    found = None if cost is None else read_footprint(cost.stderr)
+    method = f"{_TIME} -l, peak memory footprint" if found is not None else f"{_TIME} -l printed no footprint"
+    return Memory(kind="footprint", bytes=found, method=method)
+
+
+def _check(cost: ProcessCost) -> None:
+    if cost.returncode == 0:
+        return
+    if cost.returncode < 0:
+        raise ResourceError(
+            f"'livemoments restore' was ended by signal {-cost.returncode} after {cost.wall_s:.0f} s",
+            fix="if memory ran out, use smaller tiles or a machine with more",
+        )
+    raise EngineError(f"'livemoments restore' failed in a process of its own: {_reason(cost.stderr)}")
+
+
+def _reason(stderr: str) -> str:
+    lines: Sequence[str] = [line for line in stderr.splitlines() if line.strip()]
+    return next(
+        (line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[-1] if lines else ""
+    )
