@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from livemoments.validate.report_data import Difference
+from livemoments.validate.report_data import Difference, Status
 
 MISSING_NOW = "was measured before, is not now"
 
@@ -11,7 +11,7 @@ def held(
     name: str, before: float | None, now: float | None, allowed: float, unit: str, *, worse: bool, detail: str = ""
 ) -> Difference:
     """A number that was compared: ``worse`` is the verdict, ``allowed`` by how much it might have become worse."""
-    status = "fail" if worse else "pass"
+    status: Status = "fail" if worse else "pass"
     return Difference(name=name, before=before, now=now, allowed=allowed, unit=unit, status=status, detail=detail)
 
 

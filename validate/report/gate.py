@@ -43,7 +43,8 @@ def held_to_limits(report: ValidationReport) -> list[Check | Rung | Difference]:
     rungs = [
         rung for rung in report.ladder if (f"parity.{rung.level}.{rung.name}.{rung.size}", rung.status) not in said
     ]
-    return [entry for entry in (*report.checks, *rungs, *report.baseline) if entry.status != "info"]
+    entries: list[Check | Rung | Difference] = [*report.checks, *rungs, *report.baseline]
+    return [entry for entry in entries if entry.status != "info"]
 
 
 def _reason(entry: Check | Rung | Difference) -> str:

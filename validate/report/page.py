@@ -102,6 +102,7 @@ def _environment() -> Environment:
         plain=numbers.format_plain,
         seconds=numbers.format_seconds,
         bytes=numbers.format_bytes,
+        size=view.size_text,
     )
     return environment
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -30,6 +31,8 @@ from livemoments.validate.report_data import (
 )
 
 Entry = TypeVar("Entry", Check, Rung, Difference)
+
+_SIDES = re.compile(r"(?<=\d)x(?=\d)")
 
 LEVELS = {
     "block": "Blocks of the transformers, each fed with the reference's own inputs",
@@ -168,6 +171,11 @@ def memory_title(kind: str) -> str:
     return _MEMORY.get(kind, kind)
 
 
+def size_text(size: str) -> str:
+    """``1024x768`` as it is read, ``1024×768``; other text as it is."""
+    return _SIDES.sub("×", size)
+
+
 def metric_value(value: float | None, unit: str) -> str:
     """A metric without its unit, which stands in the column's head."""
     return format_value(value, unit).removesuffix(" dB")
@@ -235,7 +243,9 @@ def _cost_figures(report: ValidationReport, since: dict[str, Difference]) -> lis
         note = _since(since.get("latency tile")) or "median of a whole tile"
         figures.append(Figure("Tile", format_seconds(cost.tile_s["p50"]), note))
     if cost.photo_s is not None:
-        figures.append(Figure("Photo", format_seconds(cost.photo_s), _size(cost.photo or "")))
+        figures.append(
+            Figure("Photo", format_seconds(cost.photo_s), f"{size_text(cost.photo)} px" if cost.photo else "")
+        )
     for memory in [memory for memory in cost.memory if memory.bytes is not None][:1]:
         note = _since(since.get(f"memory {memory.kind}")) or memory.kind.replace("_", " ")
         figures.append(Figure("Peak memory", format_bytes(memory.bytes), note))
@@ -314,7 +324,3 @@ def _latencies(cost: Cost | None) -> Iterable[float]:
 
 def _count(count: int, word: str) -> str:
     return f"{count:,} {word if count == 1 else word + 's'}"
-
-
-def _size(size: str) -> str:
-    return size.replace("x", " × ") + (" px" if size else "")
