@@ -211,8 +211,8 @@ def _metrics(images: Sequence[ImageResult], truth: bool) -> tuple[Metric, ...]:
         ("psnr_y", "PSNR (y, BT.601 studio)", "higher", "dB"),
         ("ssim_y", "SSIM (y, BT.601 studio)", "higher", "1"),
         ("lpips", "LPIPS (VGG)", "lower", "1"),
-        ("fid_512", "FID (512-pixel patches)", "lower", "1"),
-        ("musiq_re", "MUSIQ, relative to the key photo", "lower", "1"),
+        ("fid_512", "FID of 512-pixel patches", "lower", "1"),
+        ("musiq_re", "MUSIQ relative to the key photo (tiles)", "lower", "1"),
         ("dino_q", "DINO-Q", "higher", "1"),
     ):
         values = [value for image in images if (value := image.metrics.get(name)) is not None]
@@ -317,7 +317,7 @@ def _cost(rng: np.random.Generator, slow: float) -> Cost:
             Memory(kind="peak_rss", bytes=3890 * MEBI, method="ru_maxrss of a fresh process"),
             Memory(kind="vram", bytes=None, method="no NVIDIA driver on this machine"),
         ),
-        clocks={"cpu_start": 2700.0, "cpu_end": 2690.0},
+        clocks={"cpu_start_mhz": 2700.0, "cpu_end_mhz": 2690.0},
         load_average=(0.31, 1.94),
     )
 

@@ -20,7 +20,7 @@ from report_samples import sample_report
 
 from livemoments.errors import MissingExtraError
 from livemoments.types import Size
-from livemoments.validate.report import charts, pictures
+from livemoments.validate.report import charts, pictures, view
 from livemoments.validate.report.gate import compare_with_baseline
 from livemoments.validate.report.page import render_page
 from livemoments.validate.report.write import write_reports
@@ -228,6 +228,20 @@ def test_text_has_enough_contrast_in_both_themes() -> None:
         for mark in ("edge", "bar", "good", "bad"):
             minimum = 2.4 if mark == "bar" else 3.0  # a bar's length is also written beside it
             assert contrast(colours[mark][theme], colours["page"][theme]) >= minimum, (theme, mark)
+
+
+@pytest.mark.parametrize(
+    ("title", "short"),
+    [
+        ("PSNR (y, BT.601 studio)", "PSNR"),
+        ("MUSIQ relative to the key photo (tiles)", "MUSIQ rel."),
+        ("MUSIQ (tiles)", "MUSIQ"),
+        ("FID of 512-pixel patches", "FID"),
+        ("CLIP-Q", "CLIP-Q"),
+    ],
+)
+def test_titles_are_cut_for_columns(title: str, short: str) -> None:
+    assert view.short_title(title) == short
 
 
 # Charts.

@@ -9,7 +9,7 @@ from livemoments.validate.report.noise import Noise, allowed_slowdown
 from livemoments.validate.report.numbers import format_change, format_seconds
 from livemoments.validate.report_data import Cost, Difference, ValidationReport
 
-_HARDWARE = ("processor", "cores", "system")
+_HARDWARE = ("processor", "cores", "usable_cores", "cpu_governor", "system")
 _GRAPHICS = "gpu"
 """Keys of a machine's description that say what it computes with; those of graphics cards start like this."""
 _MATTER = ("batch", "flow", "kv_dtype", "kv_store", "reference", "steps", "threads", "tile", "tile_plan")

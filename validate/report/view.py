@@ -32,6 +32,7 @@ from livemoments.validate.report_data import (
 
 Entry = TypeVar("Entry", Check, Rung, Difference)
 
+_QUALIFIED = re.compile(r" \(|, | of | relative to ")
 _SIDES = re.compile(r"(?<=\d)x(?=\d)")
 
 LEVELS = {
@@ -176,6 +177,12 @@ def size_text(size: str) -> str:
     return _SIDES.sub("×", size)
 
 
+def short_title(title: str) -> str:
+    """A metric's title for a column's head: ``PSNR (y, BT.601 studio)`` is ``PSNR``, a relative one ``MUSIQ rel.``"""
+    name = _QUALIFIED.split(title, maxsplit=1)[0]
+    return f"{name} rel." if "relative to" in title else name
+
+
 def metric_value(value: float | None, unit: str) -> str:
     """A metric without its unit, which stands in the column's head."""
     return format_value(value, unit).removesuffix(" dB")
@@ -230,7 +237,7 @@ def _quality_figures(report: ValidationReport, since: dict[str, Difference]) -> 
     for metric in [metric for metric in report.metrics if metric.mean is not None][:2]:
         notes = [f"input {format_value(metric.input_mean, metric.unit)}" if metric.input_mean is not None else ""]
         notes.append(_since(since.get(f"quality {metric.name}")))
-        label = metric.title.split(" (")[0].split(", ")[0]
+        label = short_title(metric.title)
         figures.append(Figure(label, format_value(metric.mean, metric.unit), "; ".join(filter(None, notes))))
     return figures
 
@@ -304,7 +311,7 @@ def _metric_row(metric: Metric, images: Sequence[ImageResult]) -> MetricRow:
 def _columns(report: ValidationReport) -> list[Column]:
     known = {metric.name: metric for metric in report.metrics}
     names = [*known, *(name for name in metric_names(report) if name not in known)]
-    shorts = [known[name].title.split(" (")[0].split(", ")[0] if name in known else name for name in names]
+    shorts = [short_title(known[name].title) if name in known else name for name in names]
     columns = []
     for name, short in zip(names, shorts, strict=True):
         metric = known.get(name)
