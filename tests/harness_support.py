@@ -7,33 +7,38 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from restore_images import shrunk, textured
 
+from livemoments.bundle import Bundle
 from livemoments.runtime.images import write_image
 from livemoments.runtime.restore import RestoreResult
 from livemoments.runtime.tiles import TilePlan
 from livemoments.types import Size
 from livemoments.validate.datasets.index import Dataset, DatasetItem
 from livemoments.validate.harness.measures import Measures
+from livemoments.validate.harness.run import run_images
 from livemoments.validate.quality.measure import ImageQuality
 from livemoments.validate.report_data import ImageResult
 
 PHOTO = Size(96, 112)
-FRAME = Size(64, 75)
 
 
-def make_dataset(folder: Path, count: int, *, rejected: tuple[tuple[str, str], ...] = ()) -> Dataset:
+def make_dataset(
+    folder: Path, count: int, *, size: Size = PHOTO, rejected: tuple[tuple[str, str], ...] = ()
+) -> Dataset:
     """``count`` photos with ground truth; written by hand, so that broken ones can be among them."""
     items = []
     for index in range(count):
         name = f"photo{index:03}"
-        pixels = textured(PHOTO, seed=index)
+        pixels = textured(size, seed=index)
+        frame = Size(size.height * 2 // 3, round(size.width * 2 / 3))
         pictures = {
-            "lr": shrunk(pixels, FRAME, shift_px=1),
+            "lr": shrunk(pixels, frame, shift_px=1),
             "ref": pixels,
-            "ref_lr": shrunk(pixels, FRAME),
+            "ref_lr": shrunk(pixels, frame),
             "gt": np.roll(pixels, 1, axis=1),
         }
         paths = {part: folder / part / f"{name}.png" for part in pictures}
@@ -43,6 +48,11 @@ def make_dataset(folder: Path, count: int, *, rejected: tuple[tuple[str, str], .
     return Dataset(
         name="tiny", root=folder, items=tuple(items), rejected=rejected, descriptor=None, sha256="all", has_truth=True
     )
+
+
+def run(bundle: Bundle, dataset: Dataset, work: Path, **options: Any) -> tuple[ImageResult, ...]:
+    """A run with simple metrics, unless others are given."""
+    return run_images(bundle, dataset, work=work, **{"measures": simple_measures, **options})
 
 
 def spoil(item: DatasetItem) -> DatasetItem:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from fake_bundle import make_fake_bundle
-from harness_support import make_dataset, pictures_in, scores, simple_measures, spoil, with_item, without_times
+from harness_support import make_dataset, pictures_in, run, scores, spoil, with_item, without_times
 from logging_backend import LoggingBackend
 from restore_images import textured
 
@@ -48,10 +48,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return make_dataset(tmp_path_factory.mktemp("data"), COUNT)
-
-
-def run(bundle: Bundle, dataset: Dataset, work: Path, **options: Any) -> tuple[ImageResult, ...]:
-    return run_images(bundle, dataset, work=work, **{"measures": simple_measures, **options})
 
 
 def lines_of(work: Path) -> list[dict[str, Any]]:

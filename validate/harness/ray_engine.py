@@ -13,7 +13,7 @@ import dataclasses
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from livemoments.errors import (
@@ -50,7 +50,7 @@ def run_on_ray(
     address: str | None = None,
     start_limit_s: float = START_LIMIT_S,
     progress: Progress = SILENT,
-) -> Iterator[tuple[ImageFiles, FinishedImage]]:
+) -> Generator[tuple[ImageFiles, FinishedImage]]:
     """Work on images, in whatever order they finish.
 
     Args:

@@ -1,0 +1,33 @@
+"""A run over a data set as a process of its own: ``python harness_run.py BUNDLE DATA COUNT WORK``.
+
+Every finished image is said on stdout, so that a test can kill the process between two of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from livemoments.bundle import Bundle
+from livemoments.validate.datasets.index import open_dataset
+from livemoments.validate.harness.run import run_images
+from livemoments.validate.harness.settings import RunSettings
+from livemoments.validate.report_data import ImageResult
+
+
+def main() -> None:
+    bundle, data, count, work = sys.argv[1:5]
+    dataset = open_dataset(data)
+    dataset = replace(dataset, items=dataset.items[: int(count)])
+
+    def say(result: ImageResult) -> None:
+        print(result.name, flush=True)
+
+    settings = RunSettings(flow="dis", reference="frozen", steps=6)
+    run_images(Bundle.open(bundle), dataset, work=work, settings=settings, on_result=say)
+    print(Path(work).name, "finished", flush=True)
+
+
+if __name__ == "__main__":
+    main()
