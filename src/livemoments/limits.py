@@ -14,12 +14,25 @@ from livemoments.errors import FileError, UsageError
 class PrecisionLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits of one precision.
 
-    ``stage_rel_l2`` is the largest relative L2 error of each stage's worst output; ``photo_psnr_db`` the least PSNR
-    of the whole photo against the reference's.
+    Attributes:
+        photo_psnr_db: the least PSNR of the whole photo against the reference's.
+        stage_rel_l2: the largest relative L2 error of each stage's worst output, fed with the reference's own inputs.
+        tile_psnr_db: the least PSNR of a decoded tile, after the whole sampling.
+        step_rel_l2: the largest relative error of a step's velocity, and of latents, on the engine's own way there.
+        block_rel_l2: of what leaves a transformer block.
+        module_rel_l2: of what leaves a module with weights that is fed with the reference's own values.
+        exact_rel_l2: of what is computed without weights (activations, norms, attention, sums), computed in float32.
+
+    A limit that a file does not have is not held: what was measured is told without a verdict.
     """
 
     photo_psnr_db: float
     stage_rel_l2: dict[str, float]
+    tile_psnr_db: float | None = None
+    step_rel_l2: float | None = None
+    block_rel_l2: float | None = None
+    module_rel_l2: float | None = None
+    exact_rel_l2: float | None = None
 
 
 def load_limits(precision: str, path: str | os.PathLike[str] | None = None) -> PrecisionLimits:

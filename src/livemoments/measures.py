@@ -19,14 +19,18 @@ def relative_l2(value: np.ndarray, reference: np.ndarray) -> float:
 
 def psnr_db(value: np.ndarray, reference: np.ndarray, peak: float = 1.0) -> float:
     """Peak signal-to-noise ratio in dB; infinite for equal arrays."""
-    error = float(np.mean((value.astype(np.float64) - reference.astype(np.float64)) ** 2))
-    return math.inf if error == 0.0 else 10.0 * math.log10(peak**2 / error)
+    return psnr_of(float(np.mean((value.astype(np.float64) - reference.astype(np.float64)) ** 2)), peak)
 
 
 def sqnr_db(value: np.ndarray, reference: np.ndarray) -> float:
     """Signal-to-quantization-noise ratio in dB: ``-20 log10`` of the relative L2 error."""
-    error = relative_l2(value, reference)
-    return math.inf if error == 0.0 else -20.0 * math.log10(error)
+    return sqnr_of(relative_l2(value, reference))
+
+
+def cosine(value: np.ndarray, reference: np.ndarray) -> float:
+    """Cosine of the angle between the flattened arrays; 1 if both are 0, 0 if one is."""
+    a, b = value.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    return cosine_of(float(a @ b), float(a @ a), float(b @ b))
 
 
 def max_abs(value: np.ndarray, reference: np.ndarray) -> float:
@@ -34,3 +38,27 @@ def max_abs(value: np.ndarray, reference: np.ndarray) -> float:
     if value.size == 0:
         return 0.0
     return float(np.abs(value.astype(np.float64) - reference.astype(np.float64)).max())
+
+
+def relative_of(squared_distance: float, squared_length: float) -> float:
+    """Relative L2 error from its two sums of squares; infinite where only the reference is 0."""
+    if squared_length == 0.0:
+        return 0.0 if squared_distance == 0.0 else math.inf
+    return math.sqrt(squared_distance / squared_length)
+
+
+def psnr_of(mean_squared_error: float, peak: float) -> float:
+    """PSNR in dB from a mean squared error."""
+    return math.inf if mean_squared_error == 0.0 else 10.0 * math.log10(peak**2 / mean_squared_error)
+
+
+def sqnr_of(relative_error: float) -> float:
+    """SQNR in dB from a relative L2 error."""
+    return math.inf if relative_error == 0.0 else -20.0 * math.log10(relative_error)
+
+
+def cosine_of(dot: float, squared_value: float, squared_reference: float) -> float:
+    """Cosine from a dot product and two sums of squares."""
+    if squared_value == 0.0 or squared_reference == 0.0:
+        return 1.0 if squared_value == squared_reference else 0.0
+    return dot / math.sqrt(squared_value) / math.sqrt(squared_reference)

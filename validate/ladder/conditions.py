@@ -1,0 +1,113 @@
+"""Whether a bundle can be held against a recording, and restoring a photo under the recording's conditions."""
+
+from __future__ import annotations
+
+from livemoments.bundle import Bundle
+from livemoments.errors import BundleError, FileError
+from livemoments.progress import SILENT, Progress
+from livemoments.runtime.backends.base import Backend
+from livemoments.runtime.images import read_photo
+from livemoments.runtime.noise import NoiseSource, RecordedNoise, SeededNoise, TileNoise
+from livemoments.runtime.restore import RestoreResult, restore
+from livemoments.runtime.sampler import Observer
+from livemoments.runtime.schedule import plan_steps
+from livemoments.types import Size
+from livemoments.validate.recording.cases import schedule_point
+from livemoments.validate.recording.schema import DETAILS, LR, REF, REF_LR
+from livemoments.validate.recording.store import Recording
+
+_NOISE = ("lq.posterior_noise", "ref.posterior_noise", "noise")
+
+
+def check_fits(bundle: Bundle, recording: Recording) -> None:
+    """Refuse a bundle that was made from another checkpoint, or for other conditions.
+
+    Raises:
+        BundleError: naming the difference and how to export.
+        UsageError: the bundle cannot sample with the recording's number of steps.
+    """
+    manifest, settings = bundle.manifest, recording.meta.settings
+    known = recording.meta.source.files
+    if differing := sorted(name for name in known if manifest.source.files.get(name) != known[name]):
+        raise BundleError(
+            bundle.path,
+            f"was not exported from the recording's checkpoint: {', '.join(differing[:3])} differ",
+            fix=f"export '{recording.meta.source.name}', or make a recording of this bundle's checkpoint",
+        )
+    if settings.tile not in manifest.tiles or manifest.overlap != settings.overlap:
+        raise BundleError(
+            bundle.path,
+            f"has tiles {', '.join(manifest.tiles)} with overlap {manifest.overlap}, "
+            f"the recording {settings.tile} with {settings.overlap}",
+            fix=f"export with --tile {settings.tile} --overlap {settings.overlap} --steps {settings.steps}",
+        )
+    plan = plan_steps(manifest.schedule, settings.steps)
+    if [schedule_point(manifest.schedule, point.timestep) for point in settings.schedule] != list(plan):
+        raise BundleError(
+            bundle.path,
+            f"samples {settings.steps} steps at other timesteps than the recording",
+            fix=f"export with --steps {settings.steps}",
+        )
+
+
+def choose_image(recording: Recording, image: str | None) -> str:
+    """The photo to compare: the one that was named, or the first of the finest detail.
+
+    Raises:
+        FileError: no such photo, or none at all.
+    """
+    if image is not None:
+        recording.entry(image)
+        return image
+    if not recording.images:
+        raise FileError(recording.path, "holds no photo", fix="record again")
+    return max(recording.images, key=lambda name: DETAILS.index(recording.entry(name).detail))
+
+
+def restore_as_recorded(
+    bundle: Bundle,
+    recording: Recording,
+    image: str,
+    *,
+    backend: Backend,
+    observer: Observer,
+    progress: Progress = SILENT,
+) -> RestoreResult:
+    """Restore a recorded photo with a bundle: the recording's images, tiles, noise, steps and policy.
+
+    Raises:
+        FileError: the recording lacks an image or a tile's noise.
+    """
+    settings = recording.meta.settings
+    photos = {role: recording.image_path(image, role) for role in (LR, REF, REF_LR)}
+    frame, photo, photo_frame = photos[LR], photos[REF], photos[REF_LR]
+    if frame is None or photo is None:
+        raise FileError(recording.path, f"holds no input images of '{image}'", fix="record again")
+    return restore(
+        bundle,
+        read_photo(frame),
+        read_photo(photo),
+        None if photo_frame is None else read_photo(photo_frame),
+        steps=settings.steps,
+        compat="upstream" if settings.upstream else None,
+        reference=settings.policy,
+        tile=Size.parse(settings.tile),
+        pad_small=not settings.upstream,
+        bit_depth=8,
+        noise=_noise(recording, image),
+        upscaled_size=Size.parse(recording.entry(image).size) if settings.upstream else None,
+        observer=observer,
+        progress=progress,
+        backend=backend,
+    )
+
+
+def _noise(recording: Recording, image: str) -> NoiseSource:
+    """The recorded noise; the seed's where the noise itself was not kept."""
+    found = {}
+    for index in range(len(recording.entry(image).tiles)):
+        names = [f"tile{index}.{name}" for name in _NOISE]
+        if recording.has(image, *names):
+            found[index] = TileNoise(*(recording.read(image, name)[0] for name in names))
+    seed = recording.meta.settings.seed
+    return SeededNoise(seed) if not found and seed is not None else RecordedNoise(found)
