@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import signal
 import subprocess
 import sys
@@ -92,6 +93,31 @@ def test_killed_at_any_moment_it_ends_alike(bundle: Bundle, tmp_path: Path) -> N
     assert list(map(without_times, found)) == list(map(without_times, wanted))
     assert pictures_in(tmp_path / "work") == pictures_in(tmp_path / "whole")
     assert not list((tmp_path / "work").rglob(".*")), "nothing half-written is left"
+
+
+def test_freed_pictures_go_back_to_the_system() -> None:
+    """In a process whose allocator has learnt to keep large blocks, as it does after the first few."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("glibc's allocator is meant")
+    script = """
+import sys
+import numpy as np
+from pathlib import Path
+from livemoments.validate.harness.heap import give_back_large_blocks
+if sys.argv[1] == "given back":
+    assert give_back_large_blocks()
+for _ in range(3):
+    np.ones(30 << 20, np.uint8)
+blocks = [np.ones(4 << 20, np.uint8) for _ in range(20)]
+last = np.ones(4 << 20, np.uint8)
+del blocks
+print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+"""
+    sizes = {}
+    for mode in ("kept", "given back"):
+        done = subprocess.run([sys.executable, "-c", script, mode], capture_output=True, text=True, check=True)
+        sizes[mode] = int(done.stdout)
+    assert sizes["kept"] - sizes["given back"] > 60_000_000, sizes
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.resize import WindowView
 from livemoments.runtime.restore import RestoreResult, restore, to_integers
 from livemoments.types import Stage
+from livemoments.validate.harness.heap import give_back_large_blocks
 from livemoments.validate.harness.image_files import ImageFiles, Role
 from livemoments.validate.harness.kept_engines import KeptEngines
 from livemoments.validate.harness.key import bundle_digest
@@ -85,6 +86,7 @@ class ImageWorker:
     """
 
     def __init__(self, spec: RunSpec, bundle: Bundle | None = None, backend: Backend | None = None) -> None:
+        give_back_large_blocks()
         self.spec = spec
         self.bundle = bundle or Bundle.open(spec.bundle)
         if bundle_digest(self.bundle) != spec.digest:
