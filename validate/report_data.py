@@ -7,7 +7,7 @@ arrays) are ``None`` in JSON, and ``exact`` or the passed check says why.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -300,6 +300,19 @@ class ValidationReport(_Entry, kw_only=True):
     def passed(self) -> bool:
         """Whether nothing failed."""
         return not self.failures()
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON-ready data."""
+        from livemoments.validate.report.schema import finite
+
+        document: dict[str, Any] = msgspec.to_builtins(finite(self))
+        return document
+
+    def to_text(self) -> str:
+        """The report for a terminal."""
+        from livemoments.validate.report.text import report_text
+
+        return report_text(self)
 
     def failures(self) -> list[str]:
         """Every reason for which the gate closes, one line each."""

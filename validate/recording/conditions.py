@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import msgspec
 import torch
@@ -21,22 +20,13 @@ from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.tiles import plan_balanced
 from livemoments.schedule import NOISE_LEVEL, sigma_at, step_indices
 from livemoments.types import ReferencePolicy, Size
+from livemoments.validate.clip import Clip
 from livemoments.validate.datasets.index import Dataset, DatasetItem, open_dataset
 from livemoments.validate.recording.schema import DETAILS, Selection, Settings
 from livemoments.validate.recording.writer import condition_key
 
 _TILE_MULTIPLE_PX = 16
 """The VAE's factor 8 times the transformers' patch of 2."""
-
-
-@dataclass(frozen=True, slots=True)
-class LivePhoto:
-    """One photo to record: the reselected frame, the key photo, and the frame at its instant, if there is one."""
-
-    frame: Path
-    photo: Path
-    photo_frame: Path | None = None
-    name: str = "photo"
 
 
 def model_of(configs: Configs, prompt: Prompt) -> Model:
@@ -148,7 +138,7 @@ def select_images(selection: Selection, images: Collection[str] | int | None, na
 
 
 def find_photos(
-    photos: str | os.PathLike[str] | Dataset | LivePhoto, limit: int | None, progress: Progress
+    photos: str | os.PathLike[str] | Dataset | Clip, limit: int | None, progress: Progress
 ) -> tuple[DatasetItem, ...]:
     """The photos, every one decoded and hashed.
 
@@ -156,7 +146,7 @@ def find_photos(
         ImageError: a photo cannot be used.
         UsageError, FileError: a name or the limit cannot be used.
     """
-    if isinstance(photos, LivePhoto):
+    if isinstance(photos, Clip):
         if PurePath(photos.name).name != photos.name or photos.name.startswith("."):
             raise UsageError(f"a photo cannot be called '{photos.name}'", fix="use a plain file name")
         paths = [path for path in (photos.frame, photos.photo, photos.photo_frame) if path is not None]

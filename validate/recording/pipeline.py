@@ -18,10 +18,10 @@ from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.tiles import TilePlan, plan_balanced
 from livemoments.schedule import DEFAULT_STEPS
 from livemoments.types import ReferencePolicy, Size
+from livemoments.validate.clip import Clip
 from livemoments.validate.datasets.index import Dataset, DatasetItem
 from livemoments.validate.recording.capture import Capture, Wanted
 from livemoments.validate.recording.conditions import (
-    LivePhoto,
     check_blocks,
     check_detail,
     exact_arithmetic,
@@ -61,7 +61,7 @@ _PRODUCER = f"livemoments-deploy {__version__}"
 
 def record(
     checkpoint: str | os.PathLike[str],
-    photos: str | os.PathLike[str] | Dataset | LivePhoto,
+    photos: str | os.PathLike[str] | Dataset | Clip,
     output: str | os.PathLike[str],
     *,
     dtype: StorageType = "float32",

@@ -1,0 +1,90 @@
+"""A report for a terminal: a line for every rung and check, the quality, the cost, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from livemoments.validate.report.gate import gate, held_to_limits
+from livemoments.validate.report.numbers import format_bytes, format_limit, format_seconds, format_value
+from livemoments.validate.report_data import Check, Cost, Metric, Rung, ValidationReport
+
+_MARKS = {"pass": "ok", "fail": "FAIL", "info": ""}
+_MOST_PER_LEVEL = 12
+"""Rungs of a level that are listed besides those that failed: a full-size ladder has hundreds of blocks."""
+_LEVELS = ("block", "network", "step", "tile", "photo")
+
+
+def report_text(report: ValidationReport) -> str:
+    """The report, some dozen lines."""
+    return "\n".join(_lines(report))
+
+
+def _lines(report: ValidationReport) -> Iterator[str]:
+    for level in _LEVELS:
+        yield from _rungs([rung for rung in report.ladder if rung.level == level])
+    for check in report.checks:
+        if check.status != "info":
+            yield _line(check.status, _check(check))
+    if report.bisection is not None:
+        for suspect in report.bisection.suspects:
+            place = " → ".join(filter(None, (suspect.stage, suspect.block, suspect.module, suspect.node, suspect.op)))
+            yield _line("fail", f"first divergence: {place}: {format_value(suspect.rel_l2, 'rel_l2')}")
+        yield _line("info", report.bisection.detail or f"bisection: {report.bisection.boundaries} boundaries, no fault")
+    for metric in report.metrics:
+        yield _line("info", _metric(metric))
+    if report.cost is not None:
+        yield _line("info", _cost(report.cost))
+    held, reasons = len(held_to_limits(report)), gate(report)
+    for difference in report.baseline:
+        if difference.status == "fail":
+            yield _line("fail", f"baseline: {difference.name}: {difference.detail}")
+    if reasons:
+        yield f"past a limit ({len(reasons)} of {held} numbers): do not ship this bundle"
+    else:
+        yield f"all limits kept ({held} numbers)"
+
+
+def _rungs(rungs: list[Rung]) -> Iterator[str]:
+    failed = [rung for rung in rungs if rung.status == "fail"]
+    others = [rung for rung in rungs if rung.status != "fail"]
+    for rung in [*failed, *others[:_MOST_PER_LEVEL]]:
+        yield _line(rung.status, _rung(rung))
+    if (more := len(others) - _MOST_PER_LEVEL) > 0:
+        yield _line("info", f"and {more} more rungs of the level '{rungs[0].level}' within their limits")
+
+
+def _line(status: str, text: str) -> str:
+    return f"{_MARKS[status]:<4}  {text}"
+
+
+def _rung(rung: Rung) -> str:
+    head = f"{rung.level:<8} {rung.name:<30} {rung.size:<10}"
+    if rung.rel_l2 is None and rung.psnr_db is None and rung.status == "info":
+        return f"{head} {rung.where}"
+    of_psnr = rung.limit_of == "psnr_db"
+    unit, better = ("dB", "higher") if of_psnr else ("rel_l2", "lower")
+    value = format_value(rung.psnr_db if of_psnr else rung.rel_l2, unit)
+    limit = "" if rung.limit is None else f" (limit {format_limit(rung.limit, unit, better)})"
+    return f"{head} {value}{limit}  {rung.where}".rstrip()
+
+
+def _check(check: Check) -> str:
+    limit = format_limit(check.limit, check.unit, check.better)
+    return f"{check.name:<50} {format_value(check.value, check.unit)}{f' (limit {limit})' if limit else ''}"
+
+
+def _metric(metric: Metric) -> str:
+    if metric.mean is None:
+        return f"{metric.title}: {metric.status}"
+    before = "" if metric.input_mean is None else f", the input {format_value(metric.input_mean, metric.unit)}"
+    return f"{metric.title}: {format_value(metric.mean, metric.unit)}{before} ({metric.count} images)"
+
+
+def _cost(cost: Cost) -> str:
+    parts = []
+    if "p50" in cost.tile_s:
+        parts.append(f"a tile {format_seconds(cost.tile_s['p50'])} (p90 {format_seconds(cost.tile_s.get('p90'))})")
+    if cost.photo_s is not None:
+        parts.append(f"a photo of {cost.photo} {format_seconds(cost.photo_s)}")
+    parts += [f"{memory.kind} {format_bytes(memory.bytes)}" for memory in cost.memory if memory.bytes is not None]
+    return ", ".join(parts)

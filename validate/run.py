@@ -1,0 +1,304 @@
+"""Validating a bundle: parity with the reference, self-checks, quality over a data set, cost; one report."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from livemoments.bundle import Bundle
+from livemoments.errors import UsageError
+from livemoments.limits import load_limits
+from livemoments.progress import SILENT, Progress
+from livemoments.runtime.backends.base import Backend
+from livemoments.types import Stage
+from livemoments.validate.clip import Clip
+from livemoments.validate.cost.machine import machine_record
+from livemoments.validate.cost.measure import cost_checks, measure_cost
+from livemoments.validate.cost.memory import PhotoFiles
+from livemoments.validate.datasets.descriptors import paper_rows
+from livemoments.validate.datasets.index import Dataset, open_dataset
+from livemoments.validate.harness.key import bundle_digest
+from livemoments.validate.harness.measures import StandardMeasures
+from livemoments.validate.harness.run import EngineKind, run_images
+from livemoments.validate.harness.settings import RunSettings
+from livemoments.validate.harness.summary import aggregate_metrics, image_checks
+from livemoments.validate.ladder.bisect import bisect
+from livemoments.validate.ladder.replay import climb
+from livemoments.validate.ladder.rungs import LEVELS, Level
+from livemoments.validate.ladder.selfcheck import self_checks
+from livemoments.validate.recording.store import Recording, open_recording
+from livemoments.validate.report.baseline import compare_with_baseline
+from livemoments.validate.report.schema import decode_report, finite
+from livemoments.validate.report.write import write_reports
+from livemoments.validate.report_data import (
+    Bisection,
+    BundleInfo,
+    Check,
+    Cost,
+    DatasetInfo,
+    ImageResult,
+    Metric,
+    Rung,
+    ValidationReport,
+)
+from livemoments.version import __version__
+
+CACHE = "index"
+"""Folder beside the report in which the data set's checked files are remembered."""
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """A data set, and how it is gone through.
+
+    Attributes:
+        folder: ``lr/``, ``ref/`` and perhaps ``ref_lr/`` and ``gt/``.
+        name: of a known set (``synlive260`` …) that the folder must be; brings the paper's rows.
+        limit: at most this many images.
+        measures: the quality metrics.
+        engine, workers, ray_address: where (:func:`livemoments.validate.harness.run.run_images`).
+        pictures: small pictures for the report.
+        allowed_failures: images that may fail without failing the run.
+        fresh: begin anew, whatever an earlier run left.
+    """
+
+    folder: Path
+    name: str | None = None
+    limit: int | None = None
+    measures: StandardMeasures = field(default_factory=StandardMeasures)
+    engine: EngineKind = "local"
+    workers: int | None = None
+    ray_address: str | None = None
+    pictures: bool = True
+    allowed_failures: int = 0
+    fresh: bool = False
+
+
+def validate(
+    bundle: Bundle | str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    recording: Recording | str | os.PathLike[str] | None = None,
+    clip: Clip | None = None,
+    data: DataPlan | str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    levels: Collection[Level] = LEVELS,
+    find_fault: bool = False,
+    check_itself: bool = True,
+    cost_runs: int = 0,
+    settings: RunSettings | None = None,
+    baseline: str | os.PathLike[str] | None = None,
+    limits: str | os.PathLike[str] | None = None,
+    formats: Sequence[str] = ("html", "json", "csv", "md", "junit"),
+    command: str = "",
+    backend: Backend | None = None,
+    progress: Progress = SILENT,
+) -> ValidationReport:
+    """Validate a bundle; what is measured depends on what is given.
+
+    With a checkpoint (torch) or a recording (no torch) the parity ladder is climbed; with a data set every image is
+    restored and its quality measured, image by image: a run that was killed goes on where it stopped.
+
+    Args:
+        bundle: an opened bundle, or its folder (opened with every hash checked).
+        checkpoint: what it was exported from.
+        recording: of the reference, made by ``livemoments record``; not with a checkpoint.
+        clip: the Live Photo for parity with a checkpoint, and for the cost of a whole photo; made up where missing.
+        data: a data set's folder, or a plan with options.
+        output: folder for the report's files, the pictures and what is needed to go on after an interruption.
+        levels: rungs of the parity ladder.
+        find_fault: bisect: name the first block, module and ONNX node that leaves the reference.
+        check_itself: checks that need no reference: batches, tile order, repetition.
+        cost_runs: timed runs of each stage; 0 measures no cost.
+        settings: how images are restored.
+        baseline: an earlier ``report.json``; what is worse beyond noise fails.
+        limits: a limits file instead of the shipped ``validate/limits.toml``.
+        formats: of the files in ``output``.
+        command: what was typed, for the report.
+        backend: replaces the settings' back-end, except for ``ray`` and the fresh process of the cost.
+        progress: where to report.
+
+    Raises:
+        UsageError: arguments that do not go together; another run is in ``output``.
+        BundleError: the bundle cannot be trusted, or belongs to another checkpoint or recording.
+        CheckpointError, ImageError, FileError: an input cannot be read.
+        OutputError: the output cannot be written.
+        EngineError: an engine cannot be loaded, or its outputs are not finite.
+        MissingExtraError: an extra is not installed.
+        ResourceError: memory or disk ran out; finished images are kept.
+    """
+    if checkpoint is not None and recording is not None:
+        raise UsageError("a checkpoint and a recording are two references", fix="name one of them")
+    if find_fault and checkpoint is None and recording is None:
+        raise UsageError("to bisect, there must be a reference", fix="name a checkpoint or a recording")
+    earlier = None if baseline is None else decode_report(baseline)  # a bad file is known before the work
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    settings = settings or RunSettings()
+    settings.check(opened)
+    held = load_limits(opened.manifest.precision, limits)
+    engines = backend or settings.open_backend()
+    recorded = recording if isinstance(recording, Recording) or recording is None else open_recording(recording)
+    plan = data if isinstance(data, DataPlan) or data is None else DataPlan(Path(data))
+    checks: list[Check] = []
+    rungs: tuple[Rung, ...] = ()
+    bisection: Bisection | None = None
+    if checkpoint is not None:
+        from livemoments.validate.against_checkpoint import compare_with_checkpoint
+
+        parity = compare_with_checkpoint(
+            opened,
+            Path(checkpoint),
+            clip,
+            settings,
+            levels=levels,
+            find_fault=find_fault,
+            limits=held,
+            backend=engines,
+            progress=progress,
+        )
+        rungs, bisection = parity.rungs, parity.bisection
+    elif recorded is not None:
+        rungs = climb(opened, recorded, levels=levels, backend=engines, limits=held, progress=progress)
+        if find_fault:
+            bisection = bisect(opened, recorded, backend=engines, limits=held, progress=progress)
+    if check_itself:
+        checks += self_checks(opened, backend=engines, seed=settings.seed, progress=progress)
+    with _folder(output) as folder:
+        found = _go_through(opened, plan, recorded, settings, folder, backend, progress)
+        if found.images and plan is not None:
+            checks += image_checks(found.images, allowed_failures=plan.allowed_failures)
+        cost = _cost(opened, settings, clip, cost_runs, backend, progress)
+        checks += () if cost is None else cost_checks(cost)
+        policy = settings.policy(opened)
+        report = ValidationReport(
+            livemoments=__version__,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            bundle=_describe(opened, str(policy), f"{engines.name}:{engines.provider}"),
+            reference=_name_reference(checkpoint, recorded),
+            dataset=found.info,
+            settings={"command": command, **settings.to_json()},
+            machine=machine_record(),
+            checks=tuple(checks),
+            ladder=rungs,
+            bisection=bisection,
+            metrics=found.metrics,
+            images=found.images,
+            cost=cost,
+            paper=() if plan is None or plan.name is None else paper_rows(plan.name),
+        )
+        if earlier is not None:
+            report = msgspec.structs.replace(report, baseline=compare_with_baseline(report, earlier))
+        report = finite(report)
+        if output is not None:
+            write_reports(report, folder, formats=formats)
+    return report
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the data set gave."""
+
+    info: DatasetInfo | None = None
+    images: tuple[ImageResult, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+
+
+@contextlib.contextmanager
+def _folder(output: str | os.PathLike[str] | None) -> Iterator[Path]:
+    if output is not None:
+        yield Path(output)
+        return
+    with tempfile.TemporaryDirectory(prefix="livemoments-validate-") as name:
+        yield Path(name)
+
+
+def _go_through(
+    bundle: Bundle,
+    plan: DataPlan | None,
+    recording: Recording | None,
+    settings: RunSettings,
+    folder: Path,
+    backend: Backend | None,
+    progress: Progress,
+) -> _Found:
+    if plan is None:
+        return _Found()
+    dataset = open_dataset(plan.folder, descriptor=plan.name, limit=plan.limit, work=folder / CACHE, progress=progress)
+    images = run_images(
+        bundle,
+        dataset,
+        work=folder,
+        settings=settings,
+        measures=plan.measures,
+        recording=None if recording is None or not _covers(recording, dataset) else recording,
+        pictures=plan.pictures,
+        engine=plan.engine,
+        workers=plan.workers,
+        ray_address=plan.ray_address,
+        backend=backend if plan.engine == "local" else None,
+        fresh=plan.fresh,
+        progress=progress,
+    )
+    info = DatasetInfo(
+        name=dataset.name,
+        descriptor=dataset.descriptor,
+        images=len(images),
+        has_truth=dataset.has_truth,
+        sha256=dataset.sha256,
+    )
+    return _Found(info, images, aggregate_metrics(images, folder, plan.measures))
+
+
+def _covers(recording: Recording, dataset: Dataset) -> bool:
+    """Whether the recording holds photos of this data set."""
+    return any(item.name in recording.images for item in dataset.items)
+
+
+def _cost(
+    bundle: Bundle,
+    settings: RunSettings,
+    clip: Clip | None,
+    runs: int,
+    backend: Backend | None,
+    progress: Progress,
+) -> Cost | None:
+    if not runs:
+        return None
+    if missing := [str(stage) for stage in Stage if str(stage) not in bundle.manifest.stages]:
+        raise UsageError(
+            f"{bundle.path} has no stage {missing[0]}, so no tile can be timed", fix="leave the cost out (--no-cost)"
+        )
+    photo = None if clip is None else PhotoFiles(clip.frame, clip.photo, clip.photo_frame)
+    return measure_cost(bundle, settings, photo=photo, backend=backend, runs=runs, progress=progress)
+
+
+def _describe(bundle: Bundle, policy: str, provider: str) -> BundleInfo:
+    manifest = bundle.manifest
+    files = {
+        name: sum(manifest.files[file].bytes for file in {f for g in entry.graphs for f in (g.path, *g.weights)})
+        for name, entry in manifest.stages.items()
+    }
+    return BundleInfo(
+        name=bundle.path.name,
+        digest=bundle_digest(bundle),
+        precision=manifest.precision,
+        recipe=manifest.recipe,
+        target=manifest.target,
+        policy=policy,
+        provider=provider,
+        bytes=sum(entry.bytes for entry in manifest.files.values()),
+        files=files,
+    )
+
+
+def _name_reference(checkpoint: str | os.PathLike[str] | None, recording: Recording | None) -> str | None:
+    if checkpoint is not None:
+        return f"checkpoint {Path(checkpoint).name}"
+    return None if recording is None else f"recording {recording.path.name} of {recording.meta.source.name}"
