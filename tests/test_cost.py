@@ -150,7 +150,7 @@ def test_every_stage_is_timed_after_the_warm_up(bundle: Bundle) -> None:
 
     def slow_at_first(stage: Stage, run: int) -> None:
         runs[stage] = run + 1
-        time.sleep(0.05 if run < 2 else 0.005)
+        time.sleep(0.12 if run < 2 else 0.005)
 
     backend = LoggingBackend(slow_at_first)
     found = measure_stages(bundle, backend, size=TILE, runs=5, warmup=2, batch=2)
@@ -159,7 +159,7 @@ def test_every_stage_is_timed_after_the_warm_up(bundle: Bundle) -> None:
     for cost in found:
         assert (cost.runs, cost.size) == (5, "64x64")
         assert 0.005 <= cost.p50_s <= cost.p90_s <= cost.p99_s
-        assert cost.p50_s < 0.04, "the slow warm-up counts"
+        assert cost.p50_s < 0.1, "the slow warm-up counts"
         assert cost.load_s > 0
         graph = bundle.graph(cost.stage, TILE)
         assert cost.bytes == sum((bundle.path / name).stat().st_size for name in {graph.path, *graph.weights})
@@ -209,12 +209,12 @@ def test_whole_tiles_are_batches_without_loading(bundle: Bundle, batch: int, nvm
         found = measure_tiles(bundle, RunSettings(batch=batch), backend, size=WIDE, runs=4, warmup=1, gpu=gpu)
     assert len(found.seconds) == 4 * batch
     assert 0.03 / batch <= min(found.seconds)
-    assert max(found.seconds) < 0.2
+    assert max(found.seconds) < 0.9 / batch, "five engines take a second to open"
     assert {event[0] for event in backend.runs(Stage.VAE_DECODER)} == {batch}
     assert len(backend.runs(Stage.VAE_DECODER)) == 5
     assert found.energy_j == pytest.approx(12.0 / (4 * batch)), "the counter moves by 12 J between two readings"
     cold = measure_tiles(bundle, RunSettings(), SlowToOpen(), size=TILE, runs=1, warmup=0)
-    assert max(cold.seconds) < 0.2, "loading is not a tile's time"
+    assert max(cold.seconds) < 0.9, "loading is not a tile's time"
     frame, photo = batch_photo(bundle, WIDE, batch)
     assert frame.size == photo.size
     assert (frame.pixels != photo.pixels).any()

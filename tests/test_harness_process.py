@@ -43,27 +43,25 @@ def results_in(work: Path) -> list[ImageResult]:
     return sorted(found, key=lambda result: result.name)
 
 
-def run_until(arguments: list[str], lines: int, *, delay_s: float = 0.0) -> list[str]:
-    """Run and kill (SIGKILL) once so many images were said; what was said."""
+def run_until(arguments: list[str], lines: int, *, delay_s: float = 0.0) -> int:
+    """Run and kill (SIGKILL) a little after so many images were said; the exit code."""
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    said = [process.stdout.readline().strip() for _ in range(lines)]
+    for _ in range(lines):
+        process.stdout.readline()
     time.sleep(delay_s)
     process.send_signal(signal.SIGKILL)
-    said += [line.strip() for line in process.stdout.readlines()]
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "it had ended before"
-    return said
+    process.communicate()
+    return process.returncode
 
 
 def test_killed_and_started_again_it_ends_alike(bundle: Bundle, tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", COUNT)
     subprocess.run(command(bundle, tmp_path / "data", COUNT, tmp_path / "whole"), check=True, capture_output=True)
     again = command(bundle, tmp_path / "data", COUNT, tmp_path / "work")
-    said = run_until(again, 2)
-    assert said[:2] == ["photo000", "photo001"]
-    done = len(results_in(tmp_path / "work"))
-    assert 2 <= done < COUNT
+    done = 2
+    assert run_until([*again, str(done)], done) == -signal.SIGKILL
+    assert [result.name for result in results_in(tmp_path / "work")] == ["photo000", "photo001"]
     rest = subprocess.run(again, check=True, capture_output=True, text=True).stdout.split()
     assert rest == [*(f"photo{index:03}" for index in range(COUNT)), "work", "finished"]
     found, wanted = results_in(tmp_path / "work"), results_in(tmp_path / "whole")
@@ -85,8 +83,8 @@ def test_killed_at_any_moment_it_ends_alike(bundle: Bundle, tmp_path: Path) -> N
     again = command(bundle, tmp_path / "data", count, tmp_path / "work")
     known = kills = 0
     while known < count - 2:
-        run_until(again, known + 1, delay_s=0.003 * kills)
-        known, kills = len(results_in(tmp_path / "work")), kills + 1
+        kills += run_until(again, known + 1, delay_s=0.003 * kills) == -signal.SIGKILL
+        known = len(results_in(tmp_path / "work"))
     assert kills >= 3
     subprocess.run(again, check=True, capture_output=True)
     found, wanted = results_in(tmp_path / "work"), results_in(tmp_path / "whole")
