@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,6 +114,22 @@ def pcr(result: RestoreResult, fp32_corners: np.ndarray | None) -> Mapping[str, 
 def simple_measures() -> Measures:
     """Plain arithmetic; a function of a module, so that it can be sent to another process."""
     return Measures(quality, seam, pcr)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """The simple measures, with a pause."""
+
+    pause_s: float
+
+    def __call__(self) -> Measures:
+        return Measures(self._measure, seam, pcr)
+
+    def _measure(
+        self, output: np.ndarray, upscaled: np.ndarray, reference: np.ndarray, truth: np.ndarray | None
+    ) -> ImageQuality:
+        time.sleep(self.pause_s)
+        return quality(output, upscaled, reference, truth)
 
 
 @dataclass(frozen=True)

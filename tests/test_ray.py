@@ -16,6 +16,7 @@ from fake_bundle import make_fake_bundle
 from harness_support import (
     AlwaysDeadly,
     DeadlyOnce,
+    Slow,
     make_dataset,
     pictures_in,
     simple_measures,
@@ -31,7 +32,6 @@ from livemoments.validate.datasets.index import Dataset
 from livemoments.validate.harness.ray_engine import plan_workers
 from livemoments.validate.harness.run import run_images
 from livemoments.validate.harness.run_store import features_file
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.report_data import ImageResult
 
 COUNT = 6
@@ -123,8 +123,13 @@ def _two_machines() -> Iterator[Any]:
     yield found
     ray.shutdown()
     found.shutdown()
+    _await_end(before)
+
+
+def _await_end(before: set[str]) -> None:
+    """No process of a cluster may outlive it."""
     limit_s = time.monotonic() + 30
-    while left := _ray_processes() - before:  # no process of the cluster may outlive it
+    while left := _ray_processes() - before:
         assert time.monotonic() < limit_s, left
         time.sleep(0.2)
 
@@ -148,10 +153,8 @@ def test_two_machines_give_what_one_process_gives(
     cluster: Any, bundle: Bundle, dataset: Dataset, alone: tuple[ImageResult, ...], tmp_path: Path
 ) -> None:
     dataset = with_item(dataset, 2, spoil(replace_files(dataset, 2, tmp_path / "spoiled")))
-    settings = RunSettings()
-    found = run_images(
-        bundle, dataset, work=tmp_path / "work", measures=simple_measures, engine="ray", settings=settings
-    )
+    slow = Slow(0.5)  # so that the machine that starts later gets its share
+    found = run_images(bundle, dataset, work=tmp_path / "work", measures=slow, engine="ray")
     local = run_images(bundle, dataset, work=tmp_path / "local", measures=simple_measures)
     assert [without_times(result) for result in found] == [without_times(result) for result in local]
     assert [result.status for result in found].count("failed") == 1
@@ -273,7 +276,7 @@ print("still connected" if ray.is_initialized() else "done")
     found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == "done"
-    assert _ray_processes() <= before
+    _await_end(before)
     again = run_images(
         bundle, replace(dataset, items=dataset.items[:2]), work=tmp_path, measures=simple_measures
     )  # reads the journal: the worker's name shows who did it
