@@ -1,0 +1,78 @@
+"""What an inexact reference policy costs: the same engines' photo under it and under ``per-step``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from livemoments.bundle import Bundle
+from livemoments.measures import psnr_db
+from livemoments.progress import SILENT, Progress
+from livemoments.runtime.backends.base import Backend
+from livemoments.runtime.images import Photo
+from livemoments.runtime.inputs import ImageSource
+from livemoments.runtime.restore import restore
+from livemoments.types import Size
+from livemoments.validate.harness.settings import RunSettings
+from livemoments.validate.report_data import Check
+from livemoments.validate.simulated_clip import simulate_live_photo, synthetic_photograph
+
+_TILES = (1.4, 1.2)
+"""Height and width of the made-up photo in tiles: a little more than one, so that blending and PCR take part."""
+_STITCHED_PEAK = 2.0
+
+
+def made_up_clip(tile: Size, seed: int) -> tuple[Photo, Photo, Photo]:
+    """Frame, photo and photo frame with a photograph's spectrum, a little larger than a tile."""
+    size = Size(round(tile.height * _TILES[0]), round(tile.width * _TILES[1]))
+    return simulate_live_photo(synthetic_photograph(size, seed=seed), seed=seed).as_photos()
+
+
+def policy_check(
+    bundle: Bundle,
+    settings: RunSettings,
+    clip: tuple[ImageSource, ImageSource, ImageSource | None],
+    backend: Backend,
+    progress: Progress = SILENT,
+) -> Check | None:
+    """The PSNR between the photos of the policy in use and of ``per-step``, before the colour fix; informative.
+
+    Returns:
+        ``None`` for a policy that computes what ``per-step`` computes.
+    """
+    policy = settings.policy(bundle)
+    if policy.exact:
+        return None
+    found = [
+        _stitched(bundle, replace(settings, reference=name, pad_small=True), clip, backend, progress)
+        for name in (str(policy), "per-step")
+    ]
+    value = psnr_db(*found, peak=_STITCHED_PEAK)
+    return Check(
+        name="policy.psnr_db",
+        value=value if math.isfinite(value) else None,
+        limit=None,
+        unit="dB",
+        better="higher",
+        status="info",
+        detail=f"the photo under {policy} against the same engines' under per-step",
+    )
+
+
+def _stitched(
+    bundle: Bundle,
+    settings: RunSettings,
+    clip: tuple[ImageSource, ImageSource, ImageSource | None],
+    backend: Backend,
+    progress: Progress,
+) -> np.ndarray:
+    kept: dict[str, np.ndarray] = {}
+
+    def observe(name: str, value: np.ndarray) -> None:
+        if name == "photo.stitched":
+            kept[name] = value
+
+    restore(bundle, *clip, **settings.restore_options(), observer=observe, backend=backend, progress=progress)
+    return kept["photo.stitched"]
