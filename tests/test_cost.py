@@ -20,11 +20,12 @@ from logging_backend import LoggingBackend
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, ResourceError, UsageError
 from livemoments.types import Size, Stage
+from livemoments.validate.clip import Clip
 from livemoments.validate.cost import machine, memory
 from livemoments.validate.cost.energy import count_energy
 from livemoments.validate.cost.latency import batch_photo, measure_stages, measure_tiles, percentiles
 from livemoments.validate.cost.measure import cost_checks, measure_cost
-from livemoments.validate.cost.memory import PhotoFiles, VramWatch, family, read_footprint, restore_afresh
+from livemoments.validate.cost.memory import VramWatch, family, read_footprint, restore_afresh
 from livemoments.validate.cost.nvml import Gpu, open_gpu
 from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.meters import ProcessCost, measure_process
@@ -340,7 +341,7 @@ def test_on_macos_the_footprint_is_asked_for(bundle: Bundle, tmp_path: Path, mon
 
     monkeypatch.setattr(memory, "measure_process", measured)
     monkeypatch.setattr(memory.platform, "system", lambda: "Darwin")
-    photo = PhotoFiles(tmp_path / "f.png", tmp_path / "p.png")
+    photo = Clip(tmp_path / "f.png", tmp_path / "p.png")
     found = restore_afresh(bundle, photo, RunSettings(provider="coreml"))
     assert commands[0][:2] == ["/usr/bin/time", "-l"]
     by_kind = {entry.kind: entry for entry in found.memory}
@@ -353,7 +354,7 @@ def test_on_macos_the_footprint_is_asked_for(bundle: Bundle, tmp_path: Path, mon
 
 
 def test_a_failing_restoration_is_an_error(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photo = PhotoFiles(tmp_path / "missing.png", tmp_path / "p.png")
+    photo = Clip(tmp_path / "missing.png", tmp_path / "p.png")
     with pytest.raises(EngineError, match=r"failed in a process of its own: .*missing\.png: no such file"):
         restore_afresh(bundle, photo, RunSettings())
 

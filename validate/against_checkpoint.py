@@ -24,13 +24,10 @@ from livemoments.validate.ladder.all_points import all_points, check_source
 from livemoments.validate.ladder.bisect import bisect
 from livemoments.validate.ladder.replay import climb
 from livemoments.validate.ladder.rungs import LEVELS, Level
+from livemoments.validate.policy_cost import made_up_clip
 from livemoments.validate.recording.pipeline import record
 from livemoments.validate.recording.schema import Detail
 from livemoments.validate.report_data import Bisection, Rung
-from livemoments.validate.simulated_clip import simulate_live_photo, synthetic_photograph
-
-_SYNTHETIC_TILES = (1.4, 1.2)
-"""Height and width of the made-up photo in tiles: a little more than one, so that blending and PCR take part."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def compare_with_checkpoint(
         folder = Path(name)
         recording = record(
             checkpoint,
-            clip or made_up_photo(folder, tile, settings.seed),
+            clip or _write_made_up(folder, tile, settings.seed),
             folder / "recording",
             tile=tile,
             overlap=bundle.manifest.overlap,
@@ -110,13 +107,10 @@ def smallest_tile(bundle: Bundle) -> Size:
     return min(bundle.tile_sizes, key=lambda size: size.height * size.width)
 
 
-def made_up_photo(folder: Path, tile: Size, seed: int) -> Clip:
-    """A simulated Live Photo with a photograph's spectrum, as files."""
-    high, wide = _SYNTHETIC_TILES
-    live = simulate_live_photo(
-        synthetic_photograph(Size(round(tile.height * high), round(tile.width * wide)), seed=seed), seed=seed
-    )
-    names = {"frame": live.frame, "photo": live.photo, "photo_frame": live.photo_frame}
-    for name, pixels in names.items():
-        write_image(folder / f"{name}.png", pixels)
-    return Clip(folder / "frame.png", folder / "photo.png", folder / "photo_frame.png", name="made-up")
+def _write_made_up(folder: Path, tile: Size, seed: int) -> Clip:
+    """The made-up clip as files."""
+    clip = Clip(folder / "frame.png", folder / "photo.png", folder / "photo_frame.png", name="made-up")
+    paths = (clip.frame, clip.photo, folder / "photo_frame.png")
+    for path, photo in zip(paths, made_up_clip(tile, seed), strict=True):
+        write_image(path, photo.pixels)
+    return clip

@@ -45,11 +45,11 @@ def policy_check(
     policy = settings.policy(bundle)
     if policy.exact:
         return None
-    found = [
+    own, exact = (
         _stitched(bundle, replace(settings, reference=name, pad_small=True), clip, backend, progress)
         for name in (str(policy), "per-step")
-    ]
-    value = psnr_db(*found, peak=_STITCHED_PEAK)
+    )
+    value = psnr_db(own, exact, peak=_STITCHED_PEAK)
     return Check(
         name="policy.psnr_db",
         value=value if math.isfinite(value) else None,

@@ -7,32 +7,35 @@ import datetime
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from livemoments.bundle import Bundle
-from livemoments.errors import UsageError
+from livemoments.errors import OutputError, UsageError
 from livemoments.limits import load_limits
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
+from livemoments.runtime.inputs import ImageSource
 from livemoments.types import Stage
 from livemoments.validate.clip import Clip
 from livemoments.validate.cost.machine import machine_record
 from livemoments.validate.cost.measure import cost_checks, measure_cost
-from livemoments.validate.cost.memory import PhotoFiles
+from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.descriptors import paper_rows
 from livemoments.validate.datasets.index import Dataset, open_dataset
 from livemoments.validate.harness.key import bundle_digest
-from livemoments.validate.harness.measures import StandardMeasures
-from livemoments.validate.harness.run import EngineKind, run_images
+from livemoments.validate.harness.run import run_images
 from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.harness.summary import aggregate_metrics, image_checks
 from livemoments.validate.ladder.bisect import bisect
+from livemoments.validate.ladder.conditions import choose_image
 from livemoments.validate.ladder.replay import climb
 from livemoments.validate.ladder.rungs import LEVELS, Level
 from livemoments.validate.ladder.selfcheck import self_checks
+from livemoments.validate.policy_cost import made_up_clip, policy_check
+from livemoments.validate.recording.schema import LR, REF, REF_LR
 from livemoments.validate.recording.store import Recording, open_recording
 from livemoments.validate.report.baseline import compare_with_baseline
 from livemoments.validate.report.schema import decode_report, finite
@@ -52,33 +55,6 @@ from livemoments.version import __version__
 
 CACHE = "index"
 """Folder beside the report in which the data set's checked files are remembered."""
-
-
-@dataclass(frozen=True)
-class DataPlan:
-    """A data set, and how it is gone through.
-
-    Attributes:
-        folder: ``lr/``, ``ref/`` and perhaps ``ref_lr/`` and ``gt/``.
-        name: of a known set (``synlive260`` …) that the folder must be; brings the paper's rows.
-        limit: at most this many images.
-        measures: the quality metrics.
-        engine, workers, ray_address: where (:func:`livemoments.validate.harness.run.run_images`).
-        pictures: small pictures for the report.
-        allowed_failures: images that may fail without failing the run.
-        fresh: begin anew, whatever an earlier run left.
-    """
-
-    folder: Path
-    name: str | None = None
-    limit: int | None = None
-    measures: StandardMeasures = field(default_factory=StandardMeasures)
-    engine: EngineKind = "local"
-    workers: int | None = None
-    ray_address: str | None = None
-    pictures: bool = True
-    allowed_failures: int = 0
-    fresh: bool = False
 
 
 def validate(
@@ -138,6 +114,8 @@ def validate(
         raise UsageError("a checkpoint and a recording are two references", fix="name one of them")
     if find_fault and checkpoint is None and recording is None:
         raise UsageError("to bisect, there must be a reference", fix="name a checkpoint or a recording")
+    if output is not None:
+        _prepare(Path(output))
     earlier = None if baseline is None else decode_report(baseline)  # a bad file is known before the work
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     settings = settings or RunSettings()
@@ -170,17 +148,18 @@ def validate(
             bisection = bisect(opened, recorded, backend=engines, limits=held, progress=progress)
     if check_itself:
         checks += self_checks(opened, backend=engines, seed=settings.seed, progress=progress)
+    policy = policy_check(opened, settings, _clip(opened, clip, recorded, settings), engines, progress)
+    checks += () if policy is None else (policy,)
     with _folder(output) as folder:
         found = _go_through(opened, plan, recorded, settings, folder, backend, progress)
         if found.images and plan is not None:
             checks += image_checks(found.images, allowed_failures=plan.allowed_failures)
         cost = _cost(opened, settings, clip, cost_runs, backend, progress)
         checks += () if cost is None else cost_checks(cost)
-        policy = settings.policy(opened)
         report = ValidationReport(
             livemoments=__version__,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            bundle=_describe(opened, str(policy), f"{engines.name}:{engines.provider}"),
+            bundle=_describe(opened, str(settings.policy(opened)), f"{engines.name}:{engines.provider}"),
             reference=_name_reference(checkpoint, recorded),
             dataset=found.info,
             settings={"command": command, **settings.to_json()},
@@ -208,6 +187,21 @@ class _Found:
     info: DatasetInfo | None = None
     images: tuple[ImageResult, ...] = ()
     metrics: tuple[Metric, ...] = ()
+
+
+def _prepare(folder: Path) -> None:
+    """Make the report's folder before any work begins.
+
+    Raises:
+        OutputError: it is a file, or cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "is a file" if folder.is_file() else f"cannot be made ({error.strerror})"
+        raise OutputError(folder, why, fix="name a folder for the report, or a .json file") from None
+    if not os.access(folder, os.W_OK):
+        raise OutputError(folder, "cannot be written (permission denied)", fix="choose another -o")
 
 
 @contextlib.contextmanager
@@ -261,6 +255,20 @@ def _covers(recording: Recording, dataset: Dataset) -> bool:
     return any(item.name in recording.images for item in dataset.items)
 
 
+def _clip(
+    bundle: Bundle, clip: Clip | None, recording: Recording | None, settings: RunSettings
+) -> tuple[ImageSource, ImageSource, ImageSource | None]:
+    """Frame, photo and photo frame: those that were named, else recorded ones, else made-up ones."""
+    if clip is not None:
+        return clip.frame, clip.photo, clip.photo_frame
+    if recording is not None:
+        name = choose_image(recording, None)
+        frame, photo, photo_frame = (recording.image_path(name, role) for role in (LR, REF, REF_LR))
+        if frame is not None and photo is not None:
+            return frame, photo, photo_frame
+    return made_up_clip(min(bundle.tile_sizes, key=lambda size: size.height * size.width), settings.seed)
+
+
 def _cost(
     bundle: Bundle,
     settings: RunSettings,
@@ -275,8 +283,7 @@ def _cost(
         raise UsageError(
             f"{bundle.path} has no stage {missing[0]}, so no tile can be timed", fix="leave the cost out (--no-cost)"
         )
-    photo = None if clip is None else PhotoFiles(clip.frame, clip.photo, clip.photo_frame)
-    return measure_cost(bundle, settings, photo=photo, backend=backend, runs=runs, progress=progress)
+    return measure_cost(bundle, settings, photo=clip, backend=backend, runs=runs, progress=progress)
 
 
 def _describe(bundle: Bundle, policy: str, provider: str) -> BundleInfo:

@@ -11,9 +11,10 @@ from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.images import write_image
 from livemoments.types import Size
+from livemoments.validate.clip import Clip
 from livemoments.validate.cost.latency import batch_photo, measure_stages, measure_tiles, percentiles
 from livemoments.validate.cost.machine import watch_state
-from livemoments.validate.cost.memory import PhotoFiles, restore_afresh, runtime_memory
+from livemoments.validate.cost.memory import restore_afresh, runtime_memory
 from livemoments.validate.cost.nvml import GPU_PROVIDERS, open_gpu
 from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.report_data import Check, Cost
@@ -23,7 +24,7 @@ def measure_cost(
     bundle: Bundle,
     settings: RunSettings | None = None,
     *,
-    photo: PhotoFiles | None = None,
+    photo: Clip | None = None,
     sizes: Sequence[Size] | None = None,
     backend: Backend | None = None,
     runs: int = 20,
@@ -131,9 +132,9 @@ def cost_checks(cost: Cost) -> tuple[Check, ...]:
     )
 
 
-def _synthetic_photo(bundle: Bundle, tile: Size, settings: RunSettings, folder: Path) -> PhotoFiles:
+def _synthetic_photo(bundle: Bundle, tile: Size, settings: RunSettings, folder: Path) -> Clip:
     frame, photo = batch_photo(bundle, tile, settings.batch, seed=settings.seed)
-    files = PhotoFiles(folder / "frame.png", folder / "photo.png", folder / "photo_frame.png")
+    files = Clip(folder / "frame.png", folder / "photo.png", folder / "photo_frame.png")
     for path, picture in ((files.frame, frame), (files.photo, photo), (files.photo_frame, frame)):
         assert path is not None
         write_image(path, picture.pixels)

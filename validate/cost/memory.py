@@ -16,6 +16,7 @@ from types import TracebackType
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, ResourceError
 from livemoments.runtime.backends.base import Backend
+from livemoments.validate.clip import Clip
 from livemoments.validate.cost.nvml import GPU_PROVIDERS, Gpu
 from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.meters import ProcessCost, measure_process
@@ -25,15 +26,6 @@ SAMPLE_S = 0.02
 _TIME = "/usr/bin/time"
 _FOOTPRINT = re.compile(r"^\s*(\d+)\s+peak memory footprint\s*$", re.MULTILINE)
 _POSIX = ("Linux", "Darwin")
-
-
-@dataclass(frozen=True, slots=True)
-class PhotoFiles:
-    """The image files of one restoration; ``photo_frame`` is derived where it is ``None``."""
-
-    frame: Path
-    photo: Path
-    photo_frame: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +113,7 @@ def family(pid: int) -> set[int]:
 
 
 def restore_afresh(
-    bundle: Bundle, photo: PhotoFiles, settings: RunSettings, *, gpu: Gpu | None = None, no_gpu: str = ""
+    bundle: Bundle, photo: Clip, settings: RunSettings, *, gpu: Gpu | None = None, no_gpu: str = ""
 ) -> FreshRun:
     """Restore a photo with ``livemoments restore`` in a fresh process, and read its peaks.
 
@@ -177,7 +169,7 @@ def read_footprint(stderr: str) -> int | None:
     return int(found[-1]) if found else None
 
 
-def _command(bundle: Bundle, photo: PhotoFiles, settings: RunSettings, output: Path) -> list[str]:
+def _command(bundle: Bundle, photo: Clip, settings: RunSettings, output: Path) -> list[str]:
     # Apple's footprint counts what the GPU and the Neural Engine hold for a process; the resident set does not
     timed = [_TIME, "-l"] if platform.system() == "Darwin" else []
     command = [*timed, sys.executable, "-m", "livemoments", "restore", str(bundle.path)]
