@@ -18,6 +18,7 @@ The other stages have no blocks: the network's error (:func:`networks`), then th
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from livemoments.bundle import Bundle
@@ -53,6 +54,7 @@ def bisect(
     recording: Recording,
     *,
     image: str | None = None,
+    stages: Collection[Stage] = tuple(Stage),
     backend: Backend | None = None,
     limits: PrecisionLimits | None = None,
     progress: Progress = SILENT,
@@ -63,6 +65,7 @@ def bisect(
         bundle: opened.
         recording: opened; with detail ``modules`` a node is named, with ``blocks`` a block, else a stage.
         image: a photo's name; by default the first of those recorded in most detail.
+        stages: where to search.
         backend: what runs whole stages; :class:`OrtBackend` on the CPU by default. Parts of stages run in
             onnxruntime on the CPU.
         limits: the shipped ones of the bundle's precision by default.
@@ -82,7 +85,15 @@ def bisect(
     held = limits or load_limits(bundle.manifest.precision)
     rungs = {
         rung.name: rung
-        for rung in networks(bundle, recording, name, backend=backend or OrtBackend(), limits=held, progress=progress)
+        for rung in networks(
+            bundle,
+            recording,
+            name,
+            stages=stages,
+            backend=backend or OrtBackend(),
+            limits=held,
+            progress=progress,
+        )
     }
     found: list[_Found] = []
     with progress.task("Searching for the first fault", len(rungs)) as task:

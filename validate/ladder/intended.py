@@ -147,20 +147,29 @@ def parts_of(block: str, index: int, stage: Stage) -> dict[str, Intended]:
     found: dict[str, Intended] = {}
     for part in "kv":
         names = _own_names(block, part)
-        found |= {f"own {part} of the image": recorded(names[0]), f"own {part} of the text": recorded(names[1])}
+        found[f"own {part} of the image"] = recorded(names[0])
+        found[f"own {part} of the text"] = recorded(names[1])
         found[f"own {part}"] = _joined(names)
         if stage is Stage.RESTORATION:
-            found[f"the reference's {part}"] = Intended(lambda given, part=part: _reference(given, index, part))
-            found[f"the reference's image {part}"] = Intended(
-                lambda given, part=part: _reference(given, index, part)[:, : _image_tokens(given)]
-            )
-            found[f"the reference's text {part}"] = Intended(
-                lambda given, part=part: _reference(given, index, part)[:, _image_tokens(given) :]
-            )
+            found |= _reference_parts(index, part)
     if stage is Stage.RESTORATION:
-        found["the motion's bias"] = Intended(lambda given: given.case.inputs["motion_bias"][index])
+        found["the motion's bias"] = Intended(lambda given: np.asarray(given.case.inputs["motion_bias"][index]))
         found["the moved image k"] = Intended(lambda given: _moved(given, index))
     return found
+
+
+def _reference_parts(index: int, part: str) -> dict[str, Intended]:
+    def image(given: Pass) -> np.ndarray:
+        return _reference(given, index, part)[:, : _image_tokens(given)]
+
+    def text(given: Pass) -> np.ndarray:
+        return _reference(given, index, part)[:, _image_tokens(given) :]
+
+    return {
+        f"the reference's {part}": Intended(lambda given: _reference(given, index, part)),
+        f"the reference's image {part}": Intended(image),
+        f"the reference's text {part}": Intended(text),
+    }
 
 
 def mixed_parts(block: str, index: int, stage: Stage, heads: int) -> dict[str, Intended]:

@@ -38,6 +38,7 @@ def climb(
     *,
     image: str | None = None,
     levels: Collection[Level] = LEVELS,
+    stages: Collection[Stage] = tuple(Stage),
     backend: Backend | None = None,
     limits: PrecisionLimits | None = None,
     progress: Progress = SILENT,
@@ -55,6 +56,7 @@ def climb(
         recording: opened; of the same checkpoint, with the bundle's tile size, overlap and timesteps.
         image: a photo's name; by default the first of those recorded in most detail.
         levels: which rungs.
+        stages: of which stages blocks and networks are compared.
         backend: what runs the engines; :class:`OrtBackend` on the CPU by default.
         limits: the shipped ones of the bundle's precision by default.
         progress: where to report.
@@ -76,9 +78,9 @@ def climb(
     engines = backend or OrtBackend()
     rungs: list[Rung] = []
     if "block" in levels:
-        rungs += _blocks(bundle, recording, name, held, progress)
+        rungs += _blocks(bundle, recording, name, stages, held, progress)
     if "network" in levels:
-        rungs += networks(bundle, recording, name, backend=engines, limits=held, progress=progress)
+        rungs += networks(bundle, recording, name, stages=stages, backend=engines, limits=held, progress=progress)
     if wanted := [level for level in LEVELS[2:] if level in levels]:
         found = _photo(bundle, recording, name, held, engines, progress)
         rungs += [rung for rung in found if rung.level in wanted]
@@ -90,6 +92,7 @@ def networks(
     recording: Recording,
     image: str,
     *,
+    stages: Collection[Stage] = tuple(Stage),
     backend: Backend,
     limits: PrecisionLimits,
     progress: Progress = SILENT,
@@ -97,9 +100,9 @@ def networks(
     """One rung a stage: the worst output over tiles and steps, fed with the reference's own inputs."""
     size = recording.meta.settings.tile
     rungs = []
-    stages = [stage for stage in Stage if str(stage) in bundle.manifest.stages]
-    with progress.task("Comparing networks", len(stages)) as task:
-        for stage in stages:
+    present = _present(bundle, stages)
+    with progress.task("Comparing networks", len(present)) as task:
+        for stage in present:
             worst = Worst()
             found: Iterable[Pass] = passes(recording, image, bundle, stage)
             if stage not in STEPPED:
@@ -115,6 +118,11 @@ def networks(
     return rungs
 
 
+def _present(bundle: Bundle, stages: Collection[Stage]) -> list[Stage]:
+    """The wanted stages that a bundle has, in the order in which a tile passes through them."""
+    return [stage for stage in Stage if stage in stages and str(stage) in bundle.manifest.stages]
+
+
 def _run_stage(bundle: Bundle, stage: Stage, size: Size, cases: list[Pass], backend: Backend, worst: Worst) -> None:
     with backend.open(bundle, stage, size) as engine:
         for given in cases:
@@ -125,13 +133,18 @@ def _run_stage(bundle: Bundle, stage: Stage, size: Size, cases: list[Pass], back
 
 
 def _blocks(
-    bundle: Bundle, recording: Recording, image: str, limits: PrecisionLimits, progress: Progress
+    bundle: Bundle,
+    recording: Recording,
+    image: str,
+    stages: Collection[Stage],
+    limits: PrecisionLimits,
+    progress: Progress,
 ) -> list[Rung]:
     size = recording.meta.tile
     rungs: list[Rung] = []
-    stages = [stage for stage in Stage if str(stage) in bundle.manifest.stages]
-    with progress.task("Comparing blocks and modules", len(stages)) as task:
-        for stage in stages:
+    present = _present(bundle, stages)
+    with progress.task("Comparing blocks and modules", len(present)) as task:
+        for stage in present:
             graph = bundle.graph(stage, size)
             cases = list(passes(recording, image, bundle, stage))
             boundaries: dict[int, list[BoundaryError]] = {}
