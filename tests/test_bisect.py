@@ -202,9 +202,14 @@ def test_without_modules_the_block_is_named(tiny_bundle: Path, recording: Record
     assert "no block was recorded" in found.detail
 
 
-def test_a_recording_in_half_precision_is_not_taken_for_a_fault(tiny_bundle: Path, recording: Recording) -> None:
-    found = bisect(open_bundle(tiny_bundle), InHalf(recording), stages=(Stage.RESTORATION,))
-    assert [suspect for suspect in found.suspects if suspect.block is not None] == []
+def test_a_recording_in_half_precision_is_not_taken_for_a_fault(
+    tiny_bundle: Path, recording: Recording, tmp_path: Path
+) -> None:
+    half, good = InHalf(recording), open_bundle(tiny_bundle)
+    assert bisect(good, half, stages=TRANSFORMERS).suspects == ()
+    assert failing(good, half, *TRANSFORMERS) == []
+    case = QUICK["swapped weight"]
+    check(case, faults.plant(tiny_bundle, tmp_path / "faulty", case.stage, case.fault), half)
 
 
 def test_a_fault_outside_of_the_transformers_names_the_stage(

@@ -61,4 +61,5 @@ def cosine_of(dot: float, squared_value: float, squared_reference: float) -> flo
     """Cosine from a dot product and two sums of squares."""
     if squared_value == 0.0 or squared_reference == 0.0:
         return 1.0 if squared_value == squared_reference else 0.0
-    return dot / math.sqrt(squared_value) / math.sqrt(squared_reference)
+    quotient = dot / math.sqrt(squared_value) / math.sqrt(squared_reference)
+    return quotient if math.isnan(quotient) else max(-1.0, min(1.0, quotient))  # rounding may take it past 1

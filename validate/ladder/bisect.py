@@ -27,7 +27,7 @@ from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.types import Stage
-from livemoments.validate.ladder.conditions import check_fits, choose_image
+from livemoments.validate.ladder.conditions import check_fits, choose_image, limits_for
 from livemoments.validate.ladder.local import LocalError, LocalErrors
 from livemoments.validate.ladder.recorded import STEPPED, Pass, passes
 from livemoments.validate.ladder.replay import networks
@@ -82,7 +82,7 @@ def bisect(
     """
     check_fits(bundle, recording)
     name = choose_image(recording, image)
-    held = limits or load_limits(bundle.manifest.precision)
+    held = limits_for(limits or load_limits(bundle.manifest.precision), recording)
     rungs = {
         rung.name: rung
         for rung in networks(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from livemoments.bundle import Bundle
 from livemoments.errors import BundleError, FileError
+from livemoments.limits import PrecisionLimits
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.images import read_photo
@@ -16,6 +19,8 @@ from livemoments.validate.recording.cases import schedule_point
 from livemoments.validate.recording.schema import DETAILS, LR, REF, REF_LR
 from livemoments.validate.recording.store import Recording
 
+HALF_RECORDING_REL_L2 = 2e-3
+"""What a recording in float16 cannot tell from nothing: its rounding (3e-4) of what goes in, and of what comes out."""
 _NOISE = ("lq.posterior_noise", "ref.posterior_noise", "noise")
 
 
@@ -48,6 +53,24 @@ def check_fits(bundle: Bundle, recording: Recording) -> None:
             f"samples {settings.steps} steps at other timesteps than the recording",
             fix=f"export with --steps {settings.steps}",
         )
+
+
+def limits_for(limits: PrecisionLimits, recording: Recording) -> PrecisionLimits:
+    """The limits that a recording allows: one in float16 was rounded itself, whatever the bundle's precision."""
+    if recording.meta.dtype == "float32":
+        return limits
+
+    def least(limit: float | None) -> float | None:
+        return None if limit is None else max(limit, HALF_RECORDING_REL_L2)
+
+    return msgspec.structs.replace(
+        limits,
+        stage_rel_l2={stage: max(limit, HALF_RECORDING_REL_L2) for stage, limit in limits.stage_rel_l2.items()},
+        step_rel_l2=least(limits.step_rel_l2),
+        block_rel_l2=least(limits.block_rel_l2),
+        module_rel_l2=least(limits.module_rel_l2),
+        exact_rel_l2=least(limits.exact_rel_l2),
+    )
 
 
 def choose_image(recording: Recording, image: str | None) -> str:

@@ -21,8 +21,6 @@ from livemoments.validate.ladder.modules import PRODUCTS
 from livemoments.validate.ladder.pieces import Network, Piece
 from livemoments.validate.ladder.recorded import Pass
 
-HALF_RECORDING = 1e-3
-"""Below this a recording in float16 cannot tell anything: it rounds what goes in and what should come out."""
 _GROUP_BYTES = 1 << 29
 """What landmarks that are computed at once are given."""
 _BYTES_UNKNOWN = 1 << 26
@@ -175,7 +173,7 @@ class LocalErrors:
         for value in group:
             landmark = self.map.landmarks[value]
             distance = _compare(got.pop(value), known[value].make(given))
-            yield LocalError(landmark, given, distance, self._limit(landmark, set(known) - {value}, given))
+            yield LocalError(landmark, given, distance, self._limit(landmark, set(known) - {value}))
 
     def _feeds(self, piece: Piece, given: Pass, known: Mapping[str, Intended]) -> dict[str, np.ndarray]:
         inputs = given.case.inputs
@@ -185,7 +183,7 @@ class LocalErrors:
         with self.network.cut(outputs, stops, widen=self._widen) as piece:
             return piece.run(self._feeds(piece, given, self.map.known(given)))
 
-    def _limit(self, landmark: Landmark, stops: set[str], given: Pass) -> float:
+    def _limit(self, landmark: Landmark, stops: set[str]) -> float:
         cone = self.network.cone([landmark.value], stops)
         if self._products(cone) > 1:
             limit: float | None = self._limits.stage_rel_l2[str(self._stage)]
@@ -198,7 +196,7 @@ class LocalErrors:
                 "the file of limits has no module_rel_l2 or exact_rel_l2 for this precision",
                 fix="take them from validate/limits.toml",
             )
-        return max(limit, HALF_RECORDING) if given.is_half else limit
+        return limit
 
     def _products(self, cone: Sequence[int]) -> int:
         return sum(self._multiplies_weights(index) for index in cone)

@@ -57,11 +57,6 @@ class Pass:
         part = f".{self._part}" if self.stage is Stage.VAE_ENCODER else ""
         return f"tile{self.tile}{part}" if self.step is None else f"tile{self.tile}.step{self.step}"
 
-    @property
-    def is_half(self) -> bool:
-        """Whether the recording was rounded to float16."""
-        return self._recording.meta.dtype == "float16"
-
     @functools.cached_property
     def case(self) -> RecordedCase:
         """Inputs and outputs by the graph's names; ``step`` is the bundle's schedule point.

@@ -15,7 +15,7 @@ from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend, to_host
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.types import Size, Stage
-from livemoments.validate.ladder.conditions import check_fits, choose_image, restore_as_recorded
+from livemoments.validate.ladder.conditions import check_fits, choose_image, limits_for, restore_as_recorded
 from livemoments.validate.ladder.local import LocalError, LocalErrors
 from livemoments.validate.ladder.measures import measure
 from livemoments.validate.ladder.recorded import STEPPED, Pass, passes
@@ -58,7 +58,7 @@ def climb(
         levels: which rungs.
         stages: of which stages blocks and networks are compared.
         backend: what runs the engines; :class:`OrtBackend` on the CPU by default.
-        limits: the shipped ones of the bundle's precision by default.
+        limits: the shipped ones of the bundle's precision by default; a recording in float16 widens them.
         progress: where to report.
 
     Returns:
@@ -74,7 +74,7 @@ def climb(
         raise UsageError(f"'{unknown[0]}' is no level of the parity ladder", fix=f"use {', '.join(LEVELS)}")
     check_fits(bundle, recording)
     name = choose_image(recording, image)
-    held = limits or load_limits(bundle.manifest.precision)
+    held = limits_for(limits or load_limits(bundle.manifest.precision), recording)
     engines = backend or OrtBackend()
     rungs: list[Rung] = []
     if "block" in levels:

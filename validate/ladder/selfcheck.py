@@ -20,7 +20,7 @@ from livemoments.limits import PrecisionLimits, load_limits
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Array, Backend, Engine, batch_axis, to_host
 from livemoments.runtime.backends.ort import OrtBackend
-from livemoments.runtime.images import Photo
+from livemoments.runtime.images import MIN_SIDE_PX, Photo
 from livemoments.runtime.inputs import RestoreInputs, load_inputs
 from livemoments.runtime.noise import SeededNoise
 from livemoments.runtime.restore import KV_BUDGET_BYTES, _restore_tiles, to_integers
@@ -243,14 +243,15 @@ def _restore(
 
 def _scene(tile: Size, seed: int) -> RestoreInputs:
     """A picture of smooth colours at several scales, one and a half tiles wide; a shifted frame at half its size."""
-    width = int(tile.width * _PHOTO_TILES) // 16 * 16
+    height = max(tile.height, 2 * MIN_SIDE_PX)  # frames are half as large
+    width = max(int(tile.width * _PHOTO_TILES), 2 * MIN_SIDE_PX) // 16 * 16
     rng = np.random.default_rng(seed)
-    photo = np.zeros((tile.height, width, 3), np.float32)
+    photo = np.zeros((height, width, 3), np.float32)
     for cells in (4, 16, 64):
         coarse = rng.standard_normal((cells, cells * 2, 3)).astype(np.float32)
-        photo += cv2.resize(coarse, (width, tile.height), interpolation=cv2.INTER_CUBIC) * (40 / math.log2(cells))
+        photo += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) * (40 / math.log2(cells))
     pixels = np.clip(np.rint(128 + photo), 0, 255).astype(np.uint8)
-    key_frame = cv2.resize(pixels, (width // 2, tile.height // 2), interpolation=cv2.INTER_AREA)
+    key_frame = cv2.resize(pixels, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
     frame = np.roll(key_frame, 2, axis=1)
     return load_inputs(Photo(np.ascontiguousarray(frame)), Photo(pixels), Photo(np.asarray(key_frame)))
 
