@@ -119,10 +119,11 @@ def _all(
         yield from _attention(block, stage)
         for stream in (block.image, block.text):
             yield from _stream(block, stream, smoothed)
-    if transformer.table_out is not None:
-        yield from _table("norm_out", "norm_out", transformer.table_out, None)
-    if transformer.norm_out is not None:
-        yield Landmark(transformer.norm_out.value, "norm_out", (intended.module("norm_out"),))
+    norm_out = transformer.norm_out
+    if transformer.table_out is not None and norm_out is not None:
+        yield from _table("norm_out", "norm_out", transformer.table_out, [norm_out] if smoothed else None)
+    if norm_out is not None and not smoothed:
+        yield Landmark(norm_out.value, "norm_out", (intended.module("norm_out"),))
 
 
 def _boundaries(block: Block) -> Iterator[Landmark]:

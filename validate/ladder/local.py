@@ -185,10 +185,11 @@ class LocalErrors:
 
     def _limit(self, landmark: Landmark, stops: set[str]) -> float:
         cone = self.network.cone([landmark.value], stops)
+        stage, module = self._limits.stage_rel_l2[str(self._stage)], self._limits.module_rel_l2
         if self._products(cone) > 1:
-            limit: float | None = self._limits.stage_rel_l2[str(self._stage)]
-        elif any(self._reads_numbers(index) for index in cone):
-            limit = self._limits.module_rel_l2
+            limit: float | None = stage
+        elif any(self._reads_numbers(index) for index in cone):  # stages that a recipe left alone have tighter limits
+            limit = None if module is None else min(module, stage)
         else:
             limit = self._limits.exact_rel_l2
         if limit is None:
