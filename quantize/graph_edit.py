@@ -173,7 +173,13 @@ def step_input(model: ir.Model) -> ir.Value | None:
 
 
 def add_quantize_pair(
-    editor: GraphEditor, target: Target, scale: np.ndarray, zero: np.ndarray, step: ir.Value | None
+    editor: GraphEditor,
+    target: Target,
+    scale: np.ndarray,
+    zero: np.ndarray,
+    step: ir.Value | None,
+    *,
+    kind: ir.DataType | None = None,
 ) -> ir.Value:
     """Quantize a target's input and dequantize it again before the target; returns the dequantized value.
 
@@ -183,9 +189,12 @@ def add_quantize_pair(
         scale: (P,) float32, or (1,) without ``step``.
         zero: as many, in the type to quantize to.
         step: picks among the P.
+        kind: the float type of the pair, to which the input is cast; the target's by default.
     """
-    kind, name = float_type(target), f"{target.name}.input"
+    kind, name = kind or float_type(target), f"{target.name}.input"
     data, place = target.data, target.node
+    if kind != float_type(target):
+        (data,) = editor.before(place, "Cast", [data], [f"{name}.wide"], [kind], like=data, to=int(kind))
     scales = as_scale(scale, kind)
     codes_type = ir.DataType.from_numpy(zero.dtype)
     if step is None:
@@ -211,11 +220,14 @@ def add_channel_weight(
     memory: LastResult,
     quantize: Callable[[np.ndarray], ChannelWeights],
     dtype: ir.DataType,
+    *,
+    kind: ir.DataType | None = None,
 ) -> ir.Value:
-    """Store a target's weight quantized, one scale per output channel; returns the dequantized value."""
+    """Store a target's weight quantized, one scale per output channel; returns the dequantized value in ``kind``, or in
+    the target's type."""
     linear, weight = target.linear, target.weight
     name = linear.id.weight
-    kind = float_type(target)
+    kind = kind or float_type(target)
 
     def result() -> ChannelWeights:
         return memory.of(name, lambda: quantize(read_weight(weight)))

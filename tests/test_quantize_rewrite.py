@@ -8,6 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from quantize_support import FIRST, POINTS, SECOND, Seen, linears_of, run_model, two_linears
 
@@ -137,6 +138,22 @@ def test_a_half_precision_graph_stays_in_half_precision(case: dict[str, np.ndarr
     assert y.dtype == z.dtype == np.float16
     coarse = 0.15 if action is Action.WEIGHT_INT4 else 0.06
     _assert_close(y, case["x"] @ case["first"] + case["bias"], coarse)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("action", [Action.INT8_STATIC, Action.INT8_DYNAMIC])
+def test_onnxruntime_makes_integer_products_of_it(
+    case: dict[str, np.ndarray], action: Action, half: bool, tmp_path: Path
+) -> None:
+    """Not dequantized weights and float products, which would be slower than before and need more memory."""
+    model = _rewritten(case, _recipe(action, step_ranges=True), _seen([-4.0] * POINTS, [4.0] * POINTS), half=half)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = _kinds(ir.load(tmp_path / "optimized.onnx"))
+    # of a product and a bias in two dimensions, as here and nowhere in a transformer, it may make a Gemm
+    assert sum("MatMulInteger" in kind or kind == "DynamicQuantizeMatMul" for kind in kinds) == 2 - kinds.count("Gemm")
+    assert "MatMul" not in kinds
 
 
 def test_the_plan_chooses_among_linears(case: dict[str, np.ndarray]) -> None:
