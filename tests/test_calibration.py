@@ -37,7 +37,6 @@ from livemoments.runtime import restore as restore_photo
 from livemoments.runtime.images import read_photo
 from livemoments.types import Stage
 
-
 ROUNDING = 1e-4
 """Of a layer's largest value: sums in another order through a whole network and six steps."""
 ROUNDING_LEVELS = 1

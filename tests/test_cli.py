@@ -14,12 +14,11 @@ from livemoments.cli import cli, main
 
 COMMANDS = [
     *("demo", "make-checkpoint", "export", "sensitivity", "quantize"),
-    *("restore", "validate", "inspect", "verify", "completion"),
+    *("restore", "record", "validate", "synlive build", "synlive check", "inspect", "verify", "completion"),
 ]
 JSON_COMMANDS = COMMANDS[:-1]
 RESTORE = ["restore", "b", "--frame", "f", "--photo", "p", "-o", "x.png"]
 BUNDLE = "(a bundle that opens)"
-FUNCTIONS = {"export": "export_bundle", "reference": "make_checkpoint", "demo": "run_demo", "validate": "validate"}
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +27,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_the_commands_are_those_of_the_design() -> None:
-    assert list(cli.commands) == COMMANDS
+    assert list(cli.commands) == list(dict.fromkeys(name.split()[0] for name in COMMANDS))
+    assert list(cli.commands["synlive"].commands) == ["build", "check"]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_teaches(name: str) -> None:
-    result = run(name, "--help")
+    result = run(*name.split(), "--help")
     assert result.exit_code == 0
     assert f"livemoments {name}" in result.stdout.split("\n", 3)[3]  # an example, below the usage line
-    command = cli.commands[name]
+    command: click.Command = cli
+    for part in name.split():
+        command = command.commands[part]  # type: ignore[attr-defined]
     assert command.short_help
     for parameter in command.params:
         if isinstance(parameter, click.Option):
@@ -140,18 +142,18 @@ def test_a_bug_passes_through(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "module", "extra"),
+    ("arguments", "target", "extra"),
     [
-        (["export", "c", "-o", "b"], "livemoments.export.pipeline", "export"),
-        (["make-checkpoint", "c"], "livemoments.reference.random_checkpoint", "reference"),
-        (["demo"], "livemoments.demo", "demo"),
-        (["validate", BUNDLE, "--checkpoint", "c"], "livemoments.validate.parity", "validate"),
+        (["export", "c", "-o", "b"], "livemoments.export.pipeline:export_bundle", "export"),
+        (["make-checkpoint", "c"], "livemoments.reference.random_checkpoint:make_checkpoint", "reference"),
+        (["demo"], "livemoments.demo:run_demo", "demo"),
+        (["validate", BUNDLE, "--checkpoint", "c"], "livemoments.validate.run:validate", "export"),
+        (["validate", BUNDLE], "livemoments.validate.run:validate", "validate"),
     ],
 )
 def test_a_missing_extra_names_its_fix(
-    monkeypatch: pytest.MonkeyPatch, bundle: Bundle, arguments: list[str], module: str, extra: str
+    monkeypatch: pytest.MonkeyPatch, bundle: Bundle, arguments: list[str], target: str, extra: str
 ) -> None:
-    target = f"{module}:{FUNCTIONS[extra]}"
     arguments = [str(bundle.path) if part == BUNDLE else part for part in arguments]
     stand_in(monkeypatch, target, ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
     result = run(*arguments)

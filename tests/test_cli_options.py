@@ -15,6 +15,11 @@ from fake_bundle import make_fake_bundle
 from livemoments.bundle import Bundle
 from livemoments.errors import ParityError
 from livemoments.types import ReferencePolicy, Size, Stage
+from livemoments.validate.clip import Clip
+from livemoments.validate.data_plan import DataPlan
+from livemoments.validate.harness.measures import StandardMeasures
+from livemoments.validate.harness.settings import RunSettings
+from livemoments.validate.report_data import BundleInfo, Check, Status, ValidationReport
 
 
 @pytest.fixture(scope="module")
@@ -188,45 +193,124 @@ def test_restore_refuses_to_overwrite_an_input(bundle: Bundle, tmp_path: Path, o
     assert kept.read_bytes() == b"a photo"
 
 
-@pytest.mark.parametrize("passed", [True, False])
-def test_validate_reports_and_ends_accordingly(
-    monkeypatch: pytest.MonkeyPatch, bundle: Bundle, tmp_path: Path, passed: bool
-) -> None:
-    backend = stand_in(monkeypatch, "livemoments.validate.parity:validate", Report(passed))
-    report = tmp_path / "report.json"
-    images = ("--frame", "f", "--photo", "p", "--photo-frame", "v")
-    options = ("--seed", 4, "--provider", "cuda", "--limits", "l.toml", "-o", report, "--pictures", "d")
-    result = run("validate", bundle.path, "--checkpoint", "c", *images, *options)
-    assert result.exit_code == (0 if passed else 1)
-    assert result.stdout == f"photo 61.5 dB {'ok' if passed else 'FAILED'}\n"
+def validation(status: Status | None) -> ValidationReport:
+    """A report of one check, or of none."""
+    check = Check(name="self.finite", value=0.0, limit=0.0, unit="count", better="lower", status=status or "info")
+    info = BundleInfo("b", "0", "fp32", None, "onnx", "per-step", "onnxruntime:cpu", 1, {})
+    return ValidationReport(bundle=info, checks=(check,) if status else ())
+
+
+def test_validate_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, tmp_path: Path) -> None:
+    backend = stand_in(monkeypatch, "livemoments.validate.run:validate", validation("pass"))
+    clip = ("--frame", "f", "--photo", "p", "--photo-frame", "v")
+    data = ("--dataset", "d", "--set", "synlive260", "--limit", 9, "--allow-failed", 2, "--fresh", "--no-pictures")
+    work = (
+        "--engine",
+        "ray",
+        "--workers",
+        3,
+        "--ray-address",
+        "a:1",
+        "--metrics",
+        "ssim_y,psnr_y",
+        "--luma",
+        "bt601-full",
+    )
+    how = (
+        "--seed",
+        4,
+        "--steps",
+        3,
+        "--reference",
+        "frozen",
+        "--flow",
+        "dis",
+        "--tile",
+        64,
+        "--batch",
+        2,
+        "--pad-small",
+    )
+    which = ("--levels", "photo,step", "--bisect", "--no-self-checks", "--runs", 7, "--limits", "l.toml")
+    rest = ("--provider", "cuda", "--threads", 2, "--baseline", "old.json", "-o", tmp_path / "report")
+    result = run("validate", bundle.path, "--checkpoint", "c", *clip, *data, *work, *how, *which, *rest)
+    assert result.exit_code == 0, result.output
     assert backend.positional[0].manifest == bundle.manifest
     assert backend.positional[1:] == (Path("c"),)
-    del backend.options["progress"]
+    del backend.options["progress"], backend.options["command"]
     assert backend.options == {
-        "frame": Path("f"),
-        "photo": Path("p"),
-        "photo_frame": Path("v"),
-        "seed": 4,
-        "provider": "cuda",
+        "recording": None,
+        "clip": Clip(Path("f"), Path("p"), Path("v")),
+        "data": DataPlan(
+            Path("d"),
+            "synlive260",
+            9,
+            StandardMeasures(("psnr_y", "ssim_y"), None, "bt601-full"),
+            "ray",
+            3,
+            "a:1",
+            pictures=False,
+            allowed_failures=2,
+            fresh=True,
+        ),
+        "output": tmp_path / "report",
+        "levels": ("step", "photo"),
+        "find_fault": True,
+        "check_itself": False,
+        "cost_runs": 7,
+        "settings": RunSettings(
+            4, 3, "frozen", "dis", tile="64x64", batch=2, pad_small=True, provider="cuda", threads=2
+        ),
+        "baseline": Path("old.json"),
         "limits": Path("l.toml"),
-        "pictures": Path("d"),
     }
-    assert json.loads(report.read_text()) == {"passed": passed, "psnr_db": 61.5}
-    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
-    result = run("validate", bundle.path, "--checkpoint", "c", "--json")
-    assert result.exit_code == (0 if passed else 1)
-    assert json.loads(result.stdout) == {"passed": passed, "psnr_db": 61.5}
+    run("validate", bundle.path, "--no-cost")
+    assert (backend.options["cost_runs"], backend.options["data"], backend.options["settings"].seed) == (0, None, 0)
 
 
-@pytest.mark.parametrize(("name", "words"), [("", "is a folder"), ("none/report.json", "no such folder")])
-def test_validate_refuses_an_impossible_report_before_the_work(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, words: str
+@pytest.mark.parametrize(("status", "code", "gated"), [("pass", 0, 0), ("fail", 1, 1), (None, 0, 1)])
+def test_validate_ends_as_the_report_says(
+    monkeypatch: pytest.MonkeyPatch, bundle: Bundle, tmp_path: Path, status: Status | None, code: int, gated: int
 ) -> None:
-    backend = stand_in(monkeypatch, "livemoments.validate.parity:validate", Report(True))
-    result = run("validate", "b", "--checkpoint", "c", "-o", tmp_path / name)
+    stand_in(monkeypatch, "livemoments.validate.run:validate", validation(status))
+    report = tmp_path / "report.json"
+    result = run("validate", bundle.path, "--checkpoint", "c", "-o", report)
+    assert result.exit_code == code
+    assert ("all limits kept" in result.stdout) == (status == "pass")
+    assert json.loads(report.read_text())["bundle"]["name"] == "b"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    result = run("validate", bundle.path, "--gate", "--json")
+    assert result.exit_code == gated
+    assert json.loads(result.stdout)["schema"] == "livemoments/validation/1"
+    assert result.stderr.count("gate: ") == gated
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--frame", "f"], "--frame and --photo go together"),
+        (["--photo-frame", "v"], "--photo-frame needs"),
+        (["--checkpoint", "c", "--recording", "r"], "two references"),
+        (["--limit", "3"], "need --dataset"),
+        (["--bisect"], "needs a reference"),
+        (["--levels", "pixel"], "'pixel' is not one of block, network, step, tile, photo"),
+    ],
+)
+def test_validate_refuses_what_does_not_go_together(arguments: list[str], words: str) -> None:
+    result = run("validate", "b", *arguments)
     assert result.exit_code == 2
     assert words in result.stderr
-    assert backend.positional == ()
+
+
+@pytest.mark.parametrize(("name", "words"), [("file", "is a file"), ("none/report.json", "no such folder")])
+def test_validate_refuses_an_impossible_report_before_the_work(
+    bundle: Bundle, tmp_path: Path, name: str, words: str
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    result = run("validate", bundle.path, "-o", tmp_path / name)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_demo_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:

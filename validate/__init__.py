@@ -11,13 +11,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from livemoments.validate.parity import ParityReport
+    from livemoments.validate.report_data import ValidationReport
 
 
 class _CallablePackage(ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> ParityReport:
-        """See :func:`livemoments.validate.parity.validate`."""
-        from livemoments.validate.parity import validate
+    def __call__(self, *args: Any, **kwargs: Any) -> ValidationReport:
+        """See :func:`livemoments.validate.run.validate`."""
+        from livemoments.validate.run import validate
 
         return validate(*args, **kwargs)
 

@@ -10,13 +10,13 @@ from livemoments.version import __version__
 if TYPE_CHECKING:
     from livemoments.export.pipeline import export_bundle
     from livemoments.runtime.restore import restore
-    from livemoments.validate.parity import validate
+    from livemoments.validate.run import validate
 
 _PUBLIC = {
     "export_bundle": "livemoments.export.pipeline",
     "open_bundle": "livemoments.bundle",
     "restore": "livemoments.runtime.restore",
-    "validate": "livemoments.validate.parity",
+    "validate": "livemoments.validate.run",
 }
 
 __all__ = ["__version__", "export_bundle", "open_bundle", "restore", "validate"]

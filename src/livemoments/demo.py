@@ -18,15 +18,26 @@ from livemoments.reference.random_checkpoint import make_checkpoint
 from livemoments.runtime.images import Photo, check_pair_sizes, read_photo, write_image
 from livemoments.runtime.inputs import load_inputs
 from livemoments.types import Size
+from livemoments.validate.clip import Clip
+from livemoments.validate.data_plan import DataPlan
+from livemoments.validate.datasets.embedded import write_embedded_set
+from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.meters import measure_process
-from livemoments.validate.parity import ParityReport, validate
 from livemoments.validate.picture import write_comparison
+from livemoments.validate.recording.pipeline import record
+from livemoments.validate.recording.schema import RESULT
+from livemoments.validate.recording.store import Recording
+from livemoments.validate.report_data import ValidationReport
+from livemoments.validate.run import validate
 from livemoments.validate.simulated_clip import simulate_live_photo
 
 TILE_PX = 256
 OVERLAP_PX = 32
 MOST_PX = 768
 """Longest side of a photograph of the user's own; a larger one is shrunk, for the demo's tiles are small."""
+EMBEDDED_IMAGES = 3
+"""Photographs with ground truth that the report measures quality on."""
+TIMED_RUNS = 5
 _DETAIL_AT = (0.45, 0.45)
 
 
@@ -36,7 +47,7 @@ class DemoReport:
 
     folder: Path
     picture: Path
-    parity: ParityReport
+    validation: ValidationReport
     tiles: int
     tile_s: float
     load_s: float
@@ -45,8 +56,13 @@ class DemoReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every parity limit was kept."""
-        return self.parity.passed
+        """Whether every limit was kept."""
+        return self.validation.passed
+
+    @property
+    def page(self) -> Path:
+        """The validation's report, for a browser."""
+        return self.folder / "report" / "report.html"
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-ready data."""
@@ -59,20 +75,22 @@ class DemoReport:
             "load_s": self.load_s,
             "restore_wall_s": self.wall_s,
             "restore_peak_rss_bytes": self.peak_rss_bytes,
-            "parity": self.parity.to_json(),
+            "report": str(self.page),
+            "validation": self.validation.to_json(),
         }
 
     def to_text(self) -> str:
         """The report for people."""
         return "\n".join(
             [
-                self.parity.to_text(),
+                self.validation.to_text(),
                 "",
                 f"restore: {self.tiles} tiles of {TILE_PX} px, {self.tile_s:.2f} s a tile (six steps, flow and VAE "
                 f"included), {self.load_s:.2f} s to load the engines",
                 f"         {self.wall_s:.1f} s and {self.peak_rss_bytes / 1e6:.0f} MB peak memory as a fresh process, "
                 "without PyTorch",
                 f"picture: {self.picture}",
+                f"report:  {self.page}",
                 "The weights are random: the picture shows that the engines compute what the reference computes,",
                 "not how well the published model restores.",
             ]
@@ -82,7 +100,7 @@ class DemoReport:
 def run_demo(
     output: str | Path, *, photo: Path | None = None, frame: Path | None = None, progress: Progress = SILENT
 ) -> DemoReport:
-    """Go the whole way once, in ``output``: images, checkpoint, bundle, restored photo, picture.
+    """Go the whole way once, in ``output``: images, checkpoint, bundle, restored photo, recording, report, picture.
 
     Args:
         output: the folder; one that an earlier demo wrote is replaced.
@@ -108,24 +126,42 @@ def run_demo(
         tiles=(Size(TILE_PX, TILE_PX),),
         overlap=OVERLAP_PX,
         steps=(6,),
-        verify="none",  # the report below verifies every stage, and would only repeat it
+        verify="none",  # the validation below compares every stage, and would only repeat it
         progress=progress,
     )
     restored = _restore_in_fresh_process(folder, paths)
-    parity = validate(
-        bundle,
+    clip = Clip(paths["frame"], paths["photo"], paths.get("photo_frame"))
+    recording = record(
         checkpoint,
-        frame=paths["frame"],
-        photo=paths["photo"],
-        photo_frame=paths.get("photo_frame"),
-        pictures=folder,
+        clip,
+        folder / "recording",
+        tile=Size(TILE_PX, TILE_PX),
+        overlap=OVERLAP_PX,
+        detail="blocks",
+        progress=progress,
+    )
+    validation = validate(
+        bundle,
+        recording=recording,
+        clip=clip,
+        data=DataPlan(write_embedded_set(folder / "dataset", count=EMBEDDED_IMAGES)),
+        output=folder / "report",
+        cost_runs=TIMED_RUNS,
+        settings=RunSettings(pad_small=True),
+        command="livemoments demo",
         progress=progress,
     )
     picture = folder / "comparison.png"
-    if parity.photo is None:
-        raise EngineError("the demo's bundle lacks a stage")
-    _draw(picture, folder, paths, parity.photo.most_levels)
-    return DemoReport(folder=folder, picture=picture, parity=parity, **restored)
+    _draw(picture, folder, paths, recording, _most_levels(validation))
+    return DemoReport(folder=folder, picture=picture, validation=validation, **restored)
+
+
+def _most_levels(report: ValidationReport) -> int:
+    """By how many of 255 levels the engines' photo and the reference's differ at most."""
+    found = [rung.max_abs for rung in report.ladder if rung.level == "photo" and rung.name == "result"]
+    if not found or found[0] is None:
+        raise EngineError("the demo's photo could not be compared with the reference's")
+    return round(found[0])
 
 
 def _load_images(photo: Path | None, frame: Path | None) -> dict[str, np.ndarray]:
@@ -192,13 +228,16 @@ def _restore_in_fresh_process(folder: Path, paths: dict[str, Path]) -> dict[str,
     }
 
 
-def _draw(picture: Path, folder: Path, paths: dict[str, Path], levels: int) -> None:
+def _draw(picture: Path, folder: Path, paths: dict[str, Path], recording: Recording, levels: int) -> None:
+    reference = recording.image_path(recording.images[0], RESULT)
+    if reference is None:
+        raise EngineError("the demo's recording lacks the reference's photo")
     inputs = load_inputs(paths["frame"], paths["photo"])
     before = inputs.frame_view.window(0, 0, inputs.size.height, inputs.size.width)
     panels = [
         ("before: the video frame, upscaled", (before.clip(0, 1) * 255).round().astype(np.uint8)),
         ("after: restored by the exported engines", read_photo(folder / "restored.png").pixels),
-        ("the same by the PyTorch reference", read_photo(folder / "reference.png").pixels),
+        ("the same by the PyTorch reference", read_photo(reference).pixels),
         ("reference: the key photo", read_photo(paths["photo"]).pixels),
     ]
     footer = (

@@ -17,9 +17,10 @@ from livemoments.cli.reports import check_writable, write_report
 from livemoments.progress import Progress
 
 if TYPE_CHECKING:
+    from livemoments.validate.clip import Clip
+    from livemoments.validate.data_plan import DataPlan
     from livemoments.validate.recording.store import Recording
     from livemoments.validate.report_data import ValidationReport
-    from livemoments.validate.run import Clip, DataPlan
 
 _LEVELS = ("block", "network", "step", "tile", "photo")
 
@@ -175,8 +176,8 @@ def command(
     one_file = output if output is not None and output.suffix == ".json" else None
     if one_file is not None:
         check_writable(one_file)
-    extra = "export" if checkpoint is not None else "validate"
-    with stdout_is_ours(), needs_extra("validating", "validate"), needs_extra("comparing with a checkpoint", extra):
+    feature, extra = ("validating", "validate") if checkpoint is None else ("comparing with a checkpoint", "export")
+    with stdout_is_ours(), needs_extra(feature, extra):
         from livemoments.validate.recording.store import open_recording
         from livemoments.validate.run import validate
 
@@ -204,17 +205,17 @@ def command(
 
 
 def _clip(frame: Path | None, photo: Path | None, photo_frame: Path | None) -> Clip | None:
-    from livemoments.validate.run import Clip
+    from livemoments.validate.clip import Clip
 
     return None if frame is None or photo is None else Clip(frame, photo, photo_frame)
 
 
 def _data(options: dict[str, Any]) -> DataPlan | None:
+    from livemoments.validate.data_plan import DataPlan
     from livemoments.validate.harness.measures import StandardMeasures
     from livemoments.validate.quality.registry import select
-    from livemoments.validate.run import DataPlan
 
-    names = tuple(spec.name for spec in select(options["metrics"]))
+    names = tuple(spec.name for spec in select(options["metrics"]))  # a name that is unknown is refused in any case
     if options["dataset"] is None:
         return None
     return DataPlan(
