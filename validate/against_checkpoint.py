@@ -29,6 +29,12 @@ from livemoments.validate.recording.pipeline import record
 from livemoments.validate.recording.schema import Detail
 from livemoments.validate.report_data import Bisection, Rung
 
+INNER_BUDGET_BYTES = 8 << 30
+"""What the reference's inner tensors may take on the disk without ``find_fault``; beyond it, only blocks are recorded,
+and with it only one step's."""
+_WIDTHS_PER_BLOCK = 17
+"""What the modules of a block give, in widths of the network: norms, projections, attention, the wide feed-forward."""
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -53,7 +59,7 @@ def compare_with_checkpoint(
     """Climb the ladder with the PyTorch reference of a checkpoint.
 
     Networks are compared at every tile size and schedule point; blocks, steps, tiles and the photo on one photo at one
-    tile size, blocks at its first and last step.
+    tile size, blocks and their modules at its first and last step (modules as far as their tensors fit on the disk).
 
     Args:
         bundle: opened.
@@ -81,7 +87,12 @@ def compare_with_checkpoint(
         return Parity(rungs)
     tile = Size.parse(settings.tile) if settings.tile else smallest_tile(bundle)
     steps = settings.steps or bundle.manifest.schedule.default_steps
-    detail: Detail = "modules" if find_fault else "blocks" if "block" in levels else "stages"
+    inner_bytes = inner_tensors_bytes(bundle, tile)
+    detail: Detail = "stages"
+    if find_fault or ("block" in levels and inner_bytes <= INNER_BUDGET_BYTES):
+        detail = "modules"
+    elif "block" in levels:
+        detail = "blocks"
     with tempfile.TemporaryDirectory(prefix="livemoments-parity-") as name:
         folder = Path(name)
         recording = record(
@@ -94,12 +105,22 @@ def compare_with_checkpoint(
             policy=settings.policy(bundle),
             seed=settings.seed,
             detail=detail,
-            detail_steps=sorted({0, steps - 1}),
+            detail_steps=sorted({0, steps - 1}) if inner_bytes <= INNER_BUDGET_BYTES else (0,),
+            blocks=range(bundle.manifest.model.num_blocks) if detail == "modules" else None,
             progress=progress,
         )
         climbed = climb(bundle, recording, levels=others, backend=backend, limits=limits, progress=progress)
         found = bisect(bundle, recording, backend=backend, limits=limits, progress=progress) if find_fault else None
     return Parity(tuple(sorted((*climbed, *rungs), key=lambda rung: LEVELS.index(rung.level))), found)
+
+
+def inner_tensors_bytes(bundle: Bundle, tile: Size) -> int:
+    """About what the inner tensors of both transformers take for a tile at two steps, in float32."""
+    model = bundle.manifest.model
+    side = model.vae_scale * model.patch_size
+    tokens = (tile.height // side) * (tile.width // side) + model.text_tokens
+    width = model.num_heads * model.head_dim
+    return 2 * 2 * model.num_blocks * tokens * width * _WIDTHS_PER_BLOCK * 4
 
 
 def smallest_tile(bundle: Bundle) -> Size:

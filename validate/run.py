@@ -147,7 +147,7 @@ def validate(
         if find_fault:
             bisection = bisect(opened, recorded, backend=engines, limits=held, progress=progress)
     if check_itself:
-        checks += self_checks(opened, backend=engines, seed=settings.seed, progress=progress)
+        checks += self_checks(opened, backend=engines, seed=settings.seed, limits=held, progress=progress)
     policy = policy_check(opened, settings, _clip(opened, clip, recorded, settings), engines, progress)
     checks += () if policy is None else (policy,)
     with _folder(output) as folder:
