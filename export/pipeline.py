@@ -16,7 +16,6 @@ from livemoments.manifest import (
     SCHEMA_VERSION,
     Graph,
     Manifest,
-    Model,
     Source,
     StageEntry,
     StageParity,
@@ -98,6 +97,8 @@ def export_bundle(
     planner = _planner(checkpoint, precision, tuple(steps), kv_layout or DEFAULT_KV_LAYOUT)
     _check_tiles(planner, sizes)
     planner.check_files(wanted)
+    from livemoments.reference.checkpoint import model_of  # torch, whose absence _planner explained
+
     with _resource_errors(Path(output)), write_bundle(output, overwrite=overwrite) as writer:
         entries = _export_stages(planner, writer, wanted, sizes, precision, verify, progress)
         manifest = Manifest(
@@ -106,7 +107,7 @@ def export_bundle(
             target=target,
             precision=precision,
             source=_source(planner),
-            model=_model(planner),
+            model=model_of(planner.configs, planner.prompt),
             schedule=planner.schedule,
             tiles=tuple(str(size) for size in sizes),
             overlap=overlap,
@@ -282,21 +283,6 @@ def _check(
 def _source(planner: Planner) -> Source:
     files = {name: hash_file(path) for name, path in planner.files.walk()}
     return Source(name=planner.files.root.resolve().name, files=files)
-
-
-def _model(planner: Planner) -> Model:
-    transformer, vae = planner.configs.transformer, planner.configs.vae
-    return Model(
-        num_blocks=transformer.num_layers,
-        num_heads=transformer.num_attention_heads,
-        head_dim=transformer.attention_head_dim,
-        patch_size=transformer.patch_size,
-        text_tokens=planner.prompt.tokens.shape[1],
-        latent_channels=vae.latent_channels,
-        vae_scale=vae.scale,
-        latent_shift=vae.shift_factor,
-        latent_scaling=vae.scaling_factor,
-    )
 
 
 def _toolchain() -> dict[str, str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from livemoments.errors import CheckpointError, ResourceError
+from livemoments.manifest import Model
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.config import (
     ScheduleConfig,
@@ -107,6 +108,22 @@ def read_prompt(files: CheckpointFiles, config: TransformerConfig) -> Prompt:
         if tensor.ndim != rank or tensor.shape[0] != 1 or tensor.shape[-1] != width or tensor.numel() == 0:
             raise CheckpointError(path, f"has shape {tuple(tensor.shape)}; its last axis should be {width}, one prompt")
     return Prompt(tokens, pooled)
+
+
+def model_of(configs: Configs, prompt: Prompt) -> Model:
+    """What manifests say of the networks: what the runtime must know of them."""
+    transformer, vae = configs.transformer, configs.vae
+    return Model(
+        num_blocks=transformer.num_layers,
+        num_heads=transformer.num_attention_heads,
+        head_dim=transformer.attention_head_dim,
+        patch_size=transformer.patch_size,
+        text_tokens=prompt.tokens.shape[1],
+        latent_channels=vae.latent_channels,
+        vae_scale=vae.scale,
+        latent_shift=vae.shift_factor,
+        latent_scaling=vae.scaling_factor,
+    )
 
 
 def load_reference(

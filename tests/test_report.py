@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from report_samples import sample_report
 
 from livemoments.errors import FileError, OutputError, UsageError
+from livemoments.staging import write_whole
 from livemoments.validate.report import numbers
 from livemoments.validate.report.gate import gate
 from livemoments.validate.report.junit import junit_xml
 from livemoments.validate.report.markdown import summary_markdown
 from livemoments.validate.report.schema import decode_report, encode_report, finite, report_schema
 from livemoments.validate.report.table import images_csv
-from livemoments.validate.report.write import FILES, write_reports, write_whole
+from livemoments.validate.report.write import FILES, write_reports
 from livemoments.validate.report_data import REPORT_SCHEMA, BundleInfo, Check, ImageResult, ValidationReport
 
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True)

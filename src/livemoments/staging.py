@@ -108,6 +108,31 @@ def remove_leftovers(parent: Path, prefix: str) -> None:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a hidden name beside its place, then rename it.
+
+    What a process that was killed while it wrote left behind is removed.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial: Path | None = None
+    prefix = f".{path.name}{PARTIAL}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, prefix)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{prefix}{os.getpid()}-", delete=False) as stream:
+            partial = Path(stream.name)
+            stream.write(content)
+        partial.chmod(0o644)
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(path, f"cannot be written ({error.strerror})", fix="choose another folder") from None
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
 def _matching(parent: Path, prefix: str) -> list[Path]:
     return list(parent.glob(f"{glob.escape(prefix)}*"))
 

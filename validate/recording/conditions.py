@@ -12,9 +12,9 @@ import torch
 
 from livemoments.bundle import hash_file
 from livemoments.errors import FileError, ImageError, UsageError
-from livemoments.manifest import FileEntry, Model, SchedulePoint, Source
+from livemoments.manifest import FileEntry, SchedulePoint, Source
 from livemoments.progress import Progress
-from livemoments.reference.checkpoint import Configs, Prompt
+from livemoments.reference.checkpoint import Configs
 from livemoments.reference.layout import CheckpointFiles
 from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.tiles import plan_balanced
@@ -27,22 +27,6 @@ from livemoments.validate.recording.writer import condition_key
 
 _TILE_MULTIPLE_PX = 16
 """The VAE's factor 8 times the transformers' patch of 2."""
-
-
-def model_of(configs: Configs, prompt: Prompt) -> Model:
-    """What a bundle's manifest would say of the networks."""
-    transformer, vae = configs.transformer, configs.vae
-    return Model(
-        num_blocks=transformer.num_layers,
-        num_heads=transformer.num_attention_heads,
-        head_dim=transformer.attention_head_dim,
-        patch_size=transformer.patch_size,
-        text_tokens=prompt.tokens.shape[1],
-        latent_channels=vae.latent_channels,
-        vae_scale=vae.scale,
-        latent_shift=vae.shift_factor,
-        latent_scaling=vae.scaling_factor,
-    )
 
 
 def make_settings(

@@ -11,7 +11,7 @@ import torch
 
 from livemoments.errors import ResourceError
 from livemoments.progress import SILENT, Progress
-from livemoments.reference.checkpoint import Reference, load_reference, read_configs, read_prompt
+from livemoments.reference.checkpoint import Reference, load_reference, model_of, read_configs, read_prompt
 from livemoments.reference.layout import CheckpointFiles, locate
 from livemoments.runtime.images import write_image
 from livemoments.runtime.inputs import load_inputs
@@ -29,7 +29,6 @@ from livemoments.validate.recording.conditions import (
     find_photos,
     hash_checkpoint,
     make_settings,
-    model_of,
     select_images,
     sorted_numbers,
     with_schedule,

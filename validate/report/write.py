@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from livemoments.errors import OutputError, UsageError
-from livemoments.staging import PARTIAL, remove_leftovers
+from livemoments.errors import UsageError
+from livemoments.staging import write_whole
 from livemoments.validate.report.junit import junit_xml
 from livemoments.validate.report.markdown import summary_markdown
 from livemoments.validate.report.page import render_page
@@ -65,28 +64,3 @@ def write_reports(
             written[name] = place / FILES[name]
             write_whole(written[name], make_content[name]())
     return written
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a hidden name beside its place, then rename it.
-
-    What a process that was killed while it wrote left behind is removed.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    partial: Path | None = None
-    prefix = f".{path.name}{PARTIAL}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent, prefix)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{prefix}{os.getpid()}-", delete=False) as stream:
-            partial = Path(stream.name)
-            stream.write(content)
-        partial.chmod(0o644)
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(path, f"cannot be written ({error.strerror})", fix="choose another folder") from None
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)

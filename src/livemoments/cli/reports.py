@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ import msgspec
 from livemoments.cli.exits import EXIT_CHECK_FAILED
 from livemoments.cli.output import write_json
 from livemoments.errors import OutputError
+from livemoments.staging import write_whole
 
 
 class Report(Protocol):
@@ -60,16 +60,4 @@ def write_report(report: Report, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    text = msgspec.json.format(msgspec.json.encode(report.to_json()), indent=2) + b"\n"
-    partial: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-            partial = Path(stream.name)
-            stream.write(text)
-        partial.chmod(0o644)
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(path, f"cannot be written ({error.strerror})", fix="choose another -o") from None
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+    write_whole(path, msgspec.json.format(msgspec.json.encode(report.to_json()), indent=2) + b"\n")
