@@ -115,7 +115,7 @@ def validate(
     if find_fault and checkpoint is None and recording is None:
         raise UsageError("to bisect, there must be a reference", fix="name a checkpoint or a recording")
     if output is not None:
-        _prepare(Path(output))
+        _check_writable(Path(output))
     earlier = None if baseline is None else decode_report(baseline)  # a bad file is known before the work
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     settings = settings or RunSettings()
@@ -189,19 +189,19 @@ class _Found:
     metrics: tuple[Metric, ...] = ()
 
 
-def _prepare(folder: Path) -> None:
-    """Make the report's folder before any work begins.
+def _check_writable(folder: Path) -> None:
+    """Before any work begins: could the report be written there? Nothing is made yet, so that an error leaves nothing.
 
     Raises:
-        OutputError: it is a file, or cannot be made or written.
+        OutputError: it is a file, or it, or what would hold it, cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        why = "is a file" if folder.is_file() else f"cannot be made ({error.strerror})"
-        raise OutputError(folder, why, fix="name a folder for the report, or a .json file") from None
-    if not os.access(folder, os.W_OK):
-        raise OutputError(folder, "cannot be written (permission denied)", fix="choose another -o")
+    place = folder.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise OutputError(place, "is a file", fix="name a folder for the report, or a .json file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(place, "cannot be written (permission denied)", fix="choose another -o")
 
 
 @contextlib.contextmanager
