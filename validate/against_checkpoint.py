@@ -24,7 +24,7 @@ from livemoments.validate.ladder.all_points import all_points, check_source
 from livemoments.validate.ladder.bisect import bisect
 from livemoments.validate.ladder.replay import climb
 from livemoments.validate.ladder.rungs import LEVELS, Level
-from livemoments.validate.policy_cost import made_up_clip
+from livemoments.validate.policy_cost import made_up_clip, smallest_tile
 from livemoments.validate.recording.pipeline import record
 from livemoments.validate.recording.schema import Detail
 from livemoments.validate.report_data import Bisection, Rung
@@ -121,11 +121,6 @@ def inner_tensors_bytes(bundle: Bundle, tile: Size) -> int:
     tokens = (tile.height // side) * (tile.width // side) + model.text_tokens
     width = model.num_heads * model.head_dim
     return 2 * 2 * model.num_blocks * tokens * width * _WIDTHS_PER_BLOCK * 4
-
-
-def smallest_tile(bundle: Bundle) -> Size:
-    """The tile size of a bundle that is quickest to compute."""
-    return min(bundle.tile_sizes, key=lambda size: size.height * size.width)
 
 
 def _write_made_up(folder: Path, tile: Size, seed: int) -> Clip:

@@ -24,6 +24,11 @@ _TILES = (1.4, 1.2)
 _STITCHED_PEAK = 2.0
 
 
+def smallest_tile(bundle: Bundle) -> Size:
+    """The tile size of a bundle that is quickest to compute."""
+    return min(bundle.tile_sizes, key=lambda size: size.height * size.width)
+
+
 def made_up_clip(tile: Size, seed: int) -> tuple[Photo, Photo, Photo]:
     """Frame, photo and photo frame with a photograph's spectrum, a little larger than a tile."""
     size = Size(round(tile.height * _TILES[0]), round(tile.width * _TILES[1]))

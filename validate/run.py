@@ -34,7 +34,7 @@ from livemoments.validate.ladder.conditions import choose_image
 from livemoments.validate.ladder.replay import climb
 from livemoments.validate.ladder.rungs import LEVELS, Level
 from livemoments.validate.ladder.selfcheck import self_checks
-from livemoments.validate.policy_cost import made_up_clip, policy_check
+from livemoments.validate.policy_cost import made_up_clip, policy_check, smallest_tile
 from livemoments.validate.recording.schema import LR, REF, REF_LR
 from livemoments.validate.recording.store import Recording, open_recording
 from livemoments.validate.report.baseline import compare_with_baseline
@@ -124,6 +124,8 @@ def validate(
     engines = backend or settings.open_backend()
     recorded = recording if isinstance(recording, Recording) or recording is None else open_recording(recording)
     plan = data if isinstance(data, DataPlan) or data is None else DataPlan(Path(data))
+    if plan is not None or cost_runs:
+        _need_every_stage(opened, "restored" if plan is not None else "timed")
     checks: list[Check] = []
     rungs: tuple[Rung, ...] = ()
     bisection: Bisection | None = None
@@ -187,6 +189,19 @@ class _Found:
     info: DatasetInfo | None = None
     images: tuple[ImageResult, ...] = ()
     metrics: tuple[Metric, ...] = ()
+
+
+def _need_every_stage(bundle: Bundle, what: str) -> None:
+    """Refuse a part of a bundle for what needs the whole.
+
+    Raises:
+        UsageError: a stage is missing.
+    """
+    if missing := [str(stage) for stage in Stage if str(stage) not in bundle.manifest.stages]:
+        raise UsageError(
+            f"{bundle.path} has no stage '{missing[0]}', so no photo can be {what}",
+            fix="export every stage, or leave --dataset out and say --no-cost",
+        )
 
 
 def _check_writable(folder: Path) -> None:
@@ -266,7 +281,7 @@ def _clip(
         frame, photo, photo_frame = (recording.image_path(name, role) for role in (LR, REF, REF_LR))
         if frame is not None and photo is not None:
             return frame, photo, photo_frame
-    return made_up_clip(min(bundle.tile_sizes, key=lambda size: size.height * size.width), settings.seed)
+    return made_up_clip(smallest_tile(bundle), settings.seed)
 
 
 def _cost(
@@ -279,10 +294,6 @@ def _cost(
 ) -> Cost | None:
     if not runs:
         return None
-    if missing := [str(stage) for stage in Stage if str(stage) not in bundle.manifest.stages]:
-        raise UsageError(
-            f"{bundle.path} has no stage {missing[0]}, so no tile can be timed", fix="leave the cost out (--no-cost)"
-        )
     return measure_cost(bundle, settings, photo=clip, backend=backend, runs=runs, progress=progress)
 
 
