@@ -143,7 +143,6 @@ def run_demo(
     validation = validate(
         bundle,
         recording=recording,
-        clip=clip,
         data=DataPlan(write_embedded_set(folder / "dataset", count=EMBEDDED_IMAGES)),
         output=folder / "report",
         cost_runs=TIMED_RUNS,
