@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cli_support import error_of, run
 from recording_support import PHOTO, write_set
 from restore_images import textured
 
 from livemoments.bundle import Bundle
-from livemoments.cli import cli
-from livemoments.cli import record as record_command
-from livemoments.errors import CheckpointError, ImageError, OutputError, UsageError
+from livemoments.errors import UsageError
 from livemoments.measures import psnr_db, relative_l2
 from livemoments.reference.checkpoint import Reference, load_reference
 from livemoments.reference.mmdit import BlockGuidance, BlockKV
@@ -38,7 +30,6 @@ from livemoments.validate.clip import Clip
 from livemoments.validate.recording import pipeline
 from livemoments.validate.recording.cases import recorded_case, schedule_point
 from livemoments.validate.recording.pipeline import record
-from livemoments.validate.recording.schema import META_NAME
 from livemoments.validate.recording.store import Recording, open_recording
 from livemoments.validate.reference_photo import restore_like_runtime
 
@@ -63,13 +54,6 @@ def recording(tiny_checkpoint: Path, photos: Path, tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="module")
 def reference(tiny_checkpoint: Path) -> Reference:
     return load_reference(tiny_checkpoint)
-
-
-def contents(recording: Recording) -> dict[str, bytes]:
-    files = {path.relative_to(recording.path).as_posix(): path for path in recording.path.rglob("*") if path.is_file()}
-    found = {name: path.read_bytes() for name, path in files.items()}
-    found[META_NAME] = re.sub(rb'"created": "[^"]+"', b"", found[META_NAME])
-    return found
 
 
 # --- what is kept
@@ -397,160 +381,4 @@ def test_a_value_that_half_precision_cannot_hold_is_named(
     with pytest.raises(UsageError, match=r"'tile0\.decoded' reaches") as caught:
         record(tiny_checkpoint, photos, tmp_path / "r", dtype="float16", limit=1, **{**OPTIONS, "steps": 1})
     assert caught.value.fix == "record with --dtype float32"
-    assert list(tmp_path.iterdir()) == []
-
-
-# --- going on
-
-
-def interrupted_after(checkpoint: Path, photos: Path, place: Path, finished: int) -> int:
-    """A process that records, killed outright when that many photos are finished; its exit code."""
-    code = (
-        "import sys; from livemoments.types import Size; from livemoments.validate.recording.pipeline import record; "
-        "record(*sys.argv[1:4], tile=Size(128, 128), overlap=32, steps=3, seed=5, detail='blocks')"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(checkpoint), str(photos), str(place)])
-    try:
-        deadline_s = time.monotonic() + 180
-        marks = place.with_name(f".{place.name}.unfinished") / "finished"
-        while len(list(marks.glob("*.json"))) < finished and process.poll() is None and time.monotonic() < deadline_s:
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
-    return process.returncode
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_killed_outright_and_started_again(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    photos = write_set(tmp_path / "photos", 3)
-    place = tmp_path / "killed"
-    assert interrupted_after(tiny_checkpoint, photos, place, 1) == -signal.SIGKILL, "it ended before it could be killed"
-    assert not place.exists()
-    kept = tmp_path / ".killed.unfinished" / "recording" / "tensors" / "a" / "tile0.safetensors"
-    before = kept.stat()
-    again = record(tiny_checkpoint, photos, place, detail="blocks", **OPTIONS)
-    after = (again.path / "tensors" / "a" / "tile0.safetensors").stat()
-    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "the finished photo was made again"
-    at_once = record(tiny_checkpoint, photos, tmp_path / "at once", detail="blocks", **OPTIONS)
-    assert contents(again) == contents(at_once)
-    assert again.meta.digest == at_once.meta.digest
-
-
-def test_an_error_in_a_later_photo_keeps_the_earlier_ones(
-    tiny_checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recording: Recording
-) -> None:
-    whole = pipeline._record_image
-    recorded: list[str] = []
-
-    def failing(reference: Reference, item: object, *arguments: object) -> object:
-        recorded.append(item.name)  # type: ignore[attr-defined]
-        if recorded == ["a", "b"]:
-            raise KeyboardInterrupt
-        return whole(reference, item, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(pipeline, "_record_image", failing)
-    for _ in range(2):
-        try:
-            found = record(tiny_checkpoint, photos, tmp_path / "r", detail="blocks", **OPTIONS)
-        except KeyboardInterrupt:
-            assert [path.name for path in tmp_path.iterdir()] == [".r.unfinished"]
-    assert recorded == ["a", "b", "b"]
-    assert contents(found) == contents(recording)
-
-
-# --- what is refused
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"tile": Size(120, 128)}, "tiles of 128x120"),
-        ({"overlap": 128}, "overlap of 128"),
-        ({"steps": 0}, "0 sampling steps"),
-        ({"seed": -1}, "seed -1"),
-        ({"policy": "frozen@3"}, "only 0 to 2"),
-        ({"detail_steps": (3,)}, "step 3"),
-        ({"detail_steps": ()}, "which steps"),
-        ({"blocks": (4,)}, "no block 4"),
-        ({"detail": "all"}, "no detail 'all'"),
-        ({"dtype": "bfloat16"}, "'bfloat16'"),
-        ({"device": "warp"}, "'warp'"),
-        ({"detail_images": ("z",)}, "no photo 'z'"),
-        ({"limit": 0}, "limit of 0"),
-    ],
-)
-def test_arguments_that_cannot_be_used(
-    tiny_checkpoint: Path, photos: Path, tmp_path: Path, options: dict[str, object], message: str
-) -> None:
-    with pytest.raises(UsageError, match=message):
-        record(tiny_checkpoint, photos, tmp_path / "r", **{**OPTIONS, **options})  # type: ignore[arg-type]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_photos_checkpoints_and_places_that_cannot_be_used(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
-    bad = tmp_path / "bad"
-    shutil.copytree(photos, bad)
-    (bad / "ref" / "b.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match="1 photos cannot be used; the first, 'b'"):
-        record(tiny_checkpoint, bad, tmp_path / "r", **OPTIONS)
-    with pytest.raises(CheckpointError):
-        record(photos, photos, tmp_path / "r", **OPTIONS)
-    live = Clip(photos / "lr" / "a.png", photos / "ref" / "a.png", name="../a")
-    with pytest.raises(UsageError, match="cannot be called"):
-        record(tiny_checkpoint, live, tmp_path / "r", **OPTIONS)
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError):
-        record(tiny_checkpoint, photos, tmp_path / "file", **OPTIONS)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "file"]
-
-
-# --- the command
-
-
-@pytest.fixture
-def command() -> Iterator[None]:
-    before = cli.commands.get("record")
-    cli.add_command(record_command.command)
-    yield
-    if before is None:
-        del cli.commands["record"]
-
-
-@pytest.mark.usefixtures("command")
-def test_the_command_line(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
-    import json
-
-    place = tmp_path / "r"
-    flags = ["--tile", "128", "--overlap", 32, "--steps", 2, "--detail", "blocks", "--detail-tiles", "0", "--seed", 3]
-    result = run("record", tiny_checkpoint, "--dataset", photos, "-o", place, "--limit", 1, *flags, "--json")
-    assert result.exit_code == 0, result.output
-    document = json.loads(result.stdout)
-    opened = open_recording(place)
-    assert document["digest"] == opened.meta.digest
-    assert document["images"] == [
-        {"name": "a", "size": "128x128", "tiles": 1, "detail": "blocks", "tensors": len(opened.names("a"))}
-    ]
-    assert opened.meta.settings.seed == 3
-    again = run("record", tiny_checkpoint, "--dataset", photos, "-o", place, "--json")
-    assert again.exit_code == 2
-    assert "exists already" in error_of(again)["message"]
-
-
-@pytest.mark.usefixtures("command")
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (),
-        ("--frame", "f.png"),
-        ("--dataset", "d", "--frame", "f.png", "--photo", "p.png"),
-        ("--dataset", "d", "--detail-tiles", "1,x"),
-        ("--dataset", "d", "--detail", "everything"),
-    ],
-)
-def test_options_that_contradict(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    result = run("record", tmp_path, *arguments, "-o", tmp_path / "r")
-    assert result.exit_code == 2
-    assert "Traceback" not in result.output
     assert list(tmp_path.iterdir()) == []

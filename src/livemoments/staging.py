@@ -40,10 +40,10 @@ class StagedFolder:
             OutputError: the folder cannot be moved into place.
             ResourceError: the disk is full.
         """
-        with _output_errors(self.destination):
+        with output_errors(self.destination):
             for file in self.folder.rglob("*"):
                 if file.is_file():
-                    _sync(file)
+                    sync_file(file)
             retired = None
             try:
                 if self.destination.exists():
@@ -73,7 +73,7 @@ def stage_folder(destination: Path) -> Iterator[Path]:
         ResourceError: the disk is full.
     """
     made = [parent for parent in destination.parents if not os.path.lexists(parent)]
-    with _output_errors(destination.parent):
+    with output_errors(destination.parent):
         destination.parent.mkdir(parents=True, exist_ok=True)
         restore_retired(destination)
         remove_leftovers(destination.parent, f".{destination.name}{PARTIAL}")
@@ -155,7 +155,13 @@ def _put_back(retired: Path, destination: Path) -> None:
 
 
 @contextlib.contextmanager
-def _output_errors(place: Path) -> Iterator[None]:
+def output_errors(place: Path) -> Iterator[None]:
+    """Within the block, what the operating system refuses is an error that names the place.
+
+    Raises:
+        ResourceError: the disk is full.
+        OutputError: anything else.
+    """
     try:
         yield
     except OSError as error:
@@ -176,6 +182,7 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _sync(file: Path) -> None:
+def sync_file(file: Path) -> None:
+    """Wait until a file's contents are on the disk."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())

@@ -13,7 +13,6 @@ under the same conditions, and computes the others.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -26,10 +25,10 @@ import msgspec
 import numpy as np
 
 from livemoments.bundle import hash_file
-from livemoments.errors import OutputError, ResourceError
+from livemoments.errors import OutputError
 from livemoments.manifest import FileEntry
 from livemoments.runtime._atomic import write_atomically
-from livemoments.staging import StagedFolder, restore_retired
+from livemoments.staging import StagedFolder, output_errors, restore_retired, sync_file
 from livemoments.validate.recording.schema import META_NAME, ImageEntry, RecordingMeta, StorageType
 from livemoments.validate.recording.tensor_file import TensorWriter
 
@@ -152,7 +151,7 @@ class RecordingWriter:
         Returns:
             The names that need not be computed again.
         """
-        with _output_errors(self._destination):
+        with output_errors(self._destination):
             for file in sorted((self._work / "finished").glob("*.json")):
                 found = _read_finished(file, self.folder)
                 if found is not None and keys.get(file.stem) == found.key:
@@ -176,16 +175,16 @@ class RecordingWriter:
             OutputError: a place cannot be written.
             ResourceError: the disk is full.
         """
-        with _output_errors(self._destination):
+        with output_errors(self._destination):
             shutil.rmtree(self.folder / "tensors" / name, ignore_errors=True)
             yield ImageWriter(self.folder, name, dtype)
 
     def finish(self, name: str, key: str, entry: ImageEntry, files: dict[str, FileEntry]) -> None:
         """Mark an image as finished: it survives the process from here on."""
         done = _Finished(key=key, entry=entry, files=files)
-        with _output_errors(self._destination):
+        with output_errors(self._destination):
             for path in files:
-                _sync(self.folder / path)
+                sync_file(self.folder / path)
         write_atomically(self._work / "finished" / f"{name}.json", msgspec.json.encode(done, order="sorted"))
         self._entries[name] = done
 
@@ -199,7 +198,7 @@ class RecordingWriter:
         files = {path: entry for name in images for path, entry in sorted(self._entries[name].files.items())}
         complete = msgspec.structs.replace(meta, images=images, files=files)
         encoded = msgspec.json.format(msgspec.json.encode(complete, order="sorted"), indent=1)
-        with _output_errors(self._destination):
+        with output_errors(self._destination):
             (self.folder / META_NAME).write_bytes(encoded + b"\n")
         StagedFolder(self._destination, self.folder).publish()
         shutil.rmtree(self._work, ignore_errors=True)
@@ -218,7 +217,7 @@ def write_recording(destination: str | os.PathLike[str], *, overwrite: bool = Fa
     restore_retired(target)
     check_destination(destination, overwrite=overwrite)
     work = target.with_name(f".{target.name}.unfinished")
-    with _output_errors(target):
+    with output_errors(target):
         for part in ("recording", "finished"):
             (work / part).mkdir(parents=True, exist_ok=True)
         lock = (work / "lock").open("w")
@@ -271,20 +270,3 @@ def _read_finished(file: Path, folder: Path) -> _Finished | None:
     except msgspec.MsgspecError:
         return None
     return found if intact else None
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
-@contextlib.contextmanager
-def _output_errors(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"the disk of {place} is full", fix="free some space, or choose another disk") from None
-        raise OutputError(
-            place, f"cannot be written ({error.strerror or error})", fix="choose another folder"
-        ) from None

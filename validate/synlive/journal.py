@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,9 +12,9 @@ from typing import Any
 import msgspec
 
 from livemoments.bundle import hash_file
-from livemoments.errors import OutputError, ResourceError
+from livemoments.errors import OutputError
 from livemoments.runtime._atomic import check_writable
-from livemoments.staging import PARTIAL, StagedFolder, restore_retired
+from livemoments.staging import PARTIAL, StagedFolder, output_errors, restore_retired
 from livemoments.validate.synlive.manifest import MANIFEST_NAME, Pair, Skip, SynliveManifest, is_set
 
 _JOURNAL = "journal.jsonl"
@@ -41,7 +40,7 @@ class Build:
         self._target, self._partial = target, partial
         self._journal = partial / _JOURNAL
         self._done: dict[tuple[str, int], Pair | Skip] = {}
-        with _output_errors(target):
+        with output_errors(target):
             lines = self._read()
             if not lines or lines[0].key != key:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -72,7 +71,7 @@ class Build:
         """Write down that a pair is finished."""
         self._done[entry.source, entry.start] = entry
         line = _Line(pair=entry) if isinstance(entry, Pair) else _Line(skip=entry)
-        with _output_errors(self._target), self._journal.open("ab") as stream:
+        with output_errors(self._target), self._journal.open("ab") as stream:
             stream.write(msgspec.json.encode(line) + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -85,7 +84,7 @@ class Build:
             ResourceError: the disk is full.
         """
         known = {self.folder / part / f"{pair.name}.png" for pair in manifest.pairs for part in pair.files}
-        with _output_errors(self._target):
+        with output_errors(self._target):
             for path in self.folder.rglob("*"):
                 if path.is_file() and path not in known:
                     path.unlink()
@@ -110,7 +109,7 @@ def check_destination(destination: Path, *, overwrite: bool) -> Path:
         OutputError: it exists, and is not a set, or may not be replaced.
     """
     target = destination.absolute()
-    with _output_errors(destination):
+    with output_errors(destination):
         restore_retired(target)
         if not os.path.lexists(target):
             check_writable(target)
@@ -136,7 +135,7 @@ def open_build(target: Path, key: str) -> Iterator[Build]:
         OutputError: the place cannot be written, or another build writes there.
     """
     partial = target.parent / f".{target.name}{PARTIAL}synlive"
-    with _output_errors(target):
+    with output_errors(target):
         partial.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
         build = Build(target, partial, key)
@@ -145,17 +144,6 @@ def open_build(target: Path, key: str) -> Iterator[Build]:
         finally:
             if build.is_empty:
                 shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _output_errors(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"the disk of {place} is full", fix="free some space, or choose another disk") from None
-        reason = error.strerror or str(error)
-        raise OutputError(place, f"cannot be written ({reason})", fix="choose another folder") from None
 
 
 @contextlib.contextmanager
@@ -168,7 +156,7 @@ def _locked(partial: Path) -> Iterator[None]:
         return
     lock: Any
     with contextlib.ExitStack() as stack:
-        with _output_errors(partial):
+        with output_errors(partial):
             lock = stack.enter_context((partial / "lock").open("w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
