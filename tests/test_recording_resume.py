@@ -76,7 +76,7 @@ def test_killed_outright_and_started_again(tiny_checkpoint: Path, tmp_path: Path
 
 
 def test_an_error_in_a_later_photo_keeps_the_earlier_ones(
-    tiny_checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recording: Recording
+    tiny_checkpoint: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = pipeline._record_image
     recorded: list[str] = []
@@ -87,6 +87,9 @@ def test_an_error_in_a_later_photo_keeps_the_earlier_ones(
             raise KeyboardInterrupt
         return whole(reference, item, *arguments)  # type: ignore[arg-type]
 
+    at_once = record(
+        tiny_checkpoint, photos, tmp_path.with_name(f"{tmp_path.name}-at-once"), detail="blocks", **OPTIONS
+    )
     monkeypatch.setattr(pipeline, "_record_image", failing)
     for _ in range(2):
         try:
@@ -94,4 +97,4 @@ def test_an_error_in_a_later_photo_keeps_the_earlier_ones(
         except KeyboardInterrupt:
             assert [path.name for path in tmp_path.iterdir()] == [".r.unfinished"]
     assert recorded == ["a", "b", "b"]
-    assert contents(found) == contents(recording)
+    assert contents(found) == contents(at_once)
