@@ -77,12 +77,20 @@ class Bundle:
         """
         entry = self.manifest.stages.get(str(stage))
         if entry is None:
+            by_design = stage not in self.manifest.model.stages
             raise BundleError(
                 self.path,
                 f"this bundle has no stage '{stage}'; it has {', '.join(self.manifest.stages)}",
-                fix="export again, without --stages",
+                fix="estimate the flow with dis: its checkpoint has no RAFT"
+                if by_design
+                else "export again, without --stages",
             )
         return entry
+
+    @property
+    def missing_stages(self) -> tuple[Stage, ...]:
+        """What keeps this bundle from restoring a photo: stages of a whole one that it lacks."""
+        return tuple(stage for stage in self.manifest.model.stages if str(stage) not in self.manifest.stages)
 
     def graph(self, stage: Stage | str, size: Size) -> Graph:
         """The graph of a stage for one tile size.
@@ -164,6 +172,8 @@ def _check_values(manifest: Manifest) -> None:
         Size.parse(text)
     if unknown := sorted(set(manifest.stages) - {str(stage) for stage in Stage}):
         raise ValueError(f"stages that do not exist: {', '.join(unknown)}")
+    if beyond := sorted(set(manifest.stages) - {str(stage) for stage in manifest.model.stages}):
+        raise ValueError(f"a stage '{beyond[0]}', although the model's flow is {manifest.model.flow}")
     schedule = manifest.schedule
     for steps, plan in schedule.plans.items():
         if not plan or not all(0 <= point < len(schedule.points) for point in plan):

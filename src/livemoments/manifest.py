@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from livemoments.types import Size, TensorSpec
+from livemoments.types import FlowNetwork, Size, Stage, TensorSpec, whole_bundle
 
 SCHEMA_VERSION = 1
 
@@ -30,10 +30,12 @@ class Source(_Entry):
     files: dict[str, FileEntry]
 
 
-class Model(_Entry):
+class Model(_Entry, omit_defaults=True):
     """What the runtime must know of the networks.
 
     ``latent = (posterior_sample - latent_shift) * latent_scaling``; ``vae_scale`` is image pixels per latent pixel.
+    ``flow`` is ``dis`` where the checkpoint brings no RAFT, so that by design the bundle has no stage ``flow``; the
+    manifests of all others do not mention it, and read as before it was there.
     """
 
     num_blocks: int
@@ -45,6 +47,12 @@ class Model(_Entry):
     vae_scale: int
     latent_shift: float
     latent_scaling: float
+    flow: FlowNetwork = "raft"
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of a whole bundle, in the order in which a tile passes through them."""
+        return whole_bundle(self.flow)
 
 
 class SchedulePoint(_Entry):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
 from livemoments.errors import UsageError
+
+FlowNetwork = Literal["raft", "dis"]
+"""What estimates a checkpoint's flow: its own RAFT, or OpenCV's DIS, which needs no weights."""
 
 
 class Stage(enum.StrEnum):
@@ -20,6 +24,11 @@ class Stage(enum.StrEnum):
     REFERENCE = "reference"
     RESTORATION = "restoration"
     VAE_DECODER = "vae_decoder"
+
+
+def whole_bundle(flow: FlowNetwork) -> tuple[Stage, ...]:
+    """The stages of a bundle that can restore, in the order in which a tile passes through them."""
+    return tuple(stage for stage in Stage if stage is not Stage.FLOW or flow == "raft")
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
