@@ -22,7 +22,7 @@ from livemoments.manifest import (
 )
 from livemoments.progress import SILENT, Progress
 from livemoments.schedule import DEFAULT_STEPS, build_schedule
-from livemoments.types import ReferencePolicy, Size, Stage
+from livemoments.types import ReferencePolicy, Size, Stage, whole_bundle
 from livemoments.version import __version__
 
 if TYPE_CHECKING:
@@ -66,12 +66,14 @@ def export_bundle(
         output: the bundle's folder.
         target: ``onnx`` (for onnxruntime).
         precision: ``fp32`` or ``fp16``; RAFT stays in float32.
-        tiles: sizes to hold graphs for; sides are multiples of a token (16 px), within the position table.
+        tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
+            position table.
         overlap: of neighbouring tiles, pixels.
         steps: step counts that are sampled with upstream's exact timesteps.
         reference_policy: the policy that the runtime uses unless it is told otherwise.
         kv_layout: ``per-block`` or ``stacked``; ``None`` is the faster one.
-        stages: only these; ``None`` is all six. A bundle of fewer cannot restore a photo.
+        stages: only these; ``None`` is all six, or the five of a checkpoint without RAFT. A bundle of fewer cannot
+            restore a photo.
         overwrite: replace an older bundle.
         verify: ``full`` compares every graph with the reference at every point of the schedule, ``sampled`` at the
             first and the last, ``finite`` only runs every graph once, ``none`` does not.
@@ -90,11 +92,11 @@ def export_bundle(
     """
     _check_choices(target, precision, verify, kv_layout, tiles, overlap)
     policy = str(ReferencePolicy.parse(reference_policy))
-    wanted = tuple(Stage) if stages is None else tuple(stage for stage in Stage if stage in set(stages))
-    if not wanted:
+    if stages is not None and not stages:
         raise UsageError("no stage to export was named")
     sizes = tuple(dict.fromkeys(tiles))
     planner = _planner(checkpoint, precision, tuple(steps), kv_layout or DEFAULT_KV_LAYOUT)
+    wanted = _wanted(planner, stages)
     _check_tiles(planner, sizes)
     planner.check_files(wanted)
     from livemoments.reference.checkpoint import model_of  # torch, whose absence _planner explained
@@ -107,7 +109,7 @@ def export_bundle(
             target=target,
             precision=precision,
             source=_source(planner),
-            model=model_of(planner.configs, planner.prompt),
+            model=model_of(planner.configs, planner.prompt, planner.files.flow),
             schedule=planner.schedule,
             tiles=tuple(str(size) for size in sizes),
             overlap=overlap,
@@ -137,6 +139,16 @@ def _check_choices(
     smallest = min(min(size.height, size.width) for size in tiles)
     if not 0 <= overlap < smallest:
         raise UsageError(f"an overlap of {overlap} px does not fit tiles of {smallest} px", fix="use a smaller overlap")
+
+
+def _wanted(planner: Planner, stages: Sequence[Stage] | None) -> tuple[Stage, ...]:
+    """The stages to export, in the order in which a tile passes through them."""
+    if planner.files.raft is None and stages is not None and Stage.FLOW in stages:
+        raise UsageError(
+            f"{planner.files.root} has no RAFT (flow: dis), and so no stage 'flow' to export",
+            fix="leave flow out of --stages: OpenCV's DIS takes its place",
+        )
+    return tuple(stage for stage in whole_bundle(planner.files.flow) if stages is None or stage in stages)
 
 
 def _check_tiles(planner: Planner, sizes: Sequence[Size]) -> None:

@@ -35,7 +35,7 @@ from livemoments.manifest import Schedule
 from livemoments.reference.checkpoint import Configs, Prompt, load_flow
 from livemoments.reference.layout import CheckpointFiles
 from livemoments.reference.motion import MotionEncoder, embedding_index, motion_sizes
-from livemoments.reference.weights import SafetensorsFolder, check_keys, read_pickled
+from livemoments.reference.weights import SafetensorsFolder, check_keys, read_state
 from livemoments.types import Size, Stage, TensorSpec
 
 ANY_SIZE = "any"
@@ -130,6 +130,7 @@ class Planner:
 
     def _flow(self, size: Size) -> StageGraph:
         raft = load_flow(self.files, torch.device("cpu"))
+        assert self.files.raft is not None  # or load_flow had refused
         state = dict(raft.state_dict())
         free = ("batch", 3, "height", "width")
         module = FlowStage(raft)
@@ -183,7 +184,7 @@ class Planner:
 
     def _motion(self, size: Size) -> StageGraph:
         path = self.files.motion_encoder
-        state = read_pickled(path)
+        state = read_state(path)
         found = {key: tuple(value.shape) for key, value in state.items()}
         widths, depth = motion_sizes(found)
         cell = self.configs.vae.scale * self.configs.transformer.patch_size

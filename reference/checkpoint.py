@@ -21,7 +21,7 @@ from livemoments.reference.config import (
     read_transformer_config,
     read_vae_config,
 )
-from livemoments.reference.flow import raft_from_state
+from livemoments.reference.flow import Dis, raft_from_state
 from livemoments.reference.layout import CheckpointFiles, locate
 from livemoments.reference.mmdit import ReferenceNet, RestorationNet
 from livemoments.reference.motion import MotionEncoder, motion_sizes
@@ -33,8 +33,10 @@ from livemoments.reference.weights import (
     check_keys,
     is_finite,
     read_pickled,
-    read_pickled_tensor,
+    read_state,
+    read_tensor,
 )
+from livemoments.types import FlowNetwork
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -65,7 +67,7 @@ class Reference:
     reference_net: ReferenceNet
     restoration_net: RestorationNet
     motion_encoder: MotionEncoder
-    flow: RAFT
+    flow: RAFT | Dis
     vae: Vae
     prompt: Prompt
     dtype: torch.dtype
@@ -97,8 +99,8 @@ def read_prompt(files: CheckpointFiles, config: TransformerConfig) -> Prompt:
     Raises:
         CheckpointError: unreadable, or of a width that is not the transformer's.
     """
-    tokens = read_pickled_tensor(files.prompt_embeds)
-    pooled = read_pickled_tensor(files.pooled_prompt_embeds)
+    tokens = read_tensor(files.prompt_embeds)
+    pooled = read_tensor(files.pooled_prompt_embeds)
     tokens = tokens[None] if tokens.ndim == 2 else tokens
     pooled = pooled[None] if pooled.ndim == 1 else pooled
     for path, tensor, width, rank in (
@@ -110,7 +112,7 @@ def read_prompt(files: CheckpointFiles, config: TransformerConfig) -> Prompt:
     return Prompt(tokens, pooled)
 
 
-def model_of(configs: Configs, prompt: Prompt) -> Model:
+def model_of(configs: Configs, prompt: Prompt, flow: FlowNetwork) -> Model:
     """What manifests say of the networks: what the runtime must know of them."""
     transformer, vae = configs.transformer, configs.vae
     return Model(
@@ -123,6 +125,7 @@ def model_of(configs: Configs, prompt: Prompt) -> Model:
         vae_scale=vae.scale,
         latent_shift=vae.shift_factor,
         latent_scaling=vae.scaling_factor,
+        flow=flow,
     )
 
 
@@ -151,7 +154,7 @@ def load_reference(
     configs = read_configs(files)
     device = torch.device(device)
     try:
-        with progress.task("loading the reference", total=5) as task:
+        with progress.task("loading the reference", total=4 if files.raft is None else 5) as task:
             restoration = load_restoration_net(files, configs.transformer, dtype, device)
             task.advance(note="RestorationNet")
             reference = load_reference_net(files, configs.transformer, dtype, device)
@@ -160,8 +163,10 @@ def load_reference(
             task.advance(note="VAE")
             motion = load_motion_encoder(files, configs.transformer, dtype, device)
             task.advance(note="motion encoder")
-            flow = load_flow(files, device, correlation)
-            task.advance(note="RAFT")
+            flow: RAFT | Dis = Dis()
+            if files.raft is not None:
+                flow = load_flow(files, device, correlation)
+                task.advance(note="RAFT")
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ResourceError(
             f"out of memory while loading {files.root} ({error})", fix="use a smaller dtype or a machine with more"
@@ -195,7 +200,7 @@ def load_motion_encoder(
 ) -> MotionEncoder:
     """The motion encoder alone. Raises as :func:`load_reference`; its width and depth must serve the transformer."""
     path = files.motion_encoder
-    state = read_pickled(path)
+    state = read_state(path)
     widths, depth = motion_sizes({key: tuple(value.shape) for key, value in state.items()})
     if not widths or widths[-1] != config.dim:
         found = widths[-1] if widths else "no"
@@ -208,7 +213,9 @@ def load_motion_encoder(
 
 
 def load_flow(files: CheckpointFiles, device: torch.device, correlation: Correlation = "all-pairs") -> RAFT:
-    """RAFT alone, in float32. Raises as :func:`load_reference`."""
+    """RAFT alone, in float32. Raises as :func:`load_reference`, and where the checkpoint has none."""
+    if files.raft is None:
+        raise CheckpointError(files.root, "has no RAFT (flow: dis)", fix="let Dis estimate the flow")
     return raft_from_state(read_pickled(files.raft), files.raft, correlation=correlation).to(device)
 
 

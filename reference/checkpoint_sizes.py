@@ -13,6 +13,7 @@ from livemoments.errors import UsageError
 from livemoments.reference.config import TransformerConfig
 from livemoments.reference.motion import MotionEncoder
 from livemoments.reference.raft import RAFT
+from livemoments.types import FlowNetwork
 
 SCALING_FACTOR = 1.5305
 SHIFT_FACTOR = 0.0609
@@ -38,7 +39,8 @@ class CheckpointSizes:
 
     ``sample_size`` is the training size in latent cells, which sets the scale of the position embedding;
     ``pos_embed_max_size`` is the largest tile's side in tokens. ``motion_widths`` are the output channels of the motion
-    encoder's strided convolutions: as many as halve an image to the token grid.
+    encoder's strided convolutions: as many as halve an image to the token grid. ``flow`` is ``dis`` where the
+    checkpoint brings no RAFT.
     """
 
     num_layers: int
@@ -56,6 +58,13 @@ class CheckpointSizes:
     motion_depth: int = 12
     latent_channels: int = 16
     patch_size: int = 2
+    vae_mid_attention: bool = True
+    flow: FlowNetwork = "raft"
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The parts that a checkpoint of these sizes has."""
+        return tuple(part for part in COMPONENTS if part != "raft" or self.flow == "raft")
 
     @property
     def dim(self) -> int:
@@ -73,6 +82,8 @@ class CheckpointSizes:
         Raises:
             UsageError: naming the first contradiction.
         """
+        if self.flow not in get_args(FlowNetwork):
+            raise UsageError(f"'{self.flow}' estimates no flow", fix=f"use {' or '.join(get_args(FlowNetwork))}")
         if self.dim % 4 != 0:
             raise UsageError(f"a width of {self.dim} has no position embedding", fix="use a multiple of 4")
         if not self.motion_widths or self.motion_widths[-1] != self.dim:
@@ -120,7 +131,7 @@ class CheckpointSizes:
             "out_channels": 3,
             "latent_channels": self.latent_channels,
             "layers_per_block": self.vae_layers_per_block,
-            "mid_block_add_attention": True,
+            "mid_block_add_attention": self.vae_mid_attention,
             "norm_num_groups": self.vae_norm_groups,
             "sample_size": self.sample_size * 2 ** (levels - 1),
             "scaling_factor": SCALING_FACTOR,
@@ -170,6 +181,25 @@ class CheckpointSizes:
         transformer: nn.Module = SD3Transformer2DModel(**self.transformer().as_dict())
         return transformer
 
+
+SMALL = CheckpointSizes(
+    num_layers=5,
+    num_attention_heads=5,
+    attention_head_dim=32,
+    prompt_tokens=4,
+    joint_attention_dim=32,
+    pooled_projection_dim=32,
+    sample_size=64,
+    pos_embed_max_size=48,
+    motion_widths=(32, 64, 160),
+    motion_depth=3,
+    vae_channels=(32, 64, 96),
+    vae_layers_per_block=1,
+    vae_norm_groups=8,
+    vae_mid_attention=False,
+    flow="dis",
+)
+"""The trained checkpoint's (``checkpoints/small``): a VAE of f4, so that a token is 8 pixels wide."""
 
 SIZES: dict[str, CheckpointSizes] = {
     "tiny": CheckpointSizes(

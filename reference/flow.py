@@ -1,4 +1,5 @@
-"""Optical flow for images of any size: padding as upstream's, RAFT, cropping; and RAFT from a published state dict.
+"""Optical flow for images of any size: padding as upstream's, RAFT, cropping; RAFT from a published state dict; and DIS
+for checkpoints that bring no RAFT.
 
 Source: UPSTREAM "One photo" step 1 and "One tile" step 1: images scaled to [-1, 1], 20 iterations, padded to a multiple
 of 8 as RAFT's padding helper does by default (replicated edges, the odd pixel at the right and the bottom).
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from livemoments.dis import dis_flow_between
 from livemoments.errors import UsageError
 from livemoments.reference.raft import CELL_PX, ITERATIONS, MIN_SIDE_PX, RAFT, ContextNorm, Correlation
 from livemoments.reference.weights import check_finite, check_keys
@@ -62,11 +64,24 @@ def pad_to_multiple(image: Tensor, multiple: int = CELL_PX) -> tuple[Tensor, Cro
     return F.pad(image, (left, columns - left, top, rows - top), mode="replicate"), crop
 
 
-def estimate_flow(raft: RAFT, image1: Tensor, image2: Tensor) -> Tensor:
+class Dis:
+    """OpenCV's DIS in RAFT's place: the runtime's own code, so that equal images have equal flow on both sides."""
+
+    def __call__(self, image1: Tensor, image2: Tensor) -> Tensor:
+        """Flow (B, 2, H, W), float32, pixels, on the images' device, from (B, 3, H, W) in [-1, 1]; computed on the CPU.
+
+        Raises:
+            UsageError: images of different shapes.
+        """
+        flow = dis_flow_between(*(image.detach().float().cpu().numpy() for image in (image1, image2)))
+        return torch.from_numpy(flow).to(image1.device)
+
+
+def estimate_flow(raft: RAFT | Dis, image1: Tensor, image2: Tensor) -> Tensor:
     """Estimates the flow between two images of any size from 64 px up, without gradients.
 
     Args:
-        raft: the network.
+        raft: the network, or DIS, which takes images of any size.
         image1: (B, 3, H, W) in [-1, 1], on the network's device.
         image2: the same shape.
 
@@ -74,10 +89,12 @@ def estimate_flow(raft: RAFT, image1: Tensor, image2: Tensor) -> Tensor:
         flow (B, 2, H, W), float32: x and y, pixels, from ``image1`` to ``image2``.
 
     Raises:
-        UsageError: images of different shapes, or smaller than 64 px.
+        UsageError: images of different shapes, or smaller than RAFT's 64 px.
     """
     if image1.shape != image2.shape:
         raise UsageError(f"flow needs two images of one shape, not {tuple(image1.shape)} and {tuple(image2.shape)}")
+    if isinstance(raft, Dis):
+        return raft(image1, image2)
     if min(image1.shape[-2:]) < MIN_SIDE_PX:  # before padding, so that the message names the caller's size
         height, width = image1.shape[-2:]
         raise UsageError(

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from livemoments.errors import CheckpointError
+from livemoments.types import FlowNetwork
 
 CONFIG_NAME = "inference_config.yml"
+FLOW_KEY = "flow"
+"""Ours, not upstream's: ``dis`` says that the checkpoint brings no RAFT and OpenCV's DIS takes its place."""
+_TENSOR_SUFFIXES = (".pt", ".safetensors")
 _LAYOUT_FIX = "see docs/checkpoints.md for the layout, or name upstream's inference_config.yml"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """The folders and files of one checkpoint."""
+    """The folders and files of one checkpoint; ``raft`` is ``None`` for one that says ``flow: dis``."""
 
     root: Path
     vae: Path
@@ -25,15 +29,20 @@ class CheckpointFiles:
     transformer: Path
     transformer_ref: Path
     motion_encoder: Path
-    raft: Path
+    raft: Path | None
     prompt_embeds: Path
     pooled_prompt_embeds: Path
+
+    @property
+    def flow(self) -> FlowNetwork:
+        """What estimates the flow."""
+        return "dis" if self.raft is None else "raft"
 
     def walk(self) -> Iterator[tuple[str, Path]]:
         """Every file that counts as part of the checkpoint, with a stable name relative to its component."""
         for field in fields(self):
-            place: Path = getattr(self, field.name)
-            if field.name == "root":
+            place: Path | None = getattr(self, field.name)
+            if field.name == "root" or place is None:
                 continue
             if place.is_file():
                 yield f"{field.name}/{place.name}", place
@@ -48,11 +57,13 @@ def locate(path: str | Path) -> CheckpointFiles:
 
     Args:
         path: a folder that holds the SD3 folder (``vae/``, ``scheduler/``), the LiveMoments folder
-            (``transformer/``, ``transformer_ref/``) and the ``.pt`` / ``.pth`` files, or an ``inference_config.yml``
-            whose relative paths are taken from its own folder, then from the working directory.
+            (``transformer/``, ``transformer_ref/``) and the ``.pt`` / ``.pth`` / ``.safetensors`` files, or an
+            ``inference_config.yml`` whose relative paths are taken from its own folder, then from the working
+            directory. Where the file, or the one in the folder, says ``flow: dis``, no RAFT is needed or looked for.
 
     Raises:
-        CheckpointError: something is missing or ambiguous; one error lists everything that is.
+        CheckpointError: something is missing or ambiguous (one error lists everything that is), or ``flow`` is neither
+            ``raft`` nor ``dis``.
     """
     path = Path(path)
     if not path.exists():
@@ -61,26 +72,38 @@ def locate(path: str | Path) -> CheckpointFiles:
         if path.suffix not in (".yml", ".yaml"):
             raise CheckpointError(path, "neither a folder nor an inference_config.yml", fix=_LAYOUT_FIX)
         return _from_config(path)
+    config = path / CONFIG_NAME
+    flow = _flow_of(config, read_inference_config(config)) if config.is_file() else "raft"
     places = {
         "vae": _find(path, lambda folder: folder / "vae"),
         "scheduler": _find(path, lambda folder: folder / "scheduler"),
         "transformer": _find(path, lambda folder: folder / "transformer"),
         "transformer_ref": _find(path, lambda folder: folder / "transformer_ref"),
-        "motion_encoder": _match(path, "*motion*.pt", "*motion*.pth"),
+        "motion_encoder": _match(path, "*motion*.pt", "*motion*.pth") + _match(path, "*motion*.safetensors"),
         "raft": _match(path, "*raft*.pth", "*raft*.pt"),
-        "prompt_embeds": [f for f in _match(path, "*prompt_embeds*.pt") if "pooled" not in f.name],
-        "pooled_prompt_embeds": _match(path, "*pooled_prompt_embeds*.pt"),
+        "prompt_embeds": [
+            file
+            for suffix in _TENSOR_SUFFIXES
+            for file in _match(path, f"*prompt_embeds*{suffix}")
+            if "pooled" not in file.name
+        ],
+        "pooled_prompt_embeds": [
+            file for suffix in _TENSOR_SUFFIXES for file in _match(path, f"*pooled_prompt_embeds*{suffix}")
+        ],
     }
+    if flow == "dis":
+        del places["raft"]
     lacking = [name for name, found in places.items() if not found]
-    if lacking and (path / CONFIG_NAME).is_file():
-        return _from_config(path / CONFIG_NAME)
+    if lacking and config.is_file():
+        return _from_config(config)
     if lacking:
         raise CheckpointError(path, f"not a LiveMoments checkpoint: found no {', '.join(lacking)}", fix=_LAYOUT_FIX)
     for name, found in places.items():
         if len(found) > 1:
             names = ", ".join(str(f.relative_to(path)) for f in found)
             raise CheckpointError(path, f"several files could be the {name}: {names}", fix="keep one of them there")
-    return CheckpointFiles(root=path, **{name: found[0] for name, found in places.items()})
+    chosen = {name: found[0] for name, found in places.items()}
+    return CheckpointFiles(root=path, raft=chosen.pop("raft", None), **chosen)
 
 
 def _find(root: Path, place: Callable[[Path], Path]) -> list[Path]:
@@ -107,9 +130,11 @@ def _from_config(path: Path) -> CheckpointFiles:
         "prompt_embeds": ("prompt_embeds_path", ""),
         "pooled_prompt_embeds": ("pooled_prompt_embeds_path", ""),
     }
+    if _flow_of(path, settings) == "dis":
+        del keys["raft"]
     if missing := sorted({key for key, _ in keys.values() if not isinstance(settings.get(key), str)}):
         raise CheckpointError(path, f"lacks the keys {', '.join(missing)}")
-    places = {}
+    places: dict[str, Path] = {}
     for name, (key, child) in keys.items():
         given = Path(settings[key])
         candidates = [base / given / child if child else base / given for base in (path.parent, Path.cwd())]
@@ -117,7 +142,16 @@ def _from_config(path: Path) -> CheckpointFiles:
         if found is None:
             raise CheckpointError(path, f"{key}: {candidates[0]} does not exist", fix=f"correct {key}")
         places[name] = found
-    return CheckpointFiles(root=path.parent, **places)
+    return CheckpointFiles(root=path.parent, raft=places.pop("raft", None), **places)
+
+
+def _flow_of(path: Path, settings: Mapping[str, Any]) -> FlowNetwork:
+    given = settings.get(FLOW_KEY, "raft")
+    known: tuple[FlowNetwork, ...] = get_args(FlowNetwork)
+    for flow in known:
+        if given == flow:
+            return flow
+    raise CheckpointError(path, f"{FLOW_KEY}: '{given}' is not known", fix=f"use {' or '.join(known)}")
 
 
 def read_inference_config(path: Path) -> dict[str, Any]:

@@ -24,10 +24,11 @@ from diffusers.models.embeddings import PatchEmbed
 from livemoments.errors import OutputError, ResourceError, UsageError
 from livemoments.progress import SILENT, Progress, Task
 from livemoments.reference.checkpoint_sizes import COMPONENTS, SIZES, CheckpointSizes, Component
-from livemoments.reference.layout import CONFIG_NAME
+from livemoments.reference.layout import CONFIG_NAME, FLOW_KEY
 from livemoments.reference.random_weights import CHUNK_ELEMENTS, draw, fill_of, stream_key
 from livemoments.reference.streamed_safetensors import ITEM_BYTES, write_sharded
 from livemoments.staging import StagedFolder, stage_folder
+from livemoments.types import FlowNetwork
 from livemoments.version import __version__
 
 RECORD_NAME = "random_checkpoint.json"
@@ -62,14 +63,17 @@ pretrained_weight_path: livemoments
 motion_encoder_weight_path: motion_encoder.pt
 prompt_embeds_path: prompt_embeds.pt
 pooled_prompt_embeds_path: pooled_prompt_embeds.pt
-raft_path: RAFT
-raft_weight_path: raft-sintel.pth
+{flow}
 lr_path: images/lr
 ref_path: images/ref
 ref_lr_path: images/ref_lr
 lr_res: 1440
 ref_res: 3072
 """
+_FLOW: dict[FlowNetwork, str] = {
+    "raft": "raft_path: RAFT\nraft_weight_path: raft-sintel.pth",
+    "dis": f"{FLOW_KEY}: dis",
+}
 
 
 def make_checkpoint(
@@ -95,21 +99,22 @@ def make_checkpoint(
         dtype: of the transformers, the VAE and the motion encoder.
         overwrite: replace an older random checkpoint.
         progress: where to report; the unit is bytes.
-        only: the components to write; ``None`` means all of them.
+        only: the components to write; ``None`` means all that these sizes have.
         shard_bytes: the most tensor bytes in one ``.safetensors`` file.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError: an unknown size, type or component, a negative seed, sizes that contradict each other.
+        UsageError: an unknown size, type or component, one that these sizes do not have, a negative seed, sizes that
+            contradict each other.
         OutputError: the folder exists, or cannot be written.
         ResourceError: the disk is too small, or memory ran out.
     """
     sizes = _check_request(size, seed, dtype, only)
     target = Path(folder).absolute()
     _check_destination(target, overwrite)
-    parts = [component for component in COMPONENTS if only is None or component in only]
+    parts = [component for component in sizes.components if only is None or component in only]
     try:
         with stage_folder(target) as staged:
             _check_space(target, staged, sum(_stored_bytes(sizes, part, dtype) for part in parts))
@@ -118,7 +123,7 @@ def make_checkpoint(
             with progress.task(f"writing {target.name}", total=total) as task:
                 for part in parts:
                     writer.write(part, task)
-            (staged / CONFIG_NAME).write_text(_INFERENCE_CONFIG, "utf-8")
+            (staged / CONFIG_NAME).write_text(_INFERENCE_CONFIG.format(flow=_FLOW[sizes.flow]), "utf-8")
             record = {"sizes": asdict(sizes), "seed": seed, "dtype": dtype, "components": parts, "version": __version__}
             (staged / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
             StagedFolder(target, staged).publish()
@@ -146,6 +151,10 @@ def _check_request(
         raise UsageError(f"'{dtype}' is not a type of weights", fix=f"use one of {', '.join(ITEM_BYTES)}")
     if unknown := sorted(set(only or ()) - set(COMPONENTS)):
         raise UsageError(f"no such component: {', '.join(unknown)}", fix=f"use some of {', '.join(COMPONENTS)}")
+    if absent := sorted(set(only or ()) - set(sizes.components)):
+        raise UsageError(
+            f"a checkpoint with flow: {sizes.flow} has no {absent[0]}", fix=f"use some of {', '.join(sizes.components)}"
+        )
     return sizes
 
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from livemoments.errors import CheckpointError
 from livemoments.reference.config import read_json
 
+SAFETENSORS = ".safetensors"
 _LISTED = 6
 _AGAIN = "download the file again, and compare its size and hash with the publisher's"
 
@@ -80,6 +81,30 @@ def _open_safetensors(file: Path) -> safe_open:
         raise CheckpointError(file, f"not a whole safetensors file ({error})", fix=_AGAIN) from None
 
 
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from a ``.safetensors`` file, or from a pickle if that is not its suffix; see :func:`read_pickled`.
+
+    Raises:
+        CheckpointError: unreadable, zero bytes, holds anything but tensors.
+    """
+    return _load_safetensors(path) if path.suffix == SAFETENSORS else read_pickled(path)
+
+
+def read_tensor(path: Path) -> torch.Tensor:
+    """One tensor, in float32, from a ``.safetensors`` file (under any name) or a pickle.
+
+    Raises:
+        CheckpointError: unreadable, not one tensor, or not finite.
+    """
+    if path.suffix != SAFETENSORS:
+        return read_pickled_tensor(path)
+    found = _load_safetensors(path)
+    if len(found) != 1:
+        raise CheckpointError(path, f"holds {len(found)} tensors, should be one", fix="keep one tensor in the file")
+    check_finite(path, found)
+    return next(iter(found.values())).float()
+
+
 def read_pickled(path: Path) -> dict[str, torch.Tensor]:
     """A state dict from a ``.pt`` / ``.pth`` file; ``module.`` prefixes of DataParallel are removed.
 
@@ -103,6 +128,13 @@ def read_pickled_tensor(path: Path) -> torch.Tensor:
         raise CheckpointError(path, "holds no tensor")
     check_finite(path, {"(the tensor)": found})
     return found.detach().float()
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise CheckpointError(path, "no such file")
+    with _open_safetensors(path) as handle:
+        return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
 
 
 def _load(path: Path) -> object:

@@ -217,7 +217,8 @@ class Capture:
 def _networks(reference: Reference) -> Iterator[tuple[Stage, str, nn.Module]]:
     """Stage, the network's name within its checkpoint file, network."""
     vae = reference.vae.autoencoder
-    yield Stage.FLOW, "", reference.flow
+    if isinstance(reference.flow, nn.Module):  # DIS has no modules
+        yield Stage.FLOW, "", reference.flow
     yield Stage.VAE_ENCODER, "encoder", vae.encoder
     yield Stage.MOTION, "", reference.motion_encoder
     yield Stage.REFERENCE, "", reference.reference_net.transformer

@@ -25,20 +25,15 @@ from livemoments.validate.datasets.index import Dataset, DatasetItem, open_datas
 from livemoments.validate.recording.schema import DETAILS, Selection, Settings
 from livemoments.validate.recording.writer import condition_key
 
-_TILE_MULTIPLE_PX = 16
-"""The VAE's factor 8 times the transformers' patch of 2."""
-
 
 def make_settings(
     tile: Size, overlap: int, steps: int, policy: str | ReferencePolicy, seed: int, selection: Selection
 ) -> Settings:
-    """The settings, checked; the schedule is the checkpoint's and comes later.
+    """The settings, checked without the checkpoint, whose schedule comes later.
 
     Raises:
         UsageError: one of them cannot be used.
     """
-    if tile.height % _TILE_MULTIPLE_PX or tile.width % _TILE_MULTIPLE_PX:
-        raise UsageError(f"tiles of {tile} pixels are not possible", fix=f"use multiples of {_TILE_MULTIPLE_PX}")
     plan_balanced(tile, [tile], overlap)  # the overlap must fit the tile
     step_indices(steps)
     ReferencePolicy.parse(str(policy)).source_steps(steps)
@@ -91,6 +86,21 @@ def check_detail(detail: str, dtype: str) -> None:
         raise UsageError(f"there is no detail '{detail}'", fix=f"use {', '.join(DETAILS)}")
     if dtype not in ("float32", "float16"):
         raise UsageError(f"tensors cannot be stored as '{dtype}'", fix="use float32 or float16")
+
+
+def check_tile(tile: Size, configs: Configs) -> None:
+    """Refuse tiles that are not whole tokens of the checkpoint, or more of them than its position table has.
+
+    Raises:
+        UsageError: naming what is possible.
+    """
+    token_px = configs.vae.scale * configs.transformer.patch_size
+    largest = token_px * configs.transformer.pos_embed_max_size
+    if tile.height % token_px or tile.width % token_px or max(tile.height, tile.width) > largest:
+        raise UsageError(
+            f"tiles of {tile} pixels are not possible with this checkpoint",
+            fix=f"use multiples of {token_px} up to {largest}",
+        )
 
 
 def check_blocks(blocks: Collection[int] | None, configs: Configs) -> None:

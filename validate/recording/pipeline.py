@@ -24,6 +24,7 @@ from livemoments.validate.recording.capture import Capture, Wanted
 from livemoments.validate.recording.conditions import (
     check_blocks,
     check_detail,
+    check_tile,
     exact_arithmetic,
     find_device,
     find_photos,
@@ -92,7 +93,7 @@ def record(
         output: the recording's folder.
         dtype: what floats are stored as; they are computed in float32 in any case. ``float16`` halves the size and
             rounds by up to 5e-4, relatively.
-        tile: size of every tile, both sides multiples of 16.
+        tile: size of every tile; both sides are multiples of a token (16 px with upstream's networks).
         overlap: least overlap of neighbours, pixels.
         steps: Euler steps.
         policy: when ReferenceNet runs.
@@ -134,6 +135,7 @@ def record(
         files = locate(Path(checkpoint))
         configs = read_configs(files)
         check_blocks(blocks, configs)
+        check_tile(tile, configs)
         meta = RecordingMeta(
             schema=RECORDING_SCHEMA,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -141,7 +143,7 @@ def record(
             source=hash_checkpoint(files, progress),
             dtype=dtype,
             settings=with_schedule(settings, configs),
-            model=model_of(configs, read_prompt(files, configs.transformer)),
+            model=model_of(configs, read_prompt(files, configs.transformer), files.flow),
             detail=detail,
             selection=selection,
             images={},
