@@ -33,9 +33,8 @@ from livemoments.quantize.plan import LinearId
 from livemoments.quantize.segments import Tap
 from livemoments.quantize.taps import TAPPED_STAGES, TappedBackend
 from livemoments.runtime.backends.ort import import_onnxruntime
-from livemoments.runtime.flow import FlowKind
+from livemoments.runtime.flow import FlowKind, resolve_flow
 from livemoments.runtime.restore import restore
-from livemoments.types import Stage
 from livemoments.version import __version__
 
 __all__ = ["CalibrationResult", "LinearStats", "calibrate"]
@@ -150,7 +149,7 @@ def calibrate(
     steps: Sequence[int] | None = None,
     limit: int | None = None,
     work: str | os.PathLike[str] | None = None,
-    flow: FlowKind = "engine",
+    flow: FlowKind | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationResult:
@@ -167,7 +166,7 @@ def calibrate(
         limit: use at most this many photos.
         work: a folder that keeps the statistics of each photo as it is done. Called again with the same, the photos
             found there are not restored again; another observer can use them too.
-        flow: ``engine`` (RAFT, what ``restore`` uses by default) or ``dis``, which is quicker.
+        flow: ``engine`` (RAFT) or ``dis``, which is quicker; by default what ``restore`` uses with this bundle.
         threads: threads within an operator.
         progress: where to report; the photos that are left are one bar.
 
@@ -190,7 +189,8 @@ def calibrate(
     if seed < 0:
         raise UsageError(f"the seed {seed} is negative", fix="use 0 or more")
     items = read_set(folder, limit=limit, progress=progress)
-    settings = _settings(opened, counts, seed, flow)
+    kind = resolve_flow(flow, opened)
+    settings = _settings(opened, counts, seed, kind)
     total = _PhotoStats(len(opened.manifest.schedule.points))
     places = [
         None if work is None else Path(work) / f"{_digest(settings, item.sha256, str(threads))}{_SUFFIX}"
@@ -203,7 +203,7 @@ def calibrate(
             if found is None:
                 task.advance(0, note=item.name)
                 shared = _Shared(progress, task, 1 / len(counts))
-                found = _restore_one(opened, item, counts, photo_seed(seed, item), flow, threads, shared)
+                found = _restore_one(opened, item, counts, photo_seed(seed, item), kind, threads, shared)
                 if place is not None:
                     found.save(place)
                 task.advance(1 - shared.done)
@@ -307,7 +307,7 @@ def _linear_stats(stats: ActivationStats, observer: Observer) -> LinearStats:
 def _settings(bundle: Bundle, counts: Sequence[int], seed: int, flow: FlowKind) -> Mapping[str, object]:
     """All that a photo's statistics depend on besides the photo."""
     return {
-        "graphs": {str(stage): bundle.digest(stage) for stage in Stage},
+        "graphs": {str(stage): bundle.digest(stage) for stage in bundle.manifest.model.stages},
         "overlap": bundle.manifest.overlap,
         "schedule": bundle.manifest.schedule,
         "steps": list(counts),

@@ -160,7 +160,8 @@ class Probe:
         Raises:
             EngineError: an engine cannot be opened or failed, or its outputs are not finite.
         """
-        changed = [s for s in Stage if candidate.digest(s) != self.bundle.digest(s)]
+        stages = self.bundle.manifest.model.stages
+        changed = [s for s in stages if candidate.digest(s) != self.bundle.digest(s)]
         with contextlib.ExitStack() as stack:
             return self.score({s: stack.enter_context(backend.open(candidate, s, self.size)) for s in changed})
 

@@ -211,7 +211,7 @@ def _key(
     seed: int,
 ) -> str:
     facts = {
-        "bundle": [probe.bundle.digest(stage) for stage in Stage],
+        "bundle": [probe.bundle.digest(stage) for stage in probe.bundle.manifest.model.stages],
         "recipe": msgspec.to_builtins(recipe),
         "action": action.value,
         "calibration": None if calibration is None else calibration.sha256,

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
+from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
-from livemoments.runtime.dis import dis_flow
+from livemoments.runtime.dis import dis_flow_between
 from livemoments.runtime.engine_pool import EnginePool
-from livemoments.types import Size, Stage
+from livemoments.types import Size, Stage, Tile
 
 FlowKind = Literal["engine", "dis"]
+KINDS: tuple[FlowKind, ...] = get_args(FlowKind)
 
 _RAFT_MULTIPLE_PX = 8  # RAFT computes at an eighth of the resolution
+
+
+FlowOfTile = Callable[[Tile], np.ndarray | None]
+"""A recorded flow of a tile, (2, h, w) float32 in pixels; ``None``: none was recorded, the estimated one counts."""
 
 
 class FlowEstimator(Protocol):
@@ -68,29 +75,35 @@ class DisFlow:
 
     def __call__(self, image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
         """See :class:`FlowEstimator`."""
-        pairs = zip(_unit_hwc(image1), _unit_hwc(image2), strict=True)
-        flows = [dis_flow(first, second).transpose(2, 0, 1) for first, second in pairs]
-        return np.ascontiguousarray(np.stack(flows), dtype=np.float32)
+        return dis_flow_between(image1, image2)
 
 
-def flow_estimator(kind: str, pool: EnginePool) -> FlowEstimator:
-    """The estimator of this kind.
+def resolve_flow(kind: FlowKind | None, bundle: Bundle) -> FlowKind:
+    """What estimates the flow of a restoration: what was asked for, or else what the bundle was made for.
+
+    A part of a bundle whose checkpoint has RAFT is not taken for one without: its missing engine stays an error.
 
     Raises:
-        UsageError: neither ``engine`` nor ``dis``.
+        UsageError: neither ``engine`` nor ``dis``, or an engine that the bundle lacks by design.
     """
-    if kind == "engine":
-        return EngineFlow(pool)
-    if kind == "dis":
-        return DisFlow()
-    raise UsageError(f"'{kind}' is no way to estimate flow", fix="use engine or dis")
+    has_network = bundle.manifest.model.flow == "raft"
+    if kind is None:
+        return "engine" if has_network else "dis"
+    if kind not in KINDS:
+        raise UsageError(f"'{kind}' is no way to estimate flow", fix=f"use {' or '.join(KINDS)}")
+    if kind == "engine" and not has_network:
+        raise UsageError(
+            f"{bundle.path} has no flow engine, for its checkpoint has no RAFT", fix="say --flow dis, or leave it out"
+        )
+    return kind
+
+
+def flow_estimator(kind: FlowKind, pool: EnginePool) -> FlowEstimator:
+    """The estimator of this kind, which :func:`resolve_flow` gave."""
+    return EngineFlow(pool) if kind == "engine" else DisFlow()
 
 
 def _split_pad(length: int) -> tuple[int, int]:
     """Pixels added before and after, as RAFT's InputPadder splits them (the smaller half first)."""
     pad = -length % _RAFT_MULTIPLE_PX
     return pad // 2, pad - pad // 2
-
-
-def _unit_hwc(images: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray((images * 0.5 + 0.5).transpose(0, 2, 3, 1), dtype=np.float32)

@@ -20,7 +20,7 @@ from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.blend import Blender
 from livemoments.runtime.color import color_fix_rows, to_unit_range
 from livemoments.runtime.engine_pool import EnginePool, Timings
-from livemoments.runtime.flow import FlowKind, flow_estimator
+from livemoments.runtime.flow import FlowKind, FlowOfTile, flow_estimator, resolve_flow
 from livemoments.runtime.images import ensure_writable, write_image
 from livemoments.runtime.inputs import ImageSource, RestoreInputs, load_inputs
 from livemoments.runtime.kv_cache import KvCache
@@ -73,7 +73,7 @@ def restore(
     provider: str = "cpu",
     threads: int | None = None,
     reference: str | ReferencePolicy | None = None,
-    flow: FlowKind = "engine",
+    flow: FlowKind | None = None,
     tile_plan: Literal["balanced", "upstream"] | None = None,
     tile: Size | None = None,
     batch: int = 1,
@@ -85,6 +85,7 @@ def restore(
     bit_depth: int | None = None,
     quality: int = 95,
     noise: NoiseSource | None = None,
+    tile_flow: FlowOfTile | None = None,
     observer: Observer | None = None,
     progress: Progress = SILENT,
     upscaled_size: Size | None = None,
@@ -104,7 +105,8 @@ def restore(
         provider: what runs the graphs (:class:`OrtBackend`).
         threads: threads within an operator.
         reference: when ReferenceNet runs; the bundle's policy if not given.
-        flow: ``engine`` (RAFT) or ``dis`` (OpenCV).
+        flow: ``engine`` (RAFT) or ``dis`` (OpenCV); if not given, the engine of a bundle whose checkpoint has RAFT,
+            and ``dis`` with all others.
         tile_plan: ``balanced``, or ``upstream``'s padding to whole strides.
         tile: use this tile size of the bundle only.
         batch: tiles computed at once.
@@ -116,6 +118,7 @@ def restore(
         bit_depth: 8 or 16; the photo's if not given.
         quality: of JPEG and WebP files, 1 to 100.
         noise: replaces the seeded noise, for parity with a recording.
+        tile_flow: replaces the flow of tiles, likewise; the estimated one is what ``observer`` gets.
         observer: called with the name and value of every intermediate tensor.
         progress: where progress is shown.
         upscaled_size: the result's size where it is not the photo's.
@@ -146,7 +149,7 @@ def restore(
         compat=compat == "upstream",
         steps=plan_steps(manifest.schedule, steps),
         policy=ReferencePolicy.parse(str(reference or manifest.reference_policy)),
-        flow=flow,
+        flow=resolve_flow(flow, opened),
         tile_plan=tile_plan or ("upstream" if compat else "balanced"),
         tile=tile,
         batch=batch,
@@ -158,6 +161,7 @@ def restore(
         noise=noise or SeededNoise(seed),
         observer=observer,
         progress=progress,
+        tile_flow=tile_flow,
     )
     with settings.timings.measure("read"):
         inputs = load_inputs(frame, photo, photo_frame, upscaled_size=upscaled_size, match_profiles=not settings.compat)
@@ -202,7 +206,14 @@ def _restore_tiles(
         _observe(settings, "photo.flow_lr", flow_lr)
         _observe(settings, "ref_patch_coords", np.array([(c.y, c.x) for _, c in sorted(found.items())]))
         codec = TileCodec(
-            pool, inputs, found, settings.noise, flow, use_cache=cache is not None, observer=settings.observer
+            pool,
+            inputs,
+            found,
+            settings.noise,
+            flow,
+            tile_flow=settings.tile_flow,
+            use_cache=cache is not None,
+            observer=settings.observer,
         )
         total = len(plan.tiles) * sampler.steps
         with settings.progress.task("Restoring tiles", total) as task:

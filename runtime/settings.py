@@ -17,7 +17,7 @@ from livemoments.runtime._image_encode import DEEP_FORMATS, format_of
 from livemoments.runtime._profiles import profile_name
 from livemoments.runtime.align import MeanFlow, ReferenceCorner
 from livemoments.runtime.engine_pool import Timings
-from livemoments.runtime.flow import FlowKind
+from livemoments.runtime.flow import FlowKind, FlowOfTile
 from livemoments.runtime.inputs import DERIVED_JPEG_QUALITY, RestoreInputs
 from livemoments.runtime.noise import NoiseSource
 from livemoments.runtime.sampler import Observer
@@ -45,6 +45,7 @@ class Settings:
     noise: NoiseSource
     observer: Observer | None
     progress: Progress
+    tile_flow: FlowOfTile | None = None
     timings: Timings = field(default_factory=Timings)
 
 

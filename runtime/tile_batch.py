@@ -10,7 +10,7 @@ from livemoments.runtime.align import FlowField, MeanFlow, ReferenceCorner, refe
 from livemoments.runtime.backends.base import to_host
 from livemoments.runtime.blend import Blender
 from livemoments.runtime.engine_pool import EnginePool
-from livemoments.runtime.flow import FlowEstimator
+from livemoments.runtime.flow import FlowEstimator, FlowOfTile
 from livemoments.runtime.inputs import RestoreInputs, cut_tile, network_image
 from livemoments.runtime.kv_cache import content_key
 from livemoments.runtime.noise import NoiseSource, TileNoise
@@ -49,6 +49,7 @@ class TileCodec:
         corners: where each tile's reference lies, by tile index.
         noise: every tile's random numbers.
         flow: estimator for the tiles' flow.
+        tile_flow: the flow that the networks get in place of the estimated one, by tile: see :data:`FlowOfTile`.
         use_cache: give latent batches the content keys that the K/V cache asks for.
         observer: gets the tiles' flow, posteriors, latents and decoded images.
     """
@@ -61,6 +62,7 @@ class TileCodec:
         noise: NoiseSource,
         flow: FlowEstimator,
         *,
+        tile_flow: FlowOfTile | None = None,
         use_cache: bool = False,
         observer: Observer | None = None,
     ) -> None:
@@ -69,6 +71,7 @@ class TileCodec:
         self._corners = corners
         self._noise = noise
         self._flow = flow
+        self._tile_flow = tile_flow
         self._observer = observer
         self._model = pool.bundle.manifest.model
         self._noise_level = np.float32(pool.bundle.manifest.schedule.noise_level)
@@ -85,6 +88,9 @@ class TileCodec:
         photo_frame, frame = np.stack([i.photo_frame for i in images]), np.stack([i.frame for i in images])
         flow = self._measured_flow(photo_frame, frame)
         self._observe(tiles, "flow", flow)
+        if self._tile_flow is not None:
+            given = [self._tile_flow(tile) for tile in tiles]
+            flow = np.stack([own if other is None else other for own, other in zip(flow, given, strict=True)])
         z_lq = self._encode(tiles, "lq", frame, np.stack([n.posterior_lr for n in noise]))
         photo = np.stack([i.photo for i in images])
         z_ref = self._encode(tiles, "ref", photo, np.stack([n.posterior_ref for n in noise]))

@@ -121,7 +121,7 @@ def test_restore_passes_everything_on(
         "provider": "cpu",
         "threads": None,
         "reference": None,
-        "flow": "engine",
+        "flow": None,
         "tile_plan": None,
         "tile": None,
         "batch": 1,

@@ -17,7 +17,7 @@ from livemoments.progress import SILENT, Progress
 from livemoments.reference.layout import locate
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.images import write_image
-from livemoments.types import Size, Stage
+from livemoments.types import Size
 from livemoments.validate.clip import Clip
 from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.ladder.all_points import all_points, check_source
@@ -82,8 +82,7 @@ def compare_with_checkpoint(
     if "network" in levels:
         rungs = all_points(bundle, files, limits=limits, seed=settings.seed, backend=backend, progress=progress)
     others: list[Level] = [level for level in levels if level != "network"]
-    is_whole = {str(stage) for stage in Stage} <= set(bundle.manifest.stages)
-    if not is_whole or not (others or find_fault):
+    if bundle.missing_stages or not (others or find_fault):
         return Parity(rungs)
     tile = Size.parse(settings.tile) if settings.tile else smallest_tile(bundle)
     steps = settings.steps or bundle.manifest.schedule.default_steps

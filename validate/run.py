@@ -18,7 +18,6 @@ from livemoments.limits import load_limits
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.inputs import ImageSource
-from livemoments.types import Stage
 from livemoments.validate.clip import Clip
 from livemoments.validate.cost.machine import machine_record
 from livemoments.validate.cost.measure import cost_checks, measure_cost
@@ -118,8 +117,7 @@ def validate(
         _check_writable(Path(output))
     earlier = None if baseline is None else decode_report(baseline)  # a bad file is known before the work
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    settings = settings or RunSettings()
-    settings.check(opened)
+    settings = (settings or RunSettings()).for_bundle(opened)
     held = load_limits(opened.manifest.precision, limits)
     engines = backend or settings.open_backend()
     recorded = recording if isinstance(recording, Recording) or recording is None else open_recording(recording)
@@ -197,9 +195,9 @@ def _need_every_stage(bundle: Bundle, what: str) -> None:
     Raises:
         UsageError: a stage is missing.
     """
-    if missing := [str(stage) for stage in Stage if str(stage) not in bundle.manifest.stages]:
+    if bundle.missing_stages:
         raise UsageError(
-            f"{bundle.path} has no stage '{missing[0]}', so no photo can be {what}",
+            f"{bundle.path} has no stage '{bundle.missing_stages[0]}', so no photo can be {what}",
             fix="export every stage, or leave --dataset out and say --no-cost",
         )
 

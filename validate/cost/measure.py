@@ -56,8 +56,7 @@ def measure_cost(
         EngineError: an engine failed.
         ResourceError: memory ran out.
     """
-    settings = settings or RunSettings()
-    settings.check(bundle)
+    settings = (settings or RunSettings()).for_bundle(bundle)
     backend = backend or settings.open_backend()
     sizes = sizes or ([Size.parse(settings.tile)] if settings.tile else bundle.tile_sizes)
     gpu, no_gpu = open_gpu() if settings.provider.lower() in GPU_PROVIDERS else (None, "")

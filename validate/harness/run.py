@@ -84,7 +84,6 @@ def run_images(
         OutputError: the folder cannot be written.
         ResourceError: memory or disk ran out; what was finished is kept.
     """
-    settings = settings or RunSettings()
     if engine not in ("local", "ray"):
         raise UsageError(f"'{engine}' is no engine for a run", fix="use local or ray")
     if engine == "local" and workers not in (None, 1):
@@ -92,7 +91,7 @@ def run_images(
     if engine == "ray" and backend is not None:
         raise UsageError("a back-end cannot be sent to other machines", fix="name a provider in the settings")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    settings.check(opened)
+    settings = (settings or RunSettings()).for_bundle(opened)
     if recording is not None:
         check_recording(recording, settings, opened)
     measures = measures or StandardMeasures()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.runtime.backends.base import Backend
-from livemoments.runtime.flow import FlowKind
+from livemoments.runtime.flow import KINDS, FlowKind, resolve_flow
 from livemoments.runtime.kv_codecs import find_codec
 from livemoments.runtime.restore import KV_BUDGET_BYTES
 from livemoments.runtime.schedule import plan_steps
@@ -27,7 +27,7 @@ class RunSettings:
         seed: of the noise, the same for every image: it is drawn from the seed and the tile's corner.
         steps: sampling steps; ``None``: the bundle's.
         reference: when ReferenceNet runs; ``None``: the bundle's policy.
-        flow: ``engine`` or ``dis``.
+        flow: ``engine`` or ``dis``; ``None``: the bundle's.
         compat: ``upstream`` or ``None``.
         tile_plan: ``balanced`` or ``upstream``; ``None``: as ``compat`` says.
         tile: ``WxH`` of the bundle to use; ``None``: the best for each image.
@@ -41,7 +41,7 @@ class RunSettings:
     seed: int = 0
     steps: int | None = None
     reference: str | None = None
-    flow: FlowKind = "engine"
+    flow: FlowKind | None = None
     compat: Literal["upstream"] | None = None
     tile_plan: Literal["balanced", "upstream"] | None = None
     tile: str | None = None
@@ -69,6 +69,15 @@ class RunSettings:
         """
         return ReferencePolicy.parse(self.reference or bundle.manifest.reference_policy)
 
+    def for_bundle(self, bundle: Bundle) -> RunSettings:
+        """These settings with what estimates the flow named, as journals and reports have it.
+
+        Raises:
+            UsageError: an option cannot be used, alone or with this bundle.
+        """
+        self.check(bundle)
+        return replace(self, flow=resolve_flow(self.flow, bundle))
+
     def check(self, bundle: Bundle) -> None:
         """Refuse what would fail on every image, before the first.
 
@@ -88,12 +97,13 @@ class RunSettings:
         self.policy(bundle).source_steps(len(plan_steps(bundle.manifest.schedule, self.steps)))
         find_codec(self.kv_dtype)
         for name, value, known in (
-            ("flow", self.flow, ("engine", "dis")),
+            ("flow", self.flow, (None, *KINDS)),
             ("tile plan", self.tile_plan, (None, "balanced", "upstream")),
             ("store for keys and values", self.kv_store, ("host", "disk")),
         ):
             if value not in known:
                 raise UsageError(f"'{value}' is no {name}", fix=f"use {' or '.join(filter(None, known))}")
+        resolve_flow(self.flow, bundle)
         if self.tile is not None and Size.parse(self.tile) not in bundle.tile_sizes:
             have = ", ".join(map(str, bundle.tile_sizes))
             raise UsageError(f"the bundle has no graphs for {self.tile} tiles; it has {have}")

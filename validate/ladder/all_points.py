@@ -27,8 +27,14 @@ def check_source(bundle: Bundle, files: CheckpointFiles, progress: Progress = SI
     """Refuse a bundle that was not exported from a checkpoint.
 
     Raises:
-        BundleError: naming the file that differs.
+        BundleError: naming the file that differs, or what estimates the flow.
     """
+    if bundle.manifest.model.flow != files.flow:
+        raise BundleError(
+            bundle.path,
+            f"was exported with flow: {bundle.manifest.model.flow}, this checkpoint says {files.flow}",
+            fix="export again, or correct flow in the checkpoint's inference_config.yml",
+        )
     found = list(files.walk())
     with progress.task("hashing the checkpoint", total=len(found)) as task:
         for name, path in found:

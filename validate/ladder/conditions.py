@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import BundleError, FileError
 from livemoments.limits import PrecisionLimits
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
+from livemoments.runtime.flow import FlowOfTile
 from livemoments.runtime.images import read_photo
 from livemoments.runtime.noise import NoiseSource, RecordedNoise, SeededNoise, TileNoise
 from livemoments.runtime.restore import RestoreResult, restore
 from livemoments.runtime.sampler import Observer
 from livemoments.runtime.schedule import plan_steps
-from livemoments.types import Size
+from livemoments.types import Size, Tile
 from livemoments.validate.recording.cases import schedule_point
 from livemoments.validate.recording.schema import DETAILS, LR, REF, REF_LR
 from livemoments.validate.recording.store import Recording
@@ -38,6 +40,13 @@ def check_fits(bundle: Bundle, recording: Recording) -> None:
             bundle.path,
             f"was not exported from the recording's checkpoint: {', '.join(differing[:3])} differ",
             fix=f"export '{recording.meta.source.name}', or make a recording of this bundle's checkpoint",
+        )
+    model = recording.meta.model
+    if model is not None and model.flow != manifest.model.flow:
+        raise BundleError(
+            bundle.path,
+            f"was exported with flow: {manifest.model.flow}, the recording was made with {model.flow}",
+            fix="export again, or record again, with one inference_config.yml",
         )
     if settings.tile not in manifest.tiles or manifest.overlap != settings.overlap:
         raise BundleError(
@@ -98,6 +107,10 @@ def restore_as_recorded(
 ) -> RestoreResult:
     """Restore a recorded photo with a bundle: the recording's images, tiles, noise, steps and policy.
 
+    Where DIS estimates the flow, the recording's is a condition too. DIS works on grey values in 8 bits: two ways of
+    resizing that differ by the last bit of a float round a few pixels apart, and that can move the flow around them by
+    whole pixels, whatever the engines do.
+
     Raises:
         FileError: the recording lacks an image or a tile's noise.
     """
@@ -118,11 +131,20 @@ def restore_as_recorded(
         pad_small=not settings.upstream,
         bit_depth=8,
         noise=_noise(recording, image),
+        tile_flow=_flow(recording, image) if bundle.manifest.model.flow == "dis" else None,
         upscaled_size=Size.parse(recording.entry(image).size) if settings.upstream else None,
         observer=observer,
         progress=progress,
         backend=backend,
     )
+
+
+def _flow(recording: Recording, image: str) -> FlowOfTile:
+    def of_tile(tile: Tile) -> np.ndarray | None:
+        name = f"tile{tile.index}.flow"
+        return recording.read(image, name)[0] if recording.has(image, name) else None
+
+    return of_tile
 
 
 def _noise(recording: Recording, image: str) -> NoiseSource:

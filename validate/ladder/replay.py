@@ -14,7 +14,7 @@ from livemoments.limits import PrecisionLimits, load_limits
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend, to_host
 from livemoments.runtime.backends.ort import OrtBackend
-from livemoments.types import Size, Stage
+from livemoments.types import FlowNetwork, Size, Stage
 from livemoments.validate.ladder.conditions import check_fits, choose_image, limits_for, restore_as_recorded
 from livemoments.validate.ladder.local import LocalError, LocalErrors
 from livemoments.validate.ladder.measures import measure
@@ -29,6 +29,7 @@ _TILES_PER_NETWORK = 2
 _SIGNED_PEAK = 2.0
 """Images in [-1, 1]."""
 _BYTE_PEAK = 255.0
+_DIS = "of DIS, which rounding moves: the networks were given the recording's"
 _INNER = re.compile(r"tile(\d+)\.(?:step(\d+)\.)?(velocity|flow|z_init|z_out|decoded)")
 
 
@@ -207,7 +208,7 @@ def _photo(
     """The whole restoration, compared tensor by tensor as they come."""
     comparison = _Comparison(recording, image)
     restore_as_recorded(bundle, recording, image, backend=backend, observer=comparison.observe, progress=progress)
-    return comparison.rungs(limits)
+    return comparison.rungs(limits, bundle.manifest.model.flow)
 
 
 class _Comparison:
@@ -246,14 +247,19 @@ class _Comparison:
     def _read(self, name: str) -> np.ndarray:
         return self._recording.read(self._image, name)
 
-    def rungs(self, limits: PrecisionLimits) -> list[Rung]:
-        """Steps, then tiles, then the photo."""
+    def rungs(self, limits: PrecisionLimits, flow: FlowNetwork) -> list[Rung]:
+        """Steps, then tiles, then the photo. DIS's flow is told, but has no limit (:func:`restore_as_recorded`)."""
         tile, photo = self._recording.meta.settings.tile, self._recording.entry(self._image).size
         rungs = [
             worst.rung("step", f"step{step}.velocity", tile, limits.step_rel_l2)
             for step, worst in sorted(self._steps.items())
         ]
-        rungs += [worst.rung("tile", name, tile, limits.step_rel_l2) for name, worst in self._latents.items()]
+        rungs += [
+            worst.rung("tile", name, tile, None, note=_DIS)
+            if (name, flow) == ("flow", "dis")
+            else worst.rung("tile", name, tile, limits.step_rel_l2)
+            for name, worst in self._latents.items()
+        ]
         rungs += [
             worst.rung("tile", f"tile{index}.decoded", tile, limits.tile_psnr_db)
             for index, worst in sorted(self._tiles.items())

@@ -20,6 +20,7 @@ from livemoments.limits import PrecisionLimits, load_limits
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Array, Backend, Engine, batch_axis, to_host
 from livemoments.runtime.backends.ort import OrtBackend
+from livemoments.runtime.flow import resolve_flow
 from livemoments.runtime.images import MIN_SIDE_PX, Photo
 from livemoments.runtime.inputs import RestoreInputs, load_inputs
 from livemoments.runtime.noise import SeededNoise
@@ -107,7 +108,7 @@ def self_checks(
     """
     held = limits or load_limits(bundle.manifest.precision)
     capturing = _Capturing(backend or OrtBackend())
-    if not {str(stage) for stage in Stage} <= set(bundle.manifest.stages):
+    if bundle.missing_stages:
         return ()
     checks: list[Check] = []
     try:
@@ -221,7 +222,7 @@ def _restore(
         compat=False,
         steps=plan_steps(manifest.schedule, min(int(count) for count in manifest.schedule.plans)),
         policy=ReferencePolicy.parse(manifest.reference_policy),
-        flow="engine",
+        flow=resolve_flow(None, bundle),
         tile_plan="balanced",
         tile=None,
         batch=batch,

@@ -137,6 +137,11 @@ def overwrite_option(function: Function) -> Function:
     return click.option("--overwrite", is_flag=True, help=text)(function)
 
 
+def flow_option(text: str) -> Callable[[Function], Function]:
+    """``--flow``; its default is the bundle's and therefore ``None`` here, and ``text`` says so."""
+    return click.option("--flow", type=click.Choice(["engine", "dis"]), help=text)
+
+
 def provider_option(function: Function) -> Function:
     """``--provider``: where onnxruntime runs the graphs."""
     return click.option(

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from livemoments.cli.bundles import open_checked
-from livemoments.cli.options import BYTES, PATH, POLICY, SIZE, provider_option, result_options, threads_option
+from livemoments.cli.options import (
+    BYTES,
+    PATH,
+    POLICY,
+    SIZE,
+    flow_option,
+    provider_option,
+    result_options,
+    threads_option,
+)
 from livemoments.cli.output import human_seconds, plural, stdout_is_ours, write_json
 from livemoments.errors import OutputError
 from livemoments.progress import Progress
@@ -50,12 +59,9 @@ if TYPE_CHECKING:
     help="When ReferenceNet runs. per-step, phase-split: exact; phase-split never holds both big networks. every-K, "
     "frozen, frozen@STEP: approximate, less work.  [default: the bundle's]",
 )
-@click.option(
-    "--flow",
-    type=click.Choice(["engine", "dis"]),
-    default="engine",
-    show_default=True,
-    help="engine: RAFT, as upstream. dis: OpenCV's DIS, less memory, another result.",
+@flow_option(
+    "engine: RAFT, as upstream. dis: OpenCV's DIS, less memory, another result.  "
+    "[default: engine; dis if the checkpoint had no RAFT]"
 )
 @click.option(
     "--tile-plan",

@@ -11,7 +11,7 @@ import click
 from livemoments.cli.bundles import open_checked
 from livemoments.cli.exits import EXIT_CHECK_FAILED
 from livemoments.cli.extras import needs_extra
-from livemoments.cli.options import PATH, POLICY, SIZE, provider_option, result_options, threads_option
+from livemoments.cli.options import PATH, POLICY, SIZE, flow_option, provider_option, result_options, threads_option
 from livemoments.cli.output import stdout_is_ours, write_json
 from livemoments.cli.reports import check_writable, write_report
 from livemoments.progress import Progress
@@ -111,9 +111,7 @@ class _LevelsType(click.ParamType):
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Of the noise.  [default: the recording's, or 0]")
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Sampling steps.  [default: the bundle's]")
 @click.option("--reference", type=POLICY, help="When ReferenceNet runs.  [default: the bundle's policy]")
-@click.option(
-    "--flow", type=click.Choice(["engine", "dis"]), default="engine", show_default=True, help="Of the images."
-)
+@flow_option("Of the images.  [default: engine; dis if the checkpoint had no RAFT]")
 @click.option("--tile", type=SIZE, help="Use this tile size of the bundle.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Tiles at once.")
 @click.option("--pad-small", is_flag=True, help="Extend images that are smaller than a tile.")
