@@ -1,0 +1,108 @@
+"""The networks of the second half, exactly as the reference builds them, with what training needs around them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from livemoments.reference import mmdit
+from livemoments.reference.checkpoint_sizes import CheckpointSizes
+from livemoments.reference.mmdit import BlockGuidance, ReferenceNet, RestorationNet
+from livemoments.reference.motion import MotionEncoder, embedding_index
+
+_LATENT_SCALE = 0.25
+"""Of the first convolution's weights: latents come with a deviation of four, positions with less than one."""
+
+
+class LiveMomentsModel(nn.Module):
+    """ReferenceNet, RestorationNet, motion encoder and the empty prompt as learned constants.
+
+    Args:
+        sizes: of all of them.
+    """
+
+    def __init__(self, sizes: CheckpointSizes) -> None:
+        super().__init__()
+        config = sizes.transformer()
+        self.reference_net, self.restoration_net = ReferenceNet(config), RestorationNet(config)
+        self.motion_encoder = MotionEncoder(sizes.motion_widths, sizes.motion_depth)
+        self.prompt = nn.Parameter(torch.randn(1, sizes.prompt_tokens, sizes.joint_attention_dim))
+        self.pooled = nn.Parameter(torch.randn(1, sizes.pooled_projection_dim))
+        for transformer in (self.reference_net.transformer, self.restoration_net.transformer):
+            _initialize(transformer)
+
+    def forward(self, z: Tensor, z_ref: Tensor, flow: Tensor, t: Tensor) -> Tensor:
+        """The velocity (B, C, h, w), as :func:`livemoments.reference.pipeline.sample` computes it.
+
+        Args:
+            z, z_ref: (B, C, h, w).
+            flow: (B, 2, H, W) in pixels.
+            t: (B,), from 0 to 0.2.
+        """
+        timestep = t * 1000
+        prompt = self.prompt.expand(len(z), -1, -1)
+        pooled = self.pooled.expand(len(z), -1)
+        kv = self.reference_net(z_ref, timestep, prompt, pooled)
+        motion = self.motion_encoder(flow)
+        guidance = [BlockGuidance(block, motion[embedding_index(index)]) for index, block in enumerate(kv)]
+        return self.restoration_net(z, timestep, prompt, pooled, guidance)
+
+    def place(self, origin: tuple[int, int]) -> None:
+        """Give crops the position embeddings of their place in the tile: ``origin`` is its first row and column, in
+        tokens. The networks themselves centre what they see in their table; so is the tile here."""
+        for transformer in (self.reference_net.transformer, self.restoration_net.transformer):
+            embed = transformer.pos_embed
+            embed.cropped_pos_embed = partial(_positions, embed, origin)
+
+
+def _positions(embed: Any, origin: tuple[int, int], height: int, width: int) -> Tensor:
+    """(1, rows x columns, D) for a latent crop of ``height`` x ``width`` cells."""
+    most, tile = embed.pos_embed_max_size, embed.height
+    rows, columns = height // embed.patch_size, width // embed.patch_size
+    top, left = ((most - tile) // 2 + first for first in origin)
+    table = embed.pos_embed.view(most, most, -1)[top : top + rows, left : left + columns]
+    return table.reshape(1, rows * columns, -1)
+
+
+def _initialize(transformer: nn.Module) -> None:
+    """Xavier for linear layers, a rotation for the patches; nothing for what modulates (adaLN-zero, Peebles and Xie
+    2023) and for the output."""
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear")) or name == "proj_out":
+                nn.init.zeros_(module.weight)
+    projection = transformer.get_submodule("pos_embed.proj")
+    assert isinstance(projection, nn.Conv2d)
+    nn.init.orthogonal_(projection.weight.flatten(1))
+    with torch.no_grad():
+        projection.weight.mul_(_LATENT_SCALE)
+
+
+@contextlib.contextmanager
+def mixed_precision(*, float32_attention: bool) -> Iterator[None]:
+    """bfloat16 products, with attention in float32 where it is asked for: on CPUs the backward pass of short
+    bfloat16 attention takes twice as long (PyTorch 2.13)."""
+    plain = F.scaled_dot_product_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return plain(query.float(), key.float(), value.float())
+
+    with torch.autocast("cpu", torch.bfloat16):
+        if not float32_attention:
+            yield
+            return
+        mmdit.F.scaled_dot_product_attention = attend
+        try:
+            yield
+        finally:
+            mmdit.F.scaled_dot_product_attention = plain

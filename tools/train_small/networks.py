@@ -1,0 +1,168 @@
+"""The second half of the training: both networks and the motion encoder, by bridge matching (equation 9)."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from bridge import bridge_point, draw_times
+from latents import LatentBatch, LatentPool
+from livemoments.progress import Progress
+from livemoments.reference.checkpoint_sizes import CheckpointSizes
+from livemoments.validate.synlive.degradation import image_rng
+from model import LiveMomentsModel, mixed_precision
+from photographs import WindowSampler
+from schedule import rate_at
+from sheets import Sheet
+from state import Average, Log, load_state, save_state
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkTraining:
+    """How the networks are trained.
+
+    Attributes:
+        steps: optimizer steps.
+        batch: crops a step.
+        crop_px: their side.
+        whole_share: of the steps, at the end, that train on whole tiles (as many pixels a step).
+        rate: the highest learning rate.
+        steps_per_pair: after how many steps a new pair comes in.
+        first_pairs: that are there at the first.
+        kept_pairs: at most in memory (2.2 MB each).
+        tile_px, scene_px: of the pairs.
+        decay: of the weights' average.
+        seed: of everything.
+    """
+
+    steps: int = 8000
+    batch: int = 16
+    crop_px: int = 128
+    whole_share: float = 0.12
+    rate: float = 1e-3
+    steps_per_pair: int = 2
+    first_pairs: int = 128
+    kept_pairs: int = 1500
+    tile_px: int = 256
+    scene_px: int = 320
+    decay: float = 0.999
+    seed: int = 0
+
+
+_MEASURE_EVERY = 50
+_SAVE_EVERY = 250
+_SHEET_EVERY = 1000
+_ADDED = 2
+"""Pairs that come in at once."""
+_SHORT_PX = 128
+"""Up to this side attention is quicker in float32 (see ``mixed_precision``)."""
+
+
+def train_networks(
+    sizes: CheckpointSizes,
+    training: NetworkTraining,
+    vae: AutoencoderKL,
+    sampler: WindowSampler,
+    sheet: Sheet,
+    folder: Path,
+    progress: Progress,
+) -> LiveMomentsModel:
+    """Train, or go on with, the networks of a run.
+
+    Args:
+        sizes: of the networks.
+        training: how.
+        vae: trained; it stays as it is.
+        sampler: where photographs come from.
+        sheet: measures and draws every 1000 steps.
+        folder: the run's: state, log and sheets.
+        progress: where to report; the unit is steps.
+
+    Returns:
+        The averaged networks.
+    """
+    cv2.setNumThreads(1)  # the pairs' thread would fight with the networks'
+    torch.manual_seed(training.seed)
+    model = LiveMomentsModel(sizes)
+    optimizer = torch.optim.AdamW(model.parameters(), training.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    average = Average({"model": model}, training.decay)
+    done, pairs, seconds = 0, 0, 0.0
+    if state := load_state(folder):
+        model.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["average"])
+        done, pairs, seconds = int(state["done"]), int(state["pairs"]), float(state["seconds"])
+    log = Log(folder, seconds)
+    with progress.task("networks", total=training.steps) as task, ThreadPoolExecutor(1) as executor:
+        pool = LatentPool(
+            vae,
+            sampler,
+            executor,
+            seed=training.seed,
+            first=pairs,
+            capacity=training.kept_pairs,
+            tile_px=training.tile_px,
+            scene_px=training.scene_px,
+        )
+        for _ in range(-(-training.first_pairs // _ADDED)):
+            pool.add(_ADDED)
+        task.advance(done)
+        losses: list[float] = []
+        for step in range(done, training.steps):
+            if step % (_ADDED * training.steps_per_pair) == 0:
+                pool.add(_ADDED)
+            for group in optimizer.param_groups:
+                group["lr"] = training.rate * rate_at(step, training.steps)
+            rng = image_rng(training.seed, f"step:{step}")
+            losses.append(_step(model, optimizer, _draw(pool, rng, training, sizes, step), rng))
+            average.update()
+            if (step + 1) % _MEASURE_EVERY == 0:
+                loss = float(np.mean(losses))
+                log.write(step=step + 1, loss=loss, pairs=pool.made)
+                task.advance(_MEASURE_EVERY, note=f"loss {loss:.4f}")
+                losses.clear()
+            if (step + 1) % _SAVE_EVERY == 0 or step + 1 == training.steps:
+                state = {"network": model.state_dict(), "optimizer": optimizer.state_dict()}
+                state |= {"average": average.state_dict(), "done": step + 1, "pairs": pool.made}
+                save_state(folder, state | {"seconds": log.seconds})
+            if (step + 1) % _SHEET_EVERY == 0 or step + 1 == training.steps:
+                averaged = LiveMomentsModel(sizes)
+                averaged.load_state_dict(average.weights["model"])
+                log.write(step=step + 1, **sheet.measure(averaged, folder / f"sheet_{step + 1:06d}.png"))
+    model.load_state_dict(average.weights["model"])
+    return model.eval().requires_grad_(False)
+
+
+def _draw(
+    pool: LatentPool, rng: np.random.Generator, training: NetworkTraining, sizes: CheckpointSizes, step: int
+) -> LatentBatch:
+    """The step's crops: small ones, and whole tiles towards the end, about as many pixels in all."""
+    side, count = training.crop_px, training.batch
+    if step >= training.steps * (1 - training.whole_share):
+        side, count = training.tile_px, max(1, count * side**2 // training.tile_px**2)
+    return pool.batch(rng, count, side * sizes.patch_size // sizes.token_px, sizes.patch_size)
+
+
+def _step(
+    model: LiveMomentsModel, optimizer: torch.optim.Optimizer, batch: LatentBatch, rng: np.random.Generator
+) -> float:
+    """One optimizer step; the mean squared error of the velocity."""
+    generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+    t = draw_times(len(batch.z_hq), generator)
+    noise = torch.randn(batch.z_hq.shape, generator=generator)
+    point = bridge_point(batch.z_hq, batch.z_lq, noise, t)
+    model.place(batch.origin)
+    with mixed_precision(float32_attention=batch.flow.shape[-1] <= _SHORT_PX):
+        velocity = model(point.z, batch.z_ref, batch.flow, t)
+    loss = (velocity.float() - point.velocity).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return float(loss.detach())
