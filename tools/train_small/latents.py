@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
-
 from pairs import TilePair, make_pair
 from photographs import WindowSampler
+from torch import Tensor
 from vae import as_images
 
 _AHEAD = 8

@@ -9,18 +9,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
-
 from bridge import bridge_point, draw_times
+from diffusers import AutoencoderKL
 from latents import LatentBatch, LatentPool
-from livemoments.progress import Progress
-from livemoments.reference.checkpoint_sizes import CheckpointSizes
-from livemoments.validate.synlive.degradation import image_rng
 from model import LiveMomentsModel, mixed_precision
 from photographs import WindowSampler
 from schedule import rate_at
 from sheets import Sheet
 from state import Average, Log, load_state, save_state
+
+from livemoments.progress import Progress
+from livemoments.reference.checkpoint_sizes import CheckpointSizes
+from livemoments.validate.synlive.degradation import image_rng
 
 
 @dataclass(frozen=True, slots=True)

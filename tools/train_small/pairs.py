@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import numpy.typing as npt
+from photographs import Pixels, WindowSampler
+from scenes import Scene, draw_scene
 
 from livemoments.runtime.align import mean_flow, reference_corner
 from livemoments.runtime.dis import dis_flow
 from livemoments.types import Size, Tile
 from livemoments.validate.synlive.codec import sample_codec, through_codec
 from livemoments.validate.synlive.degradation import apply, image_rng, sample_degradation
-from photographs import Pixels, WindowSampler
-from scenes import Scene, draw_scene
 
 SCALE = 2
 PRESET = "live-photo"
@@ -32,8 +32,8 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class TilePair:
-    """Tiles of one size: ``truth`` and ``ref`` (P, P, 3) uint8; ``lr``, the upscaled frame, (P, P, 3) float32 in [0, 1];
-    ``flow``, from the reference's frame to the frame, (P, P, 2) float32 in pixels."""
+    """Tiles of one size: ``truth`` and ``ref`` (P, P, 3) uint8; ``lr``, the upscaled frame, (P, P, 3) float32 in
+    [0, 1]; ``flow``, from the reference's frame to the frame, (P, P, 2) float32 in pixels."""
 
     truth: Pixels
     ref: Pixels

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import numpy.typing as npt
-
 from photographs import Pixels, WindowSampler
 
 MARGIN_PX = 48

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,16 +10,16 @@ import cv2
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from latents import EncodedPair, encode_pairs
+from model import LiveMomentsModel
+from pairs import TilePair, make_pair
+from photographs import Photograph, WindowSampler
 from torch import Tensor
 
-from latents import EncodedPair, encode_pairs
 from livemoments.runtime.images import write_image
 from livemoments.runtime.schedule import upstream_sigmas
 from livemoments.schedule import NOISE_LEVEL
 from livemoments.validate.quality.psnr import psnr_y
-from model import LiveMomentsModel
-from pairs import TilePair, make_pair
-from photographs import Photograph, WindowSampler
 
 _PAIRS = 8
 _STEPS = 6
@@ -34,9 +35,7 @@ class Sheet:
         tile_px, scene_px: of the pairs.
     """
 
-    def __init__(
-        self, vae: AutoencoderKL, photographs: Sequence[Photograph], *, tile_px: int, scene_px: int
-    ) -> None:
+    def __init__(self, vae: AutoencoderKL, photographs: Sequence[Photograph], *, tile_px: int, scene_px: int) -> None:
         sampler = WindowSampler(photographs)
         self._vae = vae
         self._pairs: list[TilePair] = [
@@ -73,7 +72,7 @@ class Sheet:
         for pair in pairs:
             z_lq, z_ref = (self._scaled(self._drawn(part, generator)) for part in (pair.lr, pair.ref))
             z = (1 - NOISE_LEVEL) * z_lq + NOISE_LEVEL * torch.randn(z_lq.shape, generator=generator)
-            for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+            for sigma, following in itertools.pairwise(sigmas):
                 z = z + (following - sigma) * model(z, z_ref, pair.flow.float()[None], torch.full((1,), sigma))
             pictures.append(self._decode(z))
         return pictures

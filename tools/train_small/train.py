@@ -16,11 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from diffusers import AutoencoderKL
-
-from livemoments.cli.progress import reporter
-from livemoments.errors import CheckpointError, LiveMomentsError
-from livemoments.progress import Progress
-from livemoments.reference.checkpoint_sizes import SMALL
 from model import LiveMomentsModel
 from networks import NetworkTraining, train_networks
 from photographs import Photograph, WindowSampler, load_photographs
@@ -28,6 +23,11 @@ from sheets import Sheet
 from state import load_state
 from vae import VaeTraining, train_vae
 from write import write_checkpoint
+
+from livemoments.cli.progress import reporter
+from livemoments.errors import CheckpointError, LiveMomentsError
+from livemoments.progress import Progress
+from livemoments.reference.checkpoint_sizes import SMALL
 
 VALIDATION = "sklearn.datasets/images/china.jpg"
 """The networks are not trained on this photograph: the sample sheets show it."""
@@ -97,7 +97,7 @@ def _train_networks(options: argparse.Namespace, progress: Progress) -> None:
     train_networks(SMALL, training, vae, sampler, sheet, options.run / "networks", progress)
 
 
-def _write(options: argparse.Namespace, progress: Progress) -> None:
+def _write(options: argparse.Namespace, _: Progress) -> None:
     vae = _trained_vae(options.run)
     state = load_state(options.run / "networks")
     if state is None:

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from pairs import PRESET, SCALE, upscaled
+from photographs import WindowSampler
+from schedule import rate_at
+from state import Average, Log, load_state, save_state
 from torch import Tensor
 
 from livemoments.progress import Progress
 from livemoments.reference.checkpoint_sizes import CheckpointSizes
 from livemoments.types import Size
 from livemoments.validate.synlive.degradation import apply, image_rng, sample_degradation
-from pairs import PRESET, SCALE, upscaled
-from photographs import WindowSampler
-from schedule import rate_at
-from state import Average, Log, load_state, save_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,6 @@ def train_vae(
         average.load_state_dict(state["average"])
         done, seconds = int(state["done"]), float(state["seconds"])
     log = Log(folder, seconds)
-    generator = torch.Generator().manual_seed(training.seed + done)
     with progress.task("VAE", total=training.steps) as task, ThreadPoolExecutor(2) as executor:
         task.advance(done)
         batches = _Batches(training, sampler, executor, done)
@@ -100,7 +99,8 @@ def train_vae(
         for step in range(done, training.steps):
             for group in optimizer.param_groups:
                 group["lr"] = training.rate * rate_at(step, training.steps)
-            error, divergence = _step(network, optimizer, batches.next(step), training, generator)
+            noise = torch.Generator().manual_seed(int(image_rng(training.seed, f"noise:{step}").integers(1 << 62)))
+            error, divergence = _step(network, optimizer, batches.next(step), training, noise)
             average.update()
             sums += error, divergence
             if (step + 1) % _MEASURE_EVERY == 0:
@@ -182,9 +182,7 @@ def _step(
 class _Batches:
     """The windows of each step, made one step ahead; they depend on the seed and the step alone."""
 
-    def __init__(
-        self, training: VaeTraining, sampler: WindowSampler, executor: ThreadPoolExecutor, first: int
-    ) -> None:
+    def __init__(self, training: VaeTraining, sampler: WindowSampler, executor: ThreadPoolExecutor, first: int) -> None:
         self._training, self._sampler, self._executor = training, sampler, executor
         self._coming = self._order(first)
 

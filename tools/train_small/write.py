@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from model import LiveMomentsModel
 from safetensors.torch import save_file
 from torch import Tensor
 
 from livemoments.errors import OutputError
 from livemoments.reference.checkpoint_sizes import CheckpointSizes
 from livemoments.staging import StagedFolder, stage_folder
-from model import LiveMomentsModel
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _CARD = "README.md"
@@ -47,14 +47,14 @@ def write_checkpoint(folder: Path, sizes: CheckpointSizes, vae: AutoencoderKL, m
         raise OutputError(target, "holds something else than a checkpoint", fix="name a new folder")
     card = (target / _CARD).read_text("utf-8") if (target / _CARD).is_file() else None
     scales = {name: float(vae.config[name]) for name in ("shift_factor", "scaling_factor")}
-    transformers = {"transformer_ref": model.reference_net.transformer, "transformer": model.restoration_net.transformer}
+    networks = {"transformer_ref": model.reference_net, "transformer": model.restoration_net}
     with stage_folder(target) as staged:
         written = _folder(staged / "sd3/vae", sizes.vae() | scales, vae.state_dict())
         _json(staged / "sd3/scheduler/scheduler_config.json", _SCHEDULER)
-        for name, transformer in transformers.items():
+        for name, network in networks.items():
             kind = "SD3Transformer2DModel" if name == "transformer_ref" else "SD3TransformerFuseMotion2DModel"
             config = {"_class_name": kind, **sizes.transformer().as_dict()}
-            written += _folder(staged / "livemoments" / name, config, transformer.state_dict())
+            written += _folder(staged / "livemoments" / name, config, network.transformer.state_dict())
         written += _tensors(staged / "motion_encoder.safetensors", model.motion_encoder.state_dict())
         written += _tensors(staged / "prompt_embeds.safetensors", {"prompt_embeds": model.prompt})
         written += _tensors(staged / "pooled_prompt_embeds.safetensors", {"pooled_prompt_embeds": model.pooled})
