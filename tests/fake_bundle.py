@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from livemoments.bundle import Bundle, write_bundle
 from livemoments.manifest import SCHEMA_VERSION, Graph, Manifest, Model, Schedule, Source, StageEntry
 from livemoments.schedule import build_schedule
-from livemoments.types import Size, Stage, TensorSpec
+from livemoments.types import FlowNetwork, Size, Stage, TensorSpec, whole_bundle
 
 BLOCKS = 2
 WIDTH = 8
@@ -174,14 +174,16 @@ def make_fake_bundle(
     seed: int = 0,
     fixed_flow: bool = False,
     omit: Sequence[Stage] = (),
+    flow: FlowNetwork = "raft",
 ) -> Bundle:
     """Write a bundle of tiny graphs and open it. ``dtype`` is that of every stage but flow; RestorationNet's weights
-    lie in an external file. ``fixed_flow`` gives the flow stage one graph per tile size instead of a free one."""
+    lie in an external file. ``fixed_flow`` gives the flow stage one graph per tile size instead of a free one;
+    with ``flow="dis"`` there is none."""
     schedule = build_schedule(step_counts)
     with write_bundle(path) as writer:
         stages = {
             str(stage): _write_stage(writer.folder, stage, tiles, layout, dtype, schedule, seed, fixed_flow)
-            for stage in Stage
+            for stage in whole_bundle(flow)
             if stage not in omit
         }
         manifest = Manifest(
@@ -200,6 +202,7 @@ def make_fake_bundle(
                 vae_scale=VAE_SCALE,
                 latent_shift=SHIFT,
                 latent_scaling=SCALING,
+                flow=flow,
             ),
             schedule=schedule,
             tiles=tuple(str(tile) for tile in tiles),

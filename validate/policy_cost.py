@@ -21,6 +21,8 @@ from livemoments.validate.simulated_clip import simulate_live_photo, synthetic_p
 
 _TILES = (1.4, 1.2)
 """Height and width of the made-up photo in tiles: a little more than one, so that blending and PCR take part."""
+_LEAST_SIDE_PX = 148
+"""What :func:`simulate_live_photo` needs to leave 64-pixel frames, however small the tiles are."""
 _STITCHED_PEAK = 2.0
 
 
@@ -31,7 +33,8 @@ def smallest_tile(bundle: Bundle) -> Size:
 
 def made_up_clip(tile: Size, seed: int) -> tuple[Photo, Photo, Photo]:
     """Frame, photo and photo frame with a photograph's spectrum, a little larger than a tile."""
-    size = Size(round(tile.height * _TILES[0]), round(tile.width * _TILES[1]))
+    height, width = round(tile.height * _TILES[0]), round(tile.width * _TILES[1])
+    size = Size(max(height, _LEAST_SIDE_PX), max(width, _LEAST_SIDE_PX))
     return simulate_live_photo(synthetic_photograph(size, seed=seed), seed=seed).as_photos()
 
 

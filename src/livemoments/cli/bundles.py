@@ -11,6 +11,8 @@ from livemoments.manifest import StageEntry, StageParity
 from livemoments.progress import Progress
 from livemoments.types import Stage
 
+DIS_BY_DESIGN = "the checkpoint has no RAFT, OpenCV's DIS estimates the flow"
+
 
 def open_checked(path: Path, progress: Progress) -> Bundle:
     """Open a bundle with every hash compared, showing progress: many gigabytes take a while to read.

@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from livemoments.bundle import Bundle
-from livemoments.cli.bundles import bundle_bytes, bundle_document, stages_of, worst_parity
+from livemoments.cli.bundles import DIS_BY_DESIGN, bundle_bytes, bundle_document, stages_of, worst_parity
 from livemoments.cli.extras import needs_extra
 from livemoments.cli.options import COUNTS, PATH, POLICY, SIZE, STAGES, overwrite_option, result_options
 from livemoments.cli.output import human_bytes, stdout_is_ours, write_json
-from livemoments.types import ReferencePolicy, Size
+from livemoments.types import ReferencePolicy, Size, Stage
 
 
 @click.command("export", short_help="Turn a checkpoint into a bundle of engines.")
@@ -35,7 +35,8 @@ from livemoments.types import ReferencePolicy, Size
     multiple=True,
     default=["1024x1024"],
     show_default=True,
-    help="A tile size, in pixels, multiples of 16; give it several times for several sizes, which share their weights.",
+    help="A tile size, in pixels, multiples of a token (16 with the published networks); give it several times for "
+    "several sizes, which share their weights.",
 )
 @click.option(
     "--overlap",
@@ -65,7 +66,7 @@ from livemoments.types import ReferencePolicy, Size
     type=click.Choice(["per-block", "stacked"]),
     help="How keys and values pass from ReferenceNet to RestorationNet.  [default: the one measured to be faster]",
 )
-@click.option("--stages", type=STAGES, help="Export only these stages, for experiments.  [default: all six]")
+@click.option("--stages", type=STAGES, help="Export only these stages, for experiments.  [default: all]")
 @click.option(
     "--verify",
     type=click.Choice(["full", "sampled", "finite", "none"]),
@@ -79,7 +80,8 @@ from livemoments.types import ReferencePolicy, Size
 def command(checkpoint: Path, output: Path, policy: ReferencePolicy, as_json: bool, **options: Any) -> None:
     """Export CHECKPOINT to a bundle that runs without PyTorch.
 
-    CHECKPOINT is a folder in upstream's layout, or upstream's own inference_config.yml. BUNDLE becomes a folder with
+    CHECKPOINT is a folder in upstream's layout, or upstream's own inference_config.yml. One whose inference_config.yml
+    says 'flow: dis' needs no RAFT and gives no stage 'flow'. BUNDLE becomes a folder with
     one graph per stage and tile size, the weights, and manifest.json, which records sources, hashes, the schedule and
     the parity that was measured. The prompt and the timesteps are constants, so about a third of each transformer
     folds into small tables.
@@ -111,6 +113,8 @@ def _summary(bundle: Bundle) -> str:
         f"wrote {bundle.path}: {manifest.target} {manifest.precision}, tiles {', '.join(manifest.tiles)}, "
         f"{human_bytes(bundle_bytes(bundle))}"
     ]
+    if manifest.model.flow == "dis":
+        lines.append(f"  {Stage.FLOW:12} none: {DIS_BY_DESIGN}")
     for name, entry in stages_of(bundle).items():
         worst = worst_parity(entry)
         measured = "not compared" if worst is None else f"relative L2 error {worst.rel_l2:.1e}, limit {worst.limit:.0e}"

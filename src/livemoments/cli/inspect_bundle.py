@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from livemoments.bundle import Bundle
-from livemoments.cli.bundles import bundle_bytes, bundle_document, stage_bytes, stages_of, worst_parity
+from livemoments.cli.bundles import (
+    DIS_BY_DESIGN,
+    bundle_bytes,
+    bundle_document,
+    stage_bytes,
+    stages_of,
+    worst_parity,
+)
 from livemoments.cli.options import PATH, json_option
 from livemoments.cli.output import human_bytes, human_count, stdout_is_ours, write_json, write_table
 
@@ -62,6 +69,8 @@ def _facts(bundle: Bundle) -> dict[str, str]:
         "schedule": f"step counts {counts}; by default {schedule.default_steps}: sigma {sigmas}",
         "reference": f"{manifest.reference_policy}, keys and values {manifest.kv_layout}",
     }
+    if model.flow == "dis":
+        facts["flow"] = DIS_BY_DESIGN
     if manifest.gpu_architecture:
         facts["GPU"] = manifest.gpu_architecture
     return facts
