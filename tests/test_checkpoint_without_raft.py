@@ -293,7 +293,7 @@ def test_the_manifest_tells_what_is_missing_by_design_from_what_is_missing(bundl
     assert "its checkpoint has no RAFT" in str(caught.value.fix)
     with pytest.raises(BundleError) as caught:
         part.stage(Stage.FLOW)
-    assert caught.value.fix == "export again, without --stages"
+    assert caught.value.fix == "export again, without --stages, or say --flow dis"
 
 
 @pytest.mark.parametrize("flow", ["dis", "farneback"])

@@ -77,13 +77,13 @@ class Bundle:
         """
         entry = self.manifest.stages.get(str(stage))
         if entry is None:
-            by_design = stage not in self.manifest.model.stages
+            fix = "export again, without --stages"
+            if stage not in self.manifest.model.stages:
+                fix = "say --flow dis: its checkpoint has no RAFT"
+            elif stage == Stage.FLOW:
+                fix += ", or say --flow dis"
             raise BundleError(
-                self.path,
-                f"this bundle has no stage '{stage}'; it has {', '.join(self.manifest.stages)}",
-                fix="estimate the flow with dis: its checkpoint has no RAFT"
-                if by_design
-                else "export again, without --stages",
+                self.path, f"this bundle has no stage '{stage}'; it has {', '.join(self.manifest.stages)}", fix=fix
             )
         return entry
 

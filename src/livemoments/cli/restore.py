@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 )
 @flow_option(
     "engine: RAFT, as upstream. dis: OpenCV's DIS, less memory, another result.  "
-    "[default: engine; dis if the checkpoint had no RAFT]"
+    "[default: the bundle's: engine, unless its checkpoint has no RAFT]"
 )
 @click.option(
     "--tile-plan",

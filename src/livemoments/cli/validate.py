@@ -111,7 +111,7 @@ class _LevelsType(click.ParamType):
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Of the noise.  [default: the recording's, or 0]")
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Sampling steps.  [default: the bundle's]")
 @click.option("--reference", type=POLICY, help="When ReferenceNet runs.  [default: the bundle's policy]")
-@flow_option("Of the images.  [default: engine; dis if the checkpoint had no RAFT]")
+@flow_option("Of the images.  [default: the bundle's: engine, unless its checkpoint has no RAFT]")
 @click.option("--tile", type=SIZE, help="Use this tile size of the bundle.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Tiles at once.")
 @click.option("--pad-small", is_flag=True, help="Extend images that are smaller than a tile.")
