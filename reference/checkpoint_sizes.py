@@ -183,23 +183,25 @@ class CheckpointSizes:
 
 
 SMALL = CheckpointSizes(
-    num_layers=5,
-    num_attention_heads=5,
+    num_layers=4,
+    num_attention_heads=6,
     attention_head_dim=32,
     prompt_tokens=4,
     joint_attention_dim=32,
     pooled_projection_dim=32,
-    sample_size=64,
+    sample_size=256,
     pos_embed_max_size=48,
-    motion_widths=(32, 64, 160),
-    motion_depth=3,
-    vae_channels=(32, 64, 96),
+    motion_widths=(32, 64, 192),
+    motion_depth=2,
+    vae_channels=(32,),
     vae_layers_per_block=1,
     vae_norm_groups=8,
     vae_mid_attention=False,
     flow="dis",
+    latent_channels=3,
+    patch_size=8,
 )
-"""The trained checkpoint's (``checkpoints/small``): a VAE of f4, so that a token is 8 pixels wide."""
+"""The trained checkpoint's (``checkpoints/small``): a VAE that keeps the image's size, and patches of 8 pixels."""
 
 SIZES: dict[str, CheckpointSizes] = {
     "tiny": CheckpointSizes(

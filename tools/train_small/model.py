@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from patches import begin_with_basis
 from torch import Tensor, nn
+from vae import LATENT_STD
 
 from livemoments.reference import mmdit
 from livemoments.reference.checkpoint_sizes import CheckpointSizes
 from livemoments.reference.mmdit import BlockGuidance, ReferenceNet, RestorationNet
 from livemoments.reference.motion import MotionEncoder, embedding_index
 
-_LATENT_SCALE = 0.25
-"""Of the first convolution's weights: latents come with a deviation of four, positions with less than one."""
+_BEGIN_AT_NOTHING = ("norm1.linear", "norm1_context.linear", "norm_out.linear", "point_proj")
 
 
 class LiveMomentsModel(nn.Module):
@@ -25,17 +26,22 @@ class LiveMomentsModel(nn.Module):
 
     Args:
         sizes: of all of them.
+        latent_std: the deviation of the latents that they will see.
     """
 
-    def __init__(self, sizes: CheckpointSizes) -> None:
+    def __init__(self, sizes: CheckpointSizes, latent_std: float = LATENT_STD) -> None:
         super().__init__()
         config = sizes.transformer()
         self.reference_net, self.restoration_net = ReferenceNet(config), RestorationNet(config)
         self.motion_encoder = MotionEncoder(sizes.motion_widths, sizes.motion_depth)
         self.prompt = nn.Parameter(torch.randn(1, sizes.prompt_tokens, sizes.joint_attention_dim))
         self.pooled = nn.Parameter(torch.randn(1, sizes.pooled_projection_dim))
-        for transformer in (self.reference_net.transformer, self.restoration_net.transformer):
-            _initialize(transformer)
+        _initialize(self.restoration_net.transformer)
+        begin_with_basis(self.restoration_net.transformer, latent_std)
+        # Both begin alike, as upstream's begin from the same SD3 weights: features that mean the same can be compared.
+        alike = self.restoration_net.transformer.state_dict()
+        own = self.reference_net.transformer.state_dict()
+        self.reference_net.transformer.load_state_dict({name: alike[name] for name in own})
 
     def forward(self, z: Tensor, z_ref: Tensor, flow: Tensor, t: Tensor) -> Tensor:
         """The velocity (B, C, h, w), as :func:`livemoments.reference.pipeline.sample` computes it.
@@ -71,20 +77,19 @@ def _positions(embed: Any, origin: tuple[int, int], height: int, width: int) -> 
 
 
 def _initialize(transformer: nn.Module) -> None:
-    """Xavier for linear layers, a rotation for the patches; nothing for what modulates (adaLN-zero, Peebles and Xie
-    2023) and for the output."""
+    """Xavier for linear layers; nothing for what modulates (adaLN-zero, Peebles and Xie
+    2023), for the output and for the motion bias. Keys begin as queries, so that attention begins by looking at what is
+    alike in place and content: from unrelated keys, 1100 steps had not found the reference."""
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-            if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear")) or name == "proj_out":
+            if name.endswith(_BEGIN_AT_NOTHING):
                 nn.init.zeros_(module.weight)
-    projection = transformer.get_submodule("pos_embed.proj")
-    assert isinstance(projection, nn.Conv2d)
-    nn.init.orthogonal_(projection.weight.flatten(1))
-    with torch.no_grad():
-        projection.weight.mul_(_LATENT_SCALE)
+    for name, module in transformer.named_modules():
+        if name.endswith(".attn.to_k"):
+            module.load_state_dict(transformer.get_submodule(f"{name[:-1]}q").state_dict())
 
 
 @contextlib.contextmanager

@@ -28,6 +28,10 @@ from livemoments.reference.checkpoint_sizes import CheckpointSizes
 from livemoments.types import Size
 from livemoments.validate.synlive.degradation import apply, image_rng, sample_degradation
 
+LATENT_STD = 8.0
+"""SD3's latents have a deviation of 1, and sampling starts with noise of 0.2 in them: a small network cannot invent
+what that noise hides, so its latents are larger."""
+
 
 @dataclass(frozen=True, slots=True)
 class VaeTraining:
@@ -40,8 +44,7 @@ class VaeTraining:
         rate: the highest learning rate.
         decoder_std: the decoder's assumed deviation, in images of [-1, 1].
         degraded_share: of windows that are degraded and upscaled: the VAE encodes video frames too.
-        latent_std: what the scaling factor makes of a latent's deviation. Sampling starts with noise of 0.2 in it;
-            SD3's deviation is 1. A small network cannot invent what that noise hides, so its latents are larger.
+        latent_std: what the scaling factor makes of a latent's deviation.
         decay: of the weights' average.
         seed: of everything.
     """
@@ -52,7 +55,7 @@ class VaeTraining:
     rate: float = 3e-4
     decoder_std: float = 0.01
     degraded_share: float = 0.3
-    latent_std: float = 4.0
+    latent_std: float = LATENT_STD
     decay: float = 0.998
     seed: int = 0
 
