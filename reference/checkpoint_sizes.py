@@ -189,8 +189,8 @@ SMALL = CheckpointSizes(
     prompt_tokens=4,
     joint_attention_dim=32,
     pooled_projection_dim=32,
-    sample_size=256,
-    pos_embed_max_size=48,
+    sample_size=128,
+    pos_embed_max_size=32,
     motion_widths=(32, 64, 192),
     motion_depth=2,
     vae_channels=(32,),
@@ -201,7 +201,7 @@ SMALL = CheckpointSizes(
     latent_channels=3,
     patch_size=8,
 )
-"""The trained checkpoint's (``checkpoints/small``): a VAE that keeps the image's size, and patches of 8 pixels."""
+"""What ``tools/train_small`` trains: a VAE that keeps the image's size, and patches of 8 pixels."""
 
 SIZES: dict[str, CheckpointSizes] = {
     "tiny": CheckpointSizes(

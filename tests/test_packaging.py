@@ -38,6 +38,7 @@ MODULES = {
     "diffusers": "diffusers",
     "jinja2": "jinja2",
     "lpips": "lpips",
+    "matplotlib": "matplotlib",
     "nvidia-ml-py": "pynvml",
     "onnx": "onnx",
     "onnx-ir": "onnx_ir",
@@ -48,6 +49,7 @@ MODULES = {
     "ray": "ray",
     "safetensors": "safetensors",
     "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
     "torch": "torch",
 }
 

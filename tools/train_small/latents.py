@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -15,20 +16,19 @@ from photographs import WindowSampler
 from torch import Tensor
 from vae import as_images
 
-_AHEAD = 8
+_AHEAD = 24
 """Pairs that are being made while the networks train."""
+_ENCODED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
 class LatentBatch:
-    """What one step trains on: latents (B, C, h, w), scaled; ``flow`` (B, 2, H, W) in pixels; ``origin`` is the first
-    row and column of the crop within its tile, in tokens."""
+    """What one step trains on: latents (B, C, h, w), scaled; ``flow`` (B, 2, H, W) in pixels."""
 
     z_hq: Tensor
     z_lq: Tensor
     z_ref: Tensor
     flow: Tensor
-    origin: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,22 @@ class EncodedPair:
     lr: tuple[Tensor, Tensor]
     ref: tuple[Tensor, Tensor]
     flow: Tensor
+
+
+_sampler: WindowSampler | None = None  # a worker's
+
+
+def start_worker(sampler: WindowSampler) -> None:
+    """Begin a process that makes pairs: photographs travel once, not with every pair."""
+    global _sampler
+    cv2.setNumThreads(1)  # the cores are the networks'
+    _sampler = sampler
+
+
+def _make(seed: int, number: int, tile_px: int, scene_px: int, motion: float) -> TilePair:
+    if _sampler is None:
+        raise RuntimeError("start_worker was not called")
+    return make_pair(_sampler, seed, number, tile_px=tile_px, scene_px=scene_px, motion=motion)
 
 
 @torch.no_grad()
@@ -69,28 +85,30 @@ class LatentPool:
 
     Args:
         vae: encodes; its config has the shift and the scaling factor.
-        sampler: where photographs come from.
+        executor: makes the pairs; of processes with :func:`start_worker` (threads would wait for Python's lock).
         seed: of the training.
         first: number of the first pair.
         capacity: pairs kept; the oldest go first.
         tile_px: their size.
         scene_px: of the scenes that they are cut from.
+        still_pairs, moving_pairs: up to the first number nothing moves, from the second on everything as drawn.
     """
 
     def __init__(
         self,
         vae: AutoencoderKL,
-        sampler: WindowSampler,
-        executor: ThreadPoolExecutor,
+        executor: Executor,
         *,
         seed: int,
         first: int,
         capacity: int,
         tile_px: int,
         scene_px: int,
+        still_pairs: int = 0,
+        moving_pairs: int = 0,
     ) -> None:
-        self._vae, self._sampler, self._executor = vae, sampler, executor
-        self._seed, self._sizes = seed, (tile_px, scene_px)
+        self._vae, self._executor = vae, executor
+        self._seed, self._sizes, self._curriculum = seed, (tile_px, scene_px), (still_pairs, moving_pairs)
         self._kept: deque[EncodedPair] = deque(maxlen=capacity)
         self._coming: deque[Future[TilePair]] = deque()
         self.made = first
@@ -99,46 +117,32 @@ class LatentPool:
     def add(self, count: int) -> None:
         """Take ``count`` new pairs in, waiting for them where they are not ready."""
         while len(self._coming) < count + _AHEAD:
-            self._coming.append(self._executor.submit(self._make, self._ordered))
+            motion = self._motion(self._ordered)
+            self._coming.append(self._executor.submit(_make, self._seed, self._ordered, *self._sizes, motion))
             self._ordered += 1
-        self._kept.extend(encode_pairs(self._vae, [self._coming.popleft().result() for _ in range(count)]))
+        for first in range(0, count, _ENCODED_AT_ONCE):
+            made = [self._coming.popleft().result() for _ in range(min(_ENCODED_AT_ONCE, count - first))]
+            self._kept.extend(encode_pairs(self._vae, made))
         self.made += count
 
-    def _make(self, number: int) -> TilePair:
-        tile_px, scene_px = self._sizes
-        return make_pair(self._sampler, self._seed, number, tile_px=tile_px, scene_px=scene_px)
+    def _motion(self, number: int) -> float:
+        still, moving = self._curriculum
+        return min(1.0, max(0.0, (number - still) / max(1, moving - still))) if moving else 1.0
 
-    def batch(self, rng: np.random.Generator, count: int, side: int, patch: int) -> LatentBatch:
-        """Crops of ``side`` latent cells, all from the same place of their tiles.
-
-        Args:
-            rng: draws the pairs, the place and the posteriors' noise.
-            count: B.
-            side: of the crops, in latent cells.
-            patch: latent cells in a token's side.
-        """
+    def batch(self, rng: np.random.Generator, count: int) -> LatentBatch:
+        """``count`` pairs and their posteriors' noise, as ``rng`` draws them."""
         chosen = [self._kept[int(index)] for index in rng.integers(len(self._kept), size=count)]
-        whole = chosen[0].truth.shape[-1]
-        row, column = (int(value) * patch for value in rng.integers((whole - side) // patch + 1, size=2))
-        cells = (..., slice(row, row + side), slice(column, column + side))
-        scale = chosen[0].flow.shape[-1] // whole
-        pixels = (
-            ...,
-            slice(row * scale, (row + side) * scale),
-            slice(column * scale, (column + side) * scale),
-        )
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
 
         def drawn(posteriors: list[tuple[Tensor, Tensor]]) -> Tensor:
-            mean, std = (torch.stack([pair[part][cells] for pair in posteriors]).float() for part in (0, 1))
+            mean, std = (torch.stack([pair[part] for pair in posteriors]).float() for part in (0, 1))
             return self._scaled(mean + std * torch.randn(mean.shape, generator=generator))
 
         return LatentBatch(
-            z_hq=self._scaled(torch.stack([pair.truth[cells] for pair in chosen]).float()),
+            z_hq=self._scaled(torch.stack([pair.truth for pair in chosen]).float()),
             z_lq=drawn([pair.lr for pair in chosen]),
             z_ref=drawn([pair.ref for pair in chosen]),
-            flow=torch.stack([pair.flow[pixels] for pair in chosen]).float(),
-            origin=(row // patch, column // patch),
+            flow=torch.stack([pair.flow for pair in chosen]).float(),
         )
 
     def _scaled(self, latent: Tensor) -> Tensor:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from patches import begin_with_basis
+from patches import begin_looking, begin_with_basis, beginning_of
 from torch import Tensor, nn
 from vae import LATENT_STD
 
@@ -36,12 +34,17 @@ class LiveMomentsModel(nn.Module):
         self.motion_encoder = MotionEncoder(sizes.motion_widths, sizes.motion_depth)
         self.prompt = nn.Parameter(torch.randn(1, sizes.prompt_tokens, sizes.joint_attention_dim))
         self.pooled = nn.Parameter(torch.randn(1, sizes.pooled_projection_dim))
-        _initialize(self.restoration_net.transformer)
-        begin_with_basis(self.restoration_net.transformer, latent_std)
+        transformer = self.restoration_net.transformer
+        beginning = beginning_of(transformer.pos_embed, latent_std)
+        _initialize(transformer)
+        begin_with_basis(transformer, beginning)
         # Both begin alike, as upstream's begin from the same SD3 weights: features that mean the same can be compared.
-        alike = self.restoration_net.transformer.state_dict()
+        alike = transformer.state_dict()
         own = self.reference_net.transformer.state_dict()
         self.reference_net.transformer.load_state_dict({name: alike[name] for name in own})
+        for network, at_itself in ((self.reference_net, True), (self.restoration_net, False)):
+            for block in network.transformer.transformer_blocks:
+                begin_looking(block.attn, beginning, at_itself=at_itself)
 
     def forward(self, z: Tensor, z_ref: Tensor, flow: Tensor, t: Tensor) -> Tensor:
         """The velocity (B, C, h, w), as :func:`livemoments.reference.pipeline.sample` computes it.
@@ -58,22 +61,6 @@ class LiveMomentsModel(nn.Module):
         motion = self.motion_encoder(flow)
         guidance = [BlockGuidance(block, motion[embedding_index(index)]) for index, block in enumerate(kv)]
         return self.restoration_net(z, timestep, prompt, pooled, guidance)
-
-    def place(self, origin: tuple[int, int]) -> None:
-        """Give crops the position embeddings of their place in the tile: ``origin`` is its first row and column, in
-        tokens. The networks themselves centre what they see in their table; so is the tile here."""
-        for transformer in (self.reference_net.transformer, self.restoration_net.transformer):
-            embed = transformer.pos_embed
-            embed.cropped_pos_embed = partial(_positions, embed, origin)
-
-
-def _positions(embed: Any, origin: tuple[int, int], height: int, width: int) -> Tensor:
-    """(1, rows x columns, D) for a latent crop of ``height`` x ``width`` cells."""
-    most, tile = embed.pos_embed_max_size, embed.height
-    rows, columns = height // embed.patch_size, width // embed.patch_size
-    top, left = ((most - tile) // 2 + first for first in origin)
-    table = embed.pos_embed.view(most, most, -1)[top : top + rows, left : left + columns]
-    return table.reshape(1, rows * columns, -1)
 
 
 def _initialize(transformer: nn.Module) -> None:
@@ -93,21 +80,18 @@ def _initialize(transformer: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def mixed_precision(*, float32_attention: bool) -> Iterator[None]:
-    """bfloat16 products, with attention in float32 where it is asked for: on CPUs the backward pass of short
-    bfloat16 attention takes twice as long (PyTorch 2.13)."""
+def mixed_precision() -> Iterator[None]:
+    """bfloat16 products, with attention in float32: on CPUs the backward pass of short bfloat16 attention takes twice
+    as long (PyTorch 2.13)."""
     plain = F.scaled_dot_product_attention
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             return plain(query.float(), key.float(), value.float())
 
-    with torch.autocast("cpu", torch.bfloat16):
-        if not float32_attention:
+    mmdit.F.scaled_dot_product_attention = attend
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
             yield
-            return
-        mmdit.F.scaled_dot_product_attention = attend
-        try:
-            yield
-        finally:
-            mmdit.F.scaled_dot_product_attention = plain
+    finally:
+        mmdit.F.scaled_dot_product_attention = plain

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from bridge import bridge_point, draw_times
 from diffusers import AutoencoderKL
-from latents import LatentBatch, LatentPool
+from latents import LatentBatch, LatentPool, start_worker
 from model import LiveMomentsModel, mixed_precision
 from photographs import WindowSampler
 from schedule import rate_at
@@ -29,28 +29,28 @@ class NetworkTraining:
 
     Attributes:
         steps: optimizer steps.
-        batch: crops a step.
-        crop_px: their side.
-        whole_share: of the steps, at the end, that train on whole tiles (as many pixels a step).
+        batch: tiles a step.
         rate: the highest learning rate.
-        steps_per_pair: after how many steps a new pair comes in.
+        new_pairs: that come in at every step.
         first_pairs: that are there at the first.
-        kept_pairs: at most in memory (2.2 MB each).
+        kept_pairs: at most in memory (0.6 MB each).
         tile_px, scene_px: of the pairs.
+        still_share, moving_share: of all pairs: in the first, nothing moves, so that the networks find out that the
+            reference is worth looking at; then motion grows, up to all of it.
         decay: of the weights' average.
         seed: of everything.
     """
 
     steps: int = 8000
     batch: int = 16
-    crop_px: int = 128
-    whole_share: float = 0.12
     rate: float = 1e-3
-    steps_per_pair: int = 2
-    first_pairs: int = 128
-    kept_pairs: int = 1500
-    tile_px: int = 256
-    scene_px: int = 320
+    new_pairs: int = 3
+    first_pairs: int = 240
+    kept_pairs: int = 4000
+    still_share: float = 0.15
+    moving_share: float = 0.6
+    tile_px: int = 128
+    scene_px: int = 192
     decay: float = 0.999
     seed: int = 0
 
@@ -58,10 +58,7 @@ class NetworkTraining:
 _MEASURE_EVERY = 50
 _SAVE_EVERY = 250
 _SHEET_EVERY = 1000
-_ADDED = 2
-"""Pairs that come in at once."""
-_SHORT_PX = 128
-"""Up to this side attention is quicker in float32 (see ``mixed_precision``)."""
+_ADD_EVERY = 4
 
 
 def train_networks(
@@ -87,7 +84,6 @@ def train_networks(
     Returns:
         The averaged networks.
     """
-    cv2.setNumThreads(1)  # the pairs' thread would fight with the networks'
     torch.manual_seed(training.seed)
     model = LiveMomentsModel(sizes)
     optimizer = torch.optim.AdamW(model.parameters(), training.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -99,28 +95,29 @@ def train_networks(
         average.load_state_dict(state["average"])
         done, pairs, seconds = int(state["done"]), int(state["pairs"]), float(state["seconds"])
     log = Log(folder, seconds)
-    with progress.task("networks", total=training.steps) as task, ThreadPoolExecutor(1) as executor:
+    worker = ProcessPoolExecutor(1, get_context("spawn"), start_worker, (sampler,))
+    with progress.task("networks", total=training.steps) as task, worker as executor:
         pool = LatentPool(
             vae,
-            sampler,
             executor,
             seed=training.seed,
             first=pairs,
             capacity=training.kept_pairs,
             tile_px=training.tile_px,
             scene_px=training.scene_px,
+            still_pairs=round(training.still_share * _all_pairs(training)),
+            moving_pairs=round(training.moving_share * _all_pairs(training)),
         )
-        for _ in range(-(-training.first_pairs // _ADDED)):
-            pool.add(_ADDED)
+        pool.add(training.first_pairs)
         task.advance(done)
         losses: list[float] = []
         for step in range(done, training.steps):
-            if step % (_ADDED * training.steps_per_pair) == 0:
-                pool.add(_ADDED)
+            if step % _ADD_EVERY == 0:
+                pool.add(_ADD_EVERY * training.new_pairs)
             for group in optimizer.param_groups:
                 group["lr"] = training.rate * rate_at(step, training.steps)
             rng = image_rng(training.seed, f"step:{step}")
-            losses.append(_step(model, optimizer, _draw(pool, rng, training, sizes, step), rng))
+            losses.append(_step(model, optimizer, pool.batch(rng, training.batch), rng))
             average.update()
             if (step + 1) % _MEASURE_EVERY == 0:
                 loss = float(np.mean(losses))
@@ -139,14 +136,8 @@ def train_networks(
     return model.eval().requires_grad_(False)
 
 
-def _draw(
-    pool: LatentPool, rng: np.random.Generator, training: NetworkTraining, sizes: CheckpointSizes, step: int
-) -> LatentBatch:
-    """The step's crops: small ones, and whole tiles towards the end, about as many pixels in all."""
-    side, count = training.crop_px, training.batch
-    if step >= training.steps * (1 - training.whole_share):
-        side, count = training.tile_px, max(1, count * side**2 // training.tile_px**2)
-    return pool.batch(rng, count, side * sizes.patch_size // sizes.token_px, sizes.patch_size)
+def _all_pairs(training: NetworkTraining) -> int:
+    return training.first_pairs + training.steps * training.new_pairs
 
 
 def _step(
@@ -157,8 +148,7 @@ def _step(
     t = draw_times(len(batch.z_hq), generator)
     noise = torch.randn(batch.z_hq.shape, generator=generator)
     point = bridge_point(batch.z_hq, batch.z_lq, noise, t)
-    model.place(batch.origin)
-    with mixed_precision(float32_attention=batch.flow.shape[-1] <= _SHORT_PX):
+    with mixed_precision():
         velocity = model(point.z, batch.z_ref, batch.flow, t)
     loss = (velocity.float() - point.velocity).square().mean()
     optimizer.zero_grad()

@@ -41,7 +41,9 @@ class TilePair:
     flow: Floats
 
 
-def make_pair(sampler: WindowSampler, seed: int, number: int, *, tile_px: int, scene_px: int) -> TilePair:
+def make_pair(
+    sampler: WindowSampler, seed: int, number: int, *, tile_px: int, scene_px: int, motion: float = 1.0
+) -> TilePair:
     """The pair of this number; the same seed and number give the same pair, whatever was made before.
 
     Args:
@@ -50,10 +52,11 @@ def make_pair(sampler: WindowSampler, seed: int, number: int, *, tile_px: int, s
         number: which pair.
         tile_px: P.
         scene_px: side of the scene that the tile is cut from, a multiple of four.
+        motion: see :func:`scenes.draw_scene`.
     """
     rng = image_rng(seed, f"pair:{number}")
     coded = rng.random() < CODEC_PROB
-    scene = draw_scene(rng, sampler, scene_px, instants=_CODEC_INSTANTS if coded else 2)
+    scene = draw_scene(rng, sampler, scene_px, instants=_CODEC_INSTANTS if coded else 2, motion=motion)
     frame_lr, key_lr = _through_codec(rng, scene) if coded else _degraded(rng, scene)
     lr, ref_lr = (upscaled(image, scene_px) for image in (frame_lr, key_lr))
     tile = Tile(0, *(int(v) for v in rng.integers(scene_px - tile_px + 1, size=2)), tile_px, tile_px)

@@ -28,7 +28,9 @@ class Scene:
     between: tuple[Pixels, ...] = ()
 
 
-def draw_scene(rng: np.random.Generator, sampler: WindowSampler, side_px: int, *, instants: int = 2) -> Scene:
+def draw_scene(
+    rng: np.random.Generator, sampler: WindowSampler, side_px: int, *, instants: int = 2, motion: float = 1.0
+) -> Scene:
     """Draw a scene.
 
     Args:
@@ -36,13 +38,14 @@ def draw_scene(rng: np.random.Generator, sampler: WindowSampler, side_px: int, *
         sampler: where the photographs come from.
         side_px: of the square pictures.
         instants: pictures in all, from the key to the frame; more than two for a codec.
+        motion: share of the drawn motion that takes place; 0: nothing moves.
     """
     outer_px = side_px + 2 * MARGIN_PX
     background = sampler.window(rng, outer_px)
     camera = _Motion.draw_camera(rng)
     layers = [_Layer.draw(rng, sampler, side_px) for _ in range(_layer_count(rng))]
     pictures = []
-    for time in np.linspace(0, 1, instants):
+    for time in np.linspace(0, motion, instants):
         view = _warp(background, camera.at(float(time), outer_px)).astype(np.float32)
         view = view[MARGIN_PX : MARGIN_PX + side_px, MARGIN_PX : MARGIN_PX + side_px]
         for layer in layers:

@@ -21,8 +21,9 @@ from livemoments.runtime.schedule import upstream_sigmas
 from livemoments.schedule import NOISE_LEVEL
 from livemoments.validate.quality.psnr import psnr_y
 
-_PAIRS = 8
+_PAIRS = 24
 _STEPS = 6
+_ROWS = 8
 _SEED = 1000
 
 
@@ -48,7 +49,6 @@ class Sheet:
         """Draw the sheet; mean PSNR (y, dB) of the input, of what was restored, of that with another pair's reference,
         and of the truth through the VAE alone."""
         model.eval()
-        model.place((0, 0))
         own = self._restore(model, self._encoded)
         strangers = [
             EncodedPair(pair.truth, pair.lr, other.ref, pair.flow)
@@ -98,8 +98,8 @@ class Sheet:
             np.hstack([given, picture, pair.truth, pair.ref])
             for given, picture, pair in zip(inputs, restored, self._pairs, strict=True)
         ]
-        half = len(rows) // 2
-        write_image(path, np.hstack([np.vstack(rows[:half]), np.vstack(rows[half:])]))
+        columns = [np.vstack(rows[first : first + _ROWS]) for first in range(0, len(rows) - len(rows) % _ROWS, _ROWS)]
+        write_image(path, np.hstack(columns))
 
 
 def _bytes(picture: np.ndarray) -> np.ndarray:

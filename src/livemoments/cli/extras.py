@@ -15,6 +15,7 @@ OPTIONAL_MODULES = frozenset(
         "diffusers",
         "jinja2",
         "lpips",
+        "matplotlib",
         "onnx",
         "onnx_ir",
         "onnxscript",
@@ -24,6 +25,7 @@ OPTIONAL_MODULES = frozenset(
         "ray",
         "safetensors",
         "skimage",
+        "sklearn",
         "torch",
         "yaml",
     }
