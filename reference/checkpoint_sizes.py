@@ -13,11 +13,13 @@ from livemoments.errors import UsageError
 from livemoments.reference.config import TransformerConfig
 from livemoments.reference.motion import MotionEncoder
 from livemoments.reference.raft import RAFT
-from livemoments.types import FlowNetwork
 
 SCALING_FACTOR = 1.5305
 SHIFT_FACTOR = 0.0609
 """SD3's VAE: ``latent = (sample - shift) * scaling``."""
+
+# As in livemoments.types, which needs msgspec: a bare machine that benchmarks a GPU has torch and diffusers only.
+FlowNetwork = Literal["raft", "dis"]
 
 Component = Literal[
     "vae",
