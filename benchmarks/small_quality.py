@@ -1,0 +1,224 @@
+"""How well a checkpoint of `tools/train_small` restores: photographs and video frames that it was not trained on.
+
+    python benchmarks/small_quality.py CHECKPOINT [--videos DIR] [--photos DIR] [--work DIR [--reuse]] [--quick]
+
+Method. Sets with ground truth, made as `livemoments synlive build` makes them (half size, the preset live-photo):
+scikit-image's photographs of the embedded set under a hand-held camera's motion; frames, five apart, of the clips in
+--videos, where things move by themselves; photographs in --photos, shrunk to 1600 pixels first, for a phone's pixels
+are soft. Every row is one `livemoments validate` of a bundle on a set: the mean over its images of PSNR and SSIM on y
+(BT.601 studio), beside those of the bicubically upscaled frame. What changes between the rows:
+
+  unrelated reference   every image has the key photo and the key frame of the next one
+  no motion bias        the checkpoint's point_proj is zero, and exported again
+  fp16, int8, …         the bundle, quantized; int8 is calibrated on other motions of the embedded photographs
+  4, 3, 2, 1 steps      upstream's schedule with fewer points
+  every-2, frozen, …    when ReferenceNet runs
+
+The photo of every row is compared with the ground truth, not with the fp32 engines'. Nothing is timed here; times are
+in `benchmarks/quantize.py` and `benchmarks/policies.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from common import write_record
+from safetensors.torch import load_file, save_file
+
+from livemoments.cli.progress import reporter
+from livemoments.export.pipeline import export_bundle
+from livemoments.quantize.calibration import calibrate
+from livemoments.quantize.pipeline import quantize_bundle
+from livemoments.quantize.recipes import load_recipe
+from livemoments.runtime.images import read_photo, write_image
+from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
+from livemoments.types import Size
+from livemoments.validate.data_plan import DataPlan
+from livemoments.validate.datasets.embedded import write_embedded_set
+from livemoments.validate.harness.settings import RunSettings
+from livemoments.validate.picture import write_comparison
+from livemoments.validate.run import validate
+from livemoments.validate.synlive.build import build_set
+from livemoments.validate.synlive.clips import images_in
+
+TILE_PX, OVERLAP_PX = 128, 32
+STEPS = (6, 4, 3, 2, 1)
+POLICIES = ("phase-split", "every-2", "every-3", "frozen")
+RECIPES = ("fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights")
+EMBEDDED_PX, EMBEDDED_IMAGES = 320, 8
+CLIP_PX, CLIP_IMAGES = 384, 6
+PHOTO_PX, PHOTO_IMAGES, SHRUNK_PX = 512, 4, 1600
+CALIBRATION_SEED, SEED = 77, 11
+BASE = "fp32, 6 steps"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row: a bundle, a set and settings."""
+
+    bundle: Path
+    unrelated: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def build_sets(work: Path, videos: Path | None, photos: Path | None) -> dict[str, Path]:
+    """The sets by name; those that exist already are used again."""
+    sets = {"embedded": work / "sets" / "embedded"}
+    if not sets["embedded"].is_dir():
+        size = Size(EMBEDDED_PX, EMBEDDED_PX)
+        write_embedded_set(sets["embedded"], size=size, count=EMBEDDED_IMAGES, seed=SEED)
+    if videos is not None:
+        sets["clips"] = work / "sets" / "clips"
+        if not sets["clips"].is_dir():
+            size = Size(CLIP_PX, CLIP_PX)
+            build_set(videos, sets["clips"], count=CLIP_IMAGES, crop=size, seed=SEED, skip_unusable=True)
+    if photos is not None:
+        sets["photographs"] = work / "sets" / "photographs"
+        if not sets["photographs"].is_dir():
+            size = Size(PHOTO_PX, PHOTO_PX)
+            shrunk = _shrink(photos, work / "shrunk")
+            build_set(shrunk, sets["photographs"], photographs=True, count=PHOTO_IMAGES, crop=size, seed=SEED)
+    return sets
+
+
+def _shrink(photos: Path, folder: Path) -> Path:
+    for path in images_in(photos):
+        pixels = np.round(read_photo(path).unit() * 255).astype(np.uint8)
+        scale = SHRUNK_PX / max(pixels.shape[:2])
+        if scale < 1:
+            pixels = np.asarray(cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+        write_image(folder / f"{path.stem}.png", pixels)
+    return folder
+
+
+def with_unrelated_reference(source: Path, folder: Path) -> Path:
+    """The set with every image's key photo and key frame taken from the next image."""
+    if folder.is_dir():
+        return folder
+    names = sorted(path.name for path in (source / PHOTOS).iterdir())
+    for part in (FRAMES, TRUTHS, PHOTOS, PHOTO_FRAMES):
+        (folder / part).mkdir(parents=True)
+        moved = part in (PHOTOS, PHOTO_FRAMES)
+        for name, other in zip(names, [*names[1:], names[0]], strict=True):
+            shutil.copyfile(source / part / (other if moved else name), folder / part / name)
+    return folder
+
+
+def without_motion_bias(checkpoint: Path, folder: Path) -> Path:
+    """A copy of the checkpoint whose motion embeddings are projected to nothing."""
+    shutil.copytree(checkpoint, folder)
+    (weights,) = (folder / "livemoments" / "transformer").glob("*.safetensors")
+    state = load_file(weights)
+    zeroed = {name: tensor.zero_() if "point_proj" in name else tensor for name, tensor in state.items()}
+    save_file(zeroed, weights)
+    return folder
+
+
+def prepare(checkpoint: Path, work: Path, *, quick: bool) -> dict[str, Variant]:
+    """Every bundle that the rows need, and the rows."""
+    progress = reporter()
+    tile = (Size(TILE_PX, TILE_PX),)
+    base = work / "bundle"
+    if not base.is_dir():
+        export_bundle(checkpoint, base, tiles=tile, overlap=OVERLAP_PX, steps=STEPS, progress=progress)
+    still = work / "no-motion-bundle"
+    if not still.is_dir():
+        zeroed = without_motion_bias(checkpoint, work / "no-motion")
+        export_bundle(zeroed, still, tiles=tile, overlap=OVERLAP_PX, verify="none", progress=progress)
+    rows = {
+        BASE: Variant(base),
+        "unrelated reference": Variant(base, unrelated=True),
+        "no motion bias": Variant(still),
+    }
+    calibration = work / "calibration"
+    if not calibration.is_dir():
+        write_embedded_set(calibration, size=Size(EMBEDDED_PX, EMBEDDED_PX), count=4, seed=CALIBRATION_SEED)
+    for recipe in ("fp16", "int8") if quick else RECIPES:
+        if not (work / recipe).is_dir():
+            ranges = None
+            if load_recipe(recipe).needs_calibration:
+                ranges = calibrate(base, calibration, steps=STEPS, work=work / "statistics", progress=progress)
+            options = {"calibration": ranges, "allow_slower": True, "check_speed": False}
+            quantize_bundle(base, work / recipe, recipe=recipe, progress=progress, **options)
+        rows[recipe] = Variant(work / recipe)
+    if not quick:
+        rows |= {f"{steps} steps": Variant(base, settings={"steps": steps}) for steps in STEPS[1:]}
+        rows |= {policy: Variant(base, settings={"reference": policy}) for policy in POLICIES}
+    return rows
+
+
+def measure(variant: Variant, dataset: Path, work: Path) -> dict[str, float]:
+    """Mean PSNR (y, dB) and SSIM (y) of the restored photos, and of the upscaled frames."""
+    data = with_unrelated_reference(dataset, work / "unrelated" / dataset.name) if variant.unrelated else dataset
+    report = validate(
+        variant.bundle,
+        data=DataPlan(data),
+        check_itself=False,
+        settings=RunSettings(**variant.settings),
+        progress=reporter(),
+    )
+    found = {metric.name: metric for metric in report.metrics}
+    psnr, ssim = found["psnr_y"], found["ssim_y"]
+    values = (psnr.mean, ssim.mean, psnr.input_mean, ssim.input_mean)
+    if any(image.status != "ok" for image in report.images) or None in values:
+        raise SystemExit(f"{variant}: an image of {dataset} failed")
+    names = ("psnr_y_db", "ssim_y", "input_psnr_y_db", "input_ssim_y")
+    return {name: round(float(value or 0), 4) for name, value in zip(names, values, strict=True)}
+
+
+def draw(sets: dict[str, Path], bundle: Path, path: Path) -> None:
+    """A sheet: for the first images of every set, a crop of the frame, the result, the truth and the key photo."""
+    from livemoments.runtime.restore import restore
+
+    for name, folder in sets.items():
+        first = sorted(item.name for item in (folder / PHOTOS).iterdir())[:2]
+        for number, file in enumerate(first):
+            inputs = [folder / part / file for part in (FRAMES, PHOTOS, PHOTO_FRAMES)]
+            restored = restore(bundle, *inputs).image
+            frame = read_photo(inputs[0]).pixels
+            height, width = restored.shape[:2]
+            panels = [
+                ("the video frame, bicubic", cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC)),
+                ("restored", restored),
+                ("truth", read_photo(folder / TRUTHS / file).pixels),
+                ("key photo", read_photo(inputs[1]).pixels),
+            ]
+            write_comparison(path.with_name(f"{path.stem}-{name}-{number + 1}{path.suffix}"), panels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("--videos", type=Path, metavar="DIR", help="clips, or folders of consecutive frames")
+    parser.add_argument("--photos", type=Path, metavar="DIR")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep sets and bundles here")
+    parser.add_argument("--reuse", action="store_true", help="use what --work already holds")
+    parser.add_argument("--quick", action="store_true", help="without step counts, policies and weight-only recipes")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw crops: FILE-SET-N.png")
+    options = parser.parse_args()
+    if options.work is not None and options.work.is_dir() and not options.reuse:
+        parser.error(f"{options.work} exists; pass --reuse to use what it holds")
+    with tempfile.TemporaryDirectory(prefix="livemoments-bench-") as temporary:
+        work = options.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        sets = build_sets(work, options.videos, options.photos)
+        rows = prepare(options.checkpoint, work, quick=options.quick)
+        table: dict[str, dict[str, dict[str, float]]] = {}
+        for name, variant in rows.items():
+            table[name] = {dataset: measure(variant, folder, work) for dataset, folder in sets.items()}
+            print(name, *(f"{d} {v['psnr_y_db']:.2f} dB {v['ssim_y']:.4f}" for d, v in table[name].items()), flush=True)
+        if options.sheet is not None:
+            draw(sets, rows[BASE].bundle, options.sheet)
+    images = {name: len(list((folder / PHOTOS).iterdir())) for name, folder in sets.items()}
+    print(f"written to {write_record('small_quality', {'images': images, 'rows': table})}")
+
+
+if __name__ == "__main__":
+    main()
