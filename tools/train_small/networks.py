@@ -44,7 +44,7 @@ class NetworkTraining:
     steps: int = 8000
     batch: int = 16
     rate: float = 1e-3
-    new_pairs: int = 3
+    new_pairs: int = 1
     first_pairs: int = 240
     kept_pairs: int = 4000
     still_share: float = 0.15
