@@ -212,6 +212,29 @@ def test_the_networks_begin_by_passing_a_picture_on() -> None:
     assert float((velocity + z).square().mean() / z.square().mean()) < 0.03
 
 
+def test_half_of_the_heads_begin_at_their_own_place_in_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = model.LiveMomentsModel(SMALL).eval()
+    seen: list[torch.Tensor] = []
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
+        seen.append(weights[0])
+        return weights @ value
+
+    monkeypatch.setattr(model.mmdit.F, "scaled_dot_product_attention", attend)
+    z = 8 * torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        network(z, z, torch.zeros(1, 2, 128, 128), torch.tensor([0.1]))
+    tokens, text = 256, SMALL.prompt_tokens
+    place = torch.arange(tokens)
+    guided = [weights for weights in seen if weights.shape[-1] == 2 * (tokens + text)]
+    assert len(guided) == SMALL.num_layers
+    for weights in guided:
+        at_itself = weights[:, place, tokens + text + place].mean(dim=1)
+        assert (at_itself[:3] > 0.5).all()
+        assert (at_itself[3:] < 0.5).all()
+
+
 def test_narrow_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="120 components"):
         model.LiveMomentsModel(dataclasses.replace(SMALL, num_attention_heads=3, motion_widths=(8, 8, 96)))

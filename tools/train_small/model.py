@@ -66,7 +66,7 @@ class LiveMomentsModel(nn.Module):
 def _initialize(transformer: nn.Module) -> None:
     """Xavier for linear layers; nothing for what modulates (adaLN-zero, Peebles and Xie
     2023), for the output and for the motion bias. Keys begin as queries, so that attention begins by looking at what is
-    alike in place and content: from unrelated keys, 1100 steps had not found the reference."""
+    alike in place and content: from unrelated keys, 1000 steps had not found the reference."""
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

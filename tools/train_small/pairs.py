@@ -25,7 +25,6 @@ PRESET = "live-photo"
 CODEC_PROB = 0.12
 _CODEC_INSTANTS = 4
 _BLUR_PROB, _BLUR_PX = 0.25, (2.0, 6.0)
-_CUBIC_A = -0.75  # what cv2.INTER_CUBIC and upstream's upscaling share
 
 Floats = npt.NDArray[np.float32]
 
@@ -73,7 +72,7 @@ def make_pair(
 
 
 def upscaled(image: Pixels, side_px: int) -> Floats:
-    """(side, side, 3) float32 in [0, 1], bicubic as the runtime upscales frames, clipped as tiles are."""
+    """(side, side, 3) float32 in [0, 1]: bicubic (a = -0.75) as the runtime upscales frames, clipped as tiles are."""
     larger = cv2.resize(image.astype(np.float32) / 255, (side_px, side_px), interpolation=cv2.INTER_CUBIC)
     return np.clip(larger, 0, 1)
 

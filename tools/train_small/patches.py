@@ -4,7 +4,7 @@ A token of the small networks is as wide as its patch has values (192), and posi
 weights, the first thousand steps went into telling the one from the other. So the beginning is written down: the patch
 in the basis of JPEG (a discrete cosine transform of each colour), whose 120 components that matter lie in those
 directions of the token in which positions hardly differ, and the velocity's first guess, ``-z``, read from there. Nor
-did attention find the reference by itself within 1700 steps: half of its heads begin by looking at their own place in
+did attention find the reference by itself within 1500 steps: half of its heads begin by looking at their own place in
 it.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 _CHROMA_KEPT = 28
-"""Of each colour difference's 64 components; finer colour is left to the decoder of the frame."""
+"""Of each colour difference's 64 components; finer colour stays nearly what the frame has."""
 _SIGNAL_SHARE = 0.15
 """Of a token's energy that the patch has. Positions have the rest, whose norm is constant: so the final LayerNorm only
 divides by a constant, nearly."""

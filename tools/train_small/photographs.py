@@ -44,13 +44,13 @@ PACKAGED = (
     Packaged("sklearn.datasets", "images/china.jpg", "CC BY 2.0, danielbuechele"),
     Packaged("sklearn.datasets", "images/flower.jpg", "CC BY 2.0, vultilion"),
     Packaged("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", "public domain, US Navy"),
-    Packaged("skimage", "data/brick.png", "CC0, CC0Textures"),
-    Packaged("skimage", "data/grass.png", "CC0, linolafett (texturehaven)"),
-    Packaged("skimage", "data/gravel.png", "CC0, Rob Tuytel (texturehaven)"),
+    Packaged("skimage", "data/brick.png", "CC0, from CC0Textures"),
+    Packaged("skimage", "data/grass.png", "CC0"),
+    Packaged("skimage", "data/gravel.png", "CC0, from CC0Textures"),
     Packaged("skimage", "data/camera.png", "CC0, Lav Varshney"),
     Packaged("skimage", "data/hubble_deep_field.jpg", "public domain, NASA"),
-    Packaged("skimage", "data/retina.jpg", "CC0, Haeggstroem"),
-    Packaged("skimage", "data/ihc.png", "no known restrictions, CEHD"),
+    Packaged("skimage", "data/retina.jpg", "CC0"),
+    Packaged("skimage", "data/ihc.png", "no known copyright restrictions"),
 )
 """scipy's `face` and `ascent` are not here: scipy downloads them."""
 
