@@ -1,6 +1,6 @@
-"""How well a checkpoint of `tools/train_small` restores: photographs and video frames that it was not trained on.
+"""How well the trained `small` checkpoint restores: photographs and video frames that it was not trained on.
 
-    python benchmarks/small_quality.py CHECKPOINT [--videos DIR] [--photos DIR] [--work DIR [--reuse]] [--quick]
+    python benchmarks/small_quality.py [CHECKPOINT] [--videos DIR] [--photos DIR] [--work DIR [--reuse]] [--quick]
 
 Method. Sets with ground truth, made as `livemoments synlive build` makes them (half size, the preset live-photo):
 scikit-image's photographs of the embedded set under a hand-held camera's motion; frames, five apart, of the clips in
@@ -9,6 +9,7 @@ are soft. Every row is one `livemoments validate` of a bundle on a set: the mean
 (BT.601 studio), beside those of the bicubically upscaled frame. What changes between the rows:
 
   unrelated reference   every image has the key photo and the key frame of the next one
+  no PCR                every reference tile is cut at its tile's own place
   no motion bias        the checkpoint's point_proj is zero, and exported again
   fp16, int8, …         the bundle, quantized; int8 is calibrated on other motions of the embedded photographs
   4, 3, 2, 1 steps      upstream's schedule with fewer points
@@ -32,6 +33,7 @@ import numpy as np
 from common import write_record
 from safetensors.torch import load_file, save_file
 
+from livemoments.checkpoints import trained_checkpoint
 from livemoments.cli.progress import reporter
 from livemoments.export.pipeline import export_bundle
 from livemoments.quantize.calibration import calibrate
@@ -135,6 +137,7 @@ def prepare(checkpoint: Path, work: Path, *, quick: bool) -> dict[str, Variant]:
     rows = {
         BASE: Variant(base),
         "unrelated reference": Variant(base, unrelated=True),
+        "no PCR": Variant(base, settings={"no_pcr": True}),
         "no motion bias": Variant(still),
     }
     calibration = work / "calibration"
@@ -195,7 +198,7 @@ def draw(sets: dict[str, Path], bundle: Path, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", nargs="?", help="another one")
     parser.add_argument("--videos", type=Path, metavar="DIR", help="clips, or folders of consecutive frames")
     parser.add_argument("--photos", type=Path, metavar="DIR")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep sets and bundles here")
@@ -209,7 +212,7 @@ def main() -> None:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         sets = build_sets(work, options.videos, options.photos)
-        rows = prepare(options.checkpoint, work, quick=options.quick)
+        rows = prepare(options.checkpoint or trained_checkpoint("small"), work, quick=options.quick)
         table: dict[str, dict[str, dict[str, float]]] = {}
         for name, variant in rows.items():
             table[name] = {dataset: measure(variant, folder, work) for dataset, folder in sets.items()}

@@ -191,9 +191,9 @@ SMALL = CheckpointSizes(
     prompt_tokens=4,
     joint_attention_dim=32,
     pooled_projection_dim=32,
-    sample_size=128,
-    pos_embed_max_size=32,
-    motion_widths=(32, 64, 192),
+    sample_size=256,
+    pos_embed_max_size=64,
+    motion_widths=(64, 192),
     motion_depth=2,
     vae_channels=(32,),
     vae_layers_per_block=1,
@@ -201,9 +201,9 @@ SMALL = CheckpointSizes(
     vae_mid_attention=False,
     flow="dis",
     latent_channels=3,
-    patch_size=8,
+    patch_size=4,
 )
-"""What ``tools/train_small`` trains: a VAE that keeps the image's size, and patches of 8 pixels."""
+"""What ``tools/train_small`` trains: a VAE that keeps the image's size, and patches of 4 pixels."""
 
 SIZES: dict[str, CheckpointSizes] = {
     "tiny": CheckpointSizes(

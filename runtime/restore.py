@@ -78,6 +78,7 @@ def restore(
     tile: Size | None = None,
     batch: int = 1,
     pad_small: bool = False,
+    no_pcr: bool = False,
     kv_store: Literal["host", "disk"] = "host",
     kv_dtype: str = "native",
     kv_budget_bytes: int = KV_BUDGET_BYTES,
@@ -111,6 +112,7 @@ def restore(
         tile: use this tile size of the bundle only.
         batch: tiles computed at once.
         pad_small: reflect photos that are smaller than every tile.
+        no_pcr: cut every reference tile at its tile's own place (the paper's ablation of PCR).
         kv_store: where ``phase-split`` keeps keys and values.
         kv_dtype: how stored keys and values are kept: ``native``, ``float16``, ``int8`` or ``fp8``.
         kv_budget_bytes: how much of them may be stored at once.
@@ -154,6 +156,7 @@ def restore(
         tile=tile,
         batch=batch,
         pad_small=pad_small,
+        no_pcr=no_pcr,
         kv_store=kv_store,
         kv_dtype=kv_dtype,
         kv_budget_bytes=kv_budget_bytes,
@@ -201,7 +204,7 @@ def _restore_tiles(
         flow = flow_estimator(settings.flow, pool)
         with settings.progress.task("Flow between the video frames"), settings.timings.measure("photo_flow"):
             flow_lr = photo_flow(flow, inputs)
-        corners = reference_corners(flow_lr, inputs, plan)
+        corners = reference_corners(flow_lr, inputs, plan, follow=not settings.no_pcr)
         found = {index: corner for index, (_, corner) in corners.items()}
         _observe(settings, "photo.flow_lr", flow_lr)
         _observe(settings, "ref_patch_coords", np.array([(c.y, c.x) for _, c in sorted(found.items())]))

@@ -38,6 +38,7 @@ class Settings:
     tile: Size | None
     batch: int
     pad_small: bool
+    no_pcr: bool
     kv_store: Literal["host", "disk"]
     kv_dtype: str
     kv_budget_bytes: int
@@ -124,6 +125,7 @@ def describe(
         "tile": str(plan.tile),
         "tiles": len(plan.tiles),
         "batch": settings.batch,
+        "pcr": not settings.no_pcr,
         "pcr_mean_shift_px": round(float(np.mean([np.hypot(mean.dx, mean.dy) for mean, _ in corners])), 3),
         "pcr_clamp_rate": round(float(np.mean([corner.clamped for _, corner in corners])), 4),
         "bundle_sha256": digest.hexdigest(),

@@ -26,7 +26,7 @@ def photo_flow(estimate: FlowEstimator, inputs: RestoreInputs) -> np.ndarray:
 
 
 def reference_corners(
-    flow: np.ndarray, inputs: RestoreInputs, plan: TilePlan
+    flow: np.ndarray, inputs: RestoreInputs, plan: TilePlan, *, follow: bool = True
 ) -> dict[int, tuple[MeanFlow, ReferenceCorner]]:
     """PCR for every tile: its mean flow, and where its reference tile lies; by tile index.
 
@@ -34,10 +34,15 @@ def reference_corners(
         flow: :func:`photo_flow`'s result.
         inputs: the images.
         plan: the tiles.
+        follow: the flow; otherwise every reference tile lies where its tile does, as if there were no PCR.
     """
     field = FlowField(np.ascontiguousarray(flow[0].transpose(1, 2, 0)), inputs.size)
     means = {tile.index: (tile, field.mean(tile)) for tile in plan.tiles}
-    return {index: (mean, reference_corner(tile, mean, plan.padded)) for index, (tile, mean) in means.items()}
+    still = MeanFlow(0.0, 0.0)
+    return {
+        index: (mean, reference_corner(tile, mean if follow else still, plan.padded))
+        for index, (tile, mean) in means.items()
+    }
 
 
 class TileCodec:

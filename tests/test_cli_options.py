@@ -126,6 +126,7 @@ def test_restore_passes_everything_on(
         "tile": None,
         "batch": 1,
         "pad_small": False,
+        "no_pcr": False,
         "kv_store": "host",
         "kv_dtype": "native",
         "kv_budget_bytes": 4 << 30,
@@ -136,8 +137,8 @@ def test_restore_passes_everything_on(
     assert backend.options == defaults
     options = (
         "--photo-frame v.png --steps 3 --seed 9 --compat upstream --provider cuda --threads 2 --reference frozen@1 "
-        "--flow dis --tile-plan upstream --tile 128x64 --batch 4 --pad-small --kv-store disk --kv-dtype float16 "
-        "--kv-budget 1.5GB --kv-cache cache --bit-depth 16 --quality 80"
+        "--flow dis --tile-plan upstream --tile 128x64 --batch 4 --pad-small --no-pcr --kv-store disk "
+        "--kv-dtype float16 --kv-budget 1.5GB --kv-cache cache --bit-depth 16 --quality 80"
     )
     assert run("restore", bundle.path, *images, "-o", tmp_path / "x.png", *options.split()).exit_code == 0
     assert backend.positional[3] == Path("v.png")
@@ -154,6 +155,7 @@ def test_restore_passes_everything_on(
         "tile": Size(64, 128),
         "batch": 4,
         "pad_small": True,
+        "no_pcr": True,
         "kv_store": "disk",
         "kv_dtype": "float16",
         "kv_budget_bytes": 1_500_000_000,
@@ -230,6 +232,7 @@ def test_validate_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: 
         "--batch",
         2,
         "--pad-small",
+        "--no-pcr",
     )
     which = ("--levels", "photo,step", "--bisect", "--no-self-checks", "--runs", 7, "--limits", "l.toml")
     rest = ("--provider", "cuda", "--threads", 2, "--baseline", "old.json", "-o", tmp_path / "report")
@@ -259,7 +262,7 @@ def test_validate_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: 
         "check_itself": False,
         "cost_runs": 7,
         "settings": RunSettings(
-            4, 3, "frozen", "dis", tile="64x64", batch=2, pad_small=True, provider="cuda", threads=2
+            4, 3, "frozen", "dis", tile="64x64", batch=2, pad_small=True, no_pcr=True, provider="cuda", threads=2
         ),
         "baseline": Path("old.json"),
         "limits": Path("l.toml"),

@@ -29,7 +29,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 # The folders that hold packages; the root package is in src/.
-PACKAGE_FOLDERS = ["export", "profiles", "quantize", "reference", "runtime", "src/livemoments", "validate"]
+PACKAGE_FOLDERS = [
+    "checkpoints",
+    "export",
+    "profiles",
+    "quantize",
+    "reference",
+    "runtime",
+    "src/livemoments",
+    "validate",
+]
 NOT_SOURCES = {".git", ".venv", "build", "dist", "node_modules"}
 # Distributions of the extras, and what they are imported as.
 MODULES = {

@@ -194,6 +194,12 @@ def test_reference_corners_follow_the_flow_and_stay_inside(
     if shift_px:
         assert result.metadata["pcr_clamp_rate"] >= 0.5
         assert result.metadata["pcr_mean_shift_px"] == pytest.approx(abs(shift_px), rel=0.25)
+        assert result.metadata["pcr"] is True
+        restore_photo(
+            bundle, frame, Photo(photo), key_frame, flow="dis", threads=2, steps=3, no_pcr=True,
+            observer=lambda name, value: seen.update({name: value}),
+        )  # fmt: skip
+        assert seen["ref_patch_coords"][:, 1].tolist() == [0, 128], "without PCR, tiles' own places"
 
 
 # --- files

@@ -30,6 +30,30 @@ class LatentBatch:
     z_ref: Tensor
     flow: Tensor
 
+    def cropped(self, rng: np.random.Generator, side: int, multiple: int) -> LatentBatch:
+        """A square of every pair, at a place of its own that is a multiple, mirrored and turned at random.
+
+        Args:
+            rng: of places and turns.
+            side: of the squares; latents and flow have one size.
+            multiple: a token's side.
+        """
+        parts = []
+        for pair in range(len(self.z_hq)):
+            rows, columns = ((length - side) // multiple + 1 for length in self.z_hq.shape[-2:])
+            y, x = multiple * int(rng.integers(rows)), multiple * int(rng.integers(columns))
+            across, down, turned = (bool(value) for value in rng.random(3) < 0.5)
+            tensors = (tensor[pair] for tensor in (self.z_hq, self.z_lq, self.z_ref, self.flow))
+            part = torch.cat([tensor[:, y : y + side, x : x + side] for tensor in tensors])
+            part = part.flip([axis for axis, flip in ((-1, across), (-2, down)) if flip])
+            part[-2:] *= torch.tensor([-1.0 if across else 1.0, -1.0 if down else 1.0]).view(2, 1, 1)
+            if turned:
+                part = torch.cat([part[:-2], part[-2:].flip(0)]).transpose(-1, -2)
+            parts.append(part)
+        channels = self.z_hq.shape[1]
+        z_hq, z_lq, z_ref, flow = torch.stack(parts).split([channels, channels, channels, 2], dim=1)
+        return LatentBatch(z_hq, z_lq, z_ref, flow)
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:

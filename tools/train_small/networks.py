@@ -29,12 +29,13 @@ class NetworkTraining:
 
     Attributes:
         steps: optimizer steps.
-        batch: tiles a step.
+        batch: crops a step.
         rate: the highest learning rate.
         new_pairs: that come in at every step.
         first_pairs: that are there at the first.
         kept_pairs: at most in memory (0.6 MB each).
         tile_px, scene_px: of the pairs.
+        crop_px: of the part of a tile that a step sees: a fourth of its tokens have a sixteenth of its attention.
         still_share, moving_share: of all pairs: in the first, nothing moves, so that the networks find out that the
             reference is worth looking at; then motion grows, up to all of it.
         decay: of the weights' average.
@@ -47,17 +48,18 @@ class NetworkTraining:
     new_pairs: int = 1
     first_pairs: int = 240
     kept_pairs: int = 4000
-    still_share: float = 0.15
-    moving_share: float = 0.6
+    still_share: float = 0.06
+    moving_share: float = 0.35
     tile_px: int = 128
     scene_px: int = 192
+    crop_px: int = 64
     decay: float = 0.999
     seed: int = 0
 
 
 _MEASURE_EVERY = 50
 _SAVE_EVERY = 250
-_SHEET_EVERY = 1000
+_SHEET_EVERY = 2000
 _ADD_EVERY = 4
 
 
@@ -77,7 +79,7 @@ def train_networks(
         training: how.
         vae: trained; it stays as it is.
         sampler: where photographs come from.
-        sheet: measures and draws every 1000 steps.
+        sheet: measures and draws every 2000 steps.
         folder: the run's: state, log and sheets.
         progress: where to report; the unit is steps.
 
@@ -117,7 +119,8 @@ def train_networks(
             for group in optimizer.param_groups:
                 group["lr"] = training.rate * rate_at(step, training.steps)
             rng = image_rng(training.seed, f"step:{step}")
-            losses.append(_step(model, optimizer, pool.batch(rng, training.batch), rng))
+            batch = pool.batch(rng, training.batch).cropped(rng, training.crop_px, sizes.token_px)
+            losses.append(_step(model, optimizer, batch, rng))
             average.update()
             if (step + 1) % _MEASURE_EVERY == 0:
                 loss = float(np.mean(losses))
@@ -143,12 +146,16 @@ def _all_pairs(training: NetworkTraining) -> int:
 def _step(
     model: LiveMomentsModel, optimizer: torch.optim.Optimizer, batch: LatentBatch, rng: np.random.Generator
 ) -> float:
-    """One optimizer step; the mean squared error of the velocity."""
+    """One optimizer step, somewhere in the largest tile; the mean squared error of the velocity."""
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
     t = draw_times(len(batch.z_hq), generator)
     noise = torch.randn(batch.z_hq.shape, generator=generator)
     point = bridge_point(batch.z_hq, batch.z_lq, noise, t)
-    with mixed_precision():
+    embed = model.restoration_net.transformer.pos_embed
+    row, column = (
+        int(rng.integers(embed.pos_embed_max_size - side // embed.patch_size + 1)) for side in batch.z_hq.shape[-2:]
+    )
+    with mixed_precision(), model.placed(row, column):
         velocity = model(point.z, batch.z_ref, batch.flow, t)
     loss = (velocity.float() - point.velocity).square().mean()
     optimizer.zero_grad()

@@ -1,11 +1,10 @@
 """How patches enter and leave a transformer at the beginning: by a fixed basis, apart from the positions.
 
-A token of the small networks is as wide as its patch has values (192), and positions are added to it: from random
-weights, the first thousand steps went into telling the one from the other. So the beginning is written down: the patch
-in the basis of JPEG (a discrete cosine transform of each colour), whose 120 components that matter lie in those
-directions of the token in which positions hardly differ, and the velocity's first guess, ``-z``, read from there. Nor
-did attention find the reference by itself within 1500 steps: half of its heads begin by looking at their own place in
-it.
+Positions are added to a token, and a patch's values may have any direction in it: from random weights, the first
+thousand steps went into telling the one from the other. So the beginning is written down: the patch in the basis of
+JPEG (a discrete cosine transform of each colour), in those directions of the token in which positions hardly differ,
+and the velocity's first guess, ``-z``, read from there. Nor did attention find the reference by itself within 1500
+steps: half of its heads begin by looking at their own place in it.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-_CHROMA_KEPT = 28
-"""Of each colour difference's 64 components; finer colour stays nearly what the frame has."""
-_SIGNAL_SHARE = 0.15
+_SIGNAL_SHARE = 0.3
 """Of a token's energy that the patch has. Positions have the rest, whose norm is constant: so the final LayerNorm only
 divides by a constant, nearly."""
 
@@ -32,15 +29,14 @@ Array = npt.NDArray[np.float64]
 
 
 def patch_basis(patch: int) -> Array:
-    """Orthonormal components of a patch of three colours, (64 + 2 x 28, 3, patch, patch) for a patch of 8."""
+    """Orthonormal components of a patch of three colours, (3 patch², 3, patch, patch): from coarse to fine."""
     grey = np.ones(3) / np.sqrt(3)
     blue = np.array([-1.0, -1.0, 2.0]) / np.sqrt(6)
     red = np.array([1.0, -1.0, 0.0]) / np.sqrt(2)
     waves = sorted(((u, v) for u in range(patch) for v in range(patch)), key=lambda wave: (sum(wave), wave))
-    chroma = waves[: _CHROMA_KEPT * patch**2 // 64]
-    kept = [(grey, wave) for wave in waves] + [(colour, wave) for colour in (blue, red) for wave in chroma]
     cosines = np.array([_cosine(patch, frequency) for frequency in range(patch)])
-    return np.array([np.einsum("c,y,x->cyx", colour, cosines[u], cosines[v]) for colour, (u, v) in kept])
+    colours = (grey, blue, red)
+    return np.array([np.einsum("c,y,x->cyx", colour, cosines[u], cosines[v]) for colour in colours for u, v in waves])
 
 
 def _cosine(length: int, frequency: int) -> Array:
@@ -53,8 +49,8 @@ class Beginning:
     """The directions of a token (D,) and their measures, as both networks begin.
 
     Attributes:
-        signal: (D, 120), orthonormal, where the patch's components lie.
-        signal_mean: (120,), what positions have there, everywhere the same.
+        signal: (D, C), orthonormal, where the patch's C components lie.
+        signal_mean: (C,), what positions have there, everywhere the same.
         place, place_bias: (32, D) and (32,), from a token after LayerNorm to where it is: its sines and cosines of the
             highest frequencies. All have one norm, so that two tokens' product is greatest at one place.
         scale: a component's value in a token is this times the patch's.
@@ -134,20 +130,23 @@ def begin_looking(attention: Any, beginning: Beginning, *, at_itself: bool) -> N
     What they bring is added when training opens the block's gate. The other heads stay as they are.
 
     Args:
-        attention: a block's; heads are 32 wide.
+        attention: a block's; heads are 32 wide, and every one of the first half brings as many of the components.
         beginning: the directions.
         at_itself: keys say where they are. ReferenceNet's do, and RestorationNet's own do not, so that its heads look
             at the reference.
     """
-    heads = attention.heads // 2
+    heads, components = attention.heads // 2, beginning.signal.shape[1]
     width = heads * _PLACE_DIM
+    rows = np.concatenate(
+        [head * _PLACE_DIM + np.arange(len(part)) for head, part in enumerate(np.array_split(range(components), heads))]
+    )
     place = torch.from_numpy(np.tile(_SHARPNESS * beginning.place, (heads, 1)))
     bias = torch.from_numpy(np.tile(_SHARPNESS * beginning.place_bias, heads))
-    brought = torch.from_numpy(beginning.signal[:, :width].copy())
+    brought = torch.from_numpy(beginning.signal).to(attention.to_v.weight)
     attention.to_q.weight[:width] = place.to(attention.to_q.weight)
     attention.to_k.weight[:width] = place.to(attention.to_k.weight) if at_itself else 0.0
     attention.to_q.bias[:width] = bias.to(attention.to_q.bias)
     attention.to_k.bias[:width] = bias.to(attention.to_k.bias) if at_itself else 0.0
-    attention.to_v.weight[:width] = brought.T.to(attention.to_v.weight)
-    attention.to_v.bias[:width] = torch.from_numpy(-beginning.signal_mean[:width] / beginning.deviation)
-    attention.to_out[0].weight[:, :width] = brought.to(attention.to_out[0].weight)
+    attention.to_v.weight[rows] = brought.T
+    attention.to_v.bias[rows] = torch.from_numpy(-beginning.signal_mean / beginning.deviation).to(brought)
+    attention.to_out[0].weight[:, rows] = brought

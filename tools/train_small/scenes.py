@@ -75,10 +75,10 @@ class _Motion:
         reach = 6.0 if kind < 0.5 else 30.0
         size = min(1.0, reach / 15)
         return _Motion(
-            angle=float(np.deg2rad(rng.uniform(-2.5, 2.5) * size)),
-            zoom=float(rng.uniform(-0.03, 0.03) * size),
+            angle=float(np.deg2rad(rng.uniform(-1.5, 1.5) * size)),
+            zoom=float(rng.uniform(-0.02, 0.02) * size),
             shift_px=_pair(rng.uniform(-reach, reach, 2)),
-            perspective=_pair(rng.uniform(-6e-5, 6e-5, 2) * size),
+            perspective=_pair(rng.uniform(-4e-5, 4e-5, 2) * size),
         )
 
     @staticmethod

@@ -33,6 +33,7 @@ class RunSettings:
         tile: ``WxH`` of the bundle to use; ``None``: the best for each image.
         batch: tiles computed at once.
         pad_small: reflect images that are smaller than every tile.
+        no_pcr: cut every reference tile at its tile's own place: an ablation.
         kv_store, kv_dtype, kv_budget_bytes: where and how ``phase-split`` keeps keys and values.
         provider: what runs the graphs.
         threads: within an operator; ``None``: onnxruntime's choice.
@@ -47,6 +48,7 @@ class RunSettings:
     tile: str | None = None
     batch: int = 1
     pad_small: bool = False
+    no_pcr: bool = False
     kv_store: Literal["host", "disk"] = "host"
     kv_dtype: str = "native"
     kv_budget_bytes: int = KV_BUDGET_BYTES

@@ -75,6 +75,11 @@ if TYPE_CHECKING:
 )
 @click.option("--pad-small", is_flag=True, help="Extend a photo that is smaller than a tile, instead of refusing it.")
 @click.option(
+    "--no-pcr",
+    is_flag=True,
+    help="Cut every reference tile at its tile's own place, without patch correspondence retrieval: an ablation.",
+)
+@click.option(
     "--kv-store",
     type=click.Choice(["host", "disk"]),
     default="host",

@@ -115,6 +115,11 @@ class _LevelsType(click.ParamType):
 @click.option("--tile", type=SIZE, help="Use this tile size of the bundle.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Tiles at once.")
 @click.option("--pad-small", is_flag=True, help="Extend images that are smaller than a tile.")
+@click.option(
+    "--no-pcr",
+    is_flag=True,
+    help="Cut every reference tile at its tile's own place, without patch correspondence retrieval: an ablation.",
+)
 @provider_option
 @threads_option
 @result_options
@@ -246,6 +251,7 @@ def _settings(options: dict[str, Any], recording: Recording | None) -> Any:
         tile=None if tile is None else str(tile),
         batch=options["batch"],
         pad_small=options["pad_small"],
+        no_pcr=options["no_pcr"],
         provider=options["provider"],
         threads=options["threads"],
     )

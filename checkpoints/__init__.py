@@ -1,0 +1,61 @@
+"""The trained checkpoints that come with the package: small enough to be stored, and honest about what they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from livemoments.errors import CheckpointError, OutputError
+from livemoments.staging import StagedFolder, output_errors, stage_folder
+
+NAMES = ("small",)
+CARD_NAME = "README.md"
+
+
+def trained_checkpoint(name: str = "small") -> Path:
+    """The folder of a trained checkpoint, in upstream's layout, read-only. Its model card is ``README.md``.
+
+    Raises:
+        CheckpointError: this installation has none of that name.
+    """
+    folder = Path(__file__).parent / name
+    if name not in NAMES or not (folder / CARD_NAME).is_file():
+        raise CheckpointError(folder, "no such trained checkpoint here", fix=f"use {' or '.join(NAMES)}")
+    return folder
+
+
+def copy_trained_checkpoint(folder: str | os.PathLike[str], name: str = "small", *, overwrite: bool = False) -> Path:
+    """Copy a trained checkpoint, with its model card, whole or not at all.
+
+    Args:
+        folder: where to; must not exist, or be empty.
+        name: which.
+        overwrite: replace an earlier copy.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: this installation has none of that name.
+        OutputError: the folder exists and is not such a copy, or cannot be written.
+    """
+    source = trained_checkpoint(name)
+    target = Path(folder).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if _title(target) != _title(source):
+            raise OutputError(target, "exists already and is not a copy of it", fix="name a folder that does not")
+        if not overwrite:
+            raise OutputError(target, "exists already", fix="pass --overwrite to replace it")
+    with output_errors(target), stage_folder(target) as staged:
+        shutil.copytree(source, staged, dirs_exist_ok=True)
+        StagedFolder(target, staged).publish()
+    return Path(folder)
+
+
+def _title(folder: Path) -> str | None:
+    """The first line of a checkpoint's model card, which names it; ``None`` without one."""
+    card = folder / CARD_NAME
+    if not card.is_file():
+        return None
+    return card.read_text("utf-8", errors="replace").partition("\n")[0]
