@@ -1,12 +1,14 @@
 """How well the trained `small` checkpoint restores: photographs and video frames that it was not trained on.
 
     python benchmarks/small_quality.py [CHECKPOINT] [--videos DIR] [--photos DIR] [--work DIR [--reuse]] [--quick]
+                                       [--sheet FILE] [--chart FILE] [--rounds N]
 
 Method. Sets with ground truth, made as `livemoments synlive build` makes them (half size, the preset live-photo):
 scikit-image's photographs of the embedded set under a hand-held camera's motion; frames, five apart, of the clips in
 --videos, where things move by themselves; photographs in --photos, shrunk to 1600 pixels first, for a phone's pixels
 are soft. Every row is one `livemoments validate` of a bundle on a set: the mean over its images of PSNR and SSIM on y
-(BT.601 studio), beside those of the bicubically upscaled frame. What changes between the rows:
+(BT.601 studio), beside those of the bicubically upscaled frame. The first row and the ablations go through every set,
+the others through the embedded one. What changes between the rows:
 
   unrelated reference   every image has the key photo and the key frame of the next one
   no PCR                every reference tile is cut at its tile's own place
@@ -15,14 +17,18 @@ are soft. Every row is one `livemoments validate` of a bundle on a set: the mean
   4, 3, 2, 1 steps      upstream's schedule with fewer points
   every-2, frozen, …    when ReferenceNet runs
 
-The photo of every row is compared with the ground truth, not with the fp32 engines'. Nothing is timed here; times are
-in `benchmarks/quantize.py` and `benchmarks/policies.py`.
+The photo of every row is compared with the ground truth, not with the fp32 engines'.
+
+Time: whole tiles of 128 pixels (DIS, VAE, all steps), engines loaded, by `measure_tiles`; the rows take turns round
+after round, and quoted is the median over the rounds of a row's time by the fp32 row's of the same round. --chart draws
+gain against time.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import statistics
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,20 +38,23 @@ import cv2
 import numpy as np
 from common import write_record
 from safetensors.torch import load_file, save_file
+from small_pictures import draw_chart, draw_sheet
 
+from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_checkpoint
 from livemoments.cli.progress import reporter
 from livemoments.export.pipeline import export_bundle
 from livemoments.quantize.calibration import calibrate
 from livemoments.quantize.pipeline import quantize_bundle
 from livemoments.quantize.recipes import load_recipe
+from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.images import read_photo, write_image
 from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size
+from livemoments.validate.cost.latency import measure_tiles
 from livemoments.validate.data_plan import DataPlan
-from livemoments.validate.datasets.embedded import write_embedded_set
+from livemoments.validate.datasets.embedded import NAMES, write_embedded_set
 from livemoments.validate.harness.settings import RunSettings
-from livemoments.validate.picture import write_comparison
 from livemoments.validate.run import validate
 from livemoments.validate.synlive.build import build_set
 from livemoments.validate.synlive.clips import images_in
@@ -54,11 +63,13 @@ TILE_PX, OVERLAP_PX = 128, 32
 STEPS = (6, 4, 3, 2, 1)
 POLICIES = ("phase-split", "every-2", "every-3", "frozen")
 RECIPES = ("fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights")
-EMBEDDED_PX, EMBEDDED_IMAGES = 320, 8
-CLIP_PX, CLIP_IMAGES = 384, 6
-PHOTO_PX, PHOTO_IMAGES, SHRUNK_PX = 512, 4, 1600
+IMAGE_PX = 320  # nine tiles
+EMBEDDED_IMAGES, CLIP_IMAGES, PHOTO_IMAGES = 8, 6, 4
+SHRUNK_PX = 1600
 CALIBRATION_SEED, SEED = 77, 11
 BASE = "fp32, 6 steps"
+ABLATIONS = ("unrelated reference", "no PCR", "no motion bias")
+TIMED_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -72,19 +83,17 @@ class Variant:
 
 def build_sets(work: Path, videos: Path | None, photos: Path | None) -> dict[str, Path]:
     """The sets by name; those that exist already are used again."""
+    size = Size(IMAGE_PX, IMAGE_PX)
     sets = {"embedded": work / "sets" / "embedded"}
     if not sets["embedded"].is_dir():
-        size = Size(EMBEDDED_PX, EMBEDDED_PX)
         write_embedded_set(sets["embedded"], size=size, count=EMBEDDED_IMAGES, seed=SEED)
     if videos is not None:
         sets["clips"] = work / "sets" / "clips"
         if not sets["clips"].is_dir():
-            size = Size(CLIP_PX, CLIP_PX)
             build_set(videos, sets["clips"], count=CLIP_IMAGES, crop=size, seed=SEED, skip_unusable=True)
     if photos is not None:
         sets["photographs"] = work / "sets" / "photographs"
         if not sets["photographs"].is_dir():
-            size = Size(PHOTO_PX, PHOTO_PX)
             shrunk = _shrink(photos, work / "shrunk")
             build_set(shrunk, sets["photographs"], photographs=True, count=PHOTO_IMAGES, crop=size, seed=SEED)
     return sets
@@ -142,7 +151,7 @@ def prepare(checkpoint: Path, work: Path, *, quick: bool) -> dict[str, Variant]:
     }
     calibration = work / "calibration"
     if not calibration.is_dir():
-        write_embedded_set(calibration, size=Size(EMBEDDED_PX, EMBEDDED_PX), count=4, seed=CALIBRATION_SEED)
+        write_embedded_set(calibration, size=Size(IMAGE_PX, IMAGE_PX), count=4, seed=CALIBRATION_SEED)
     for recipe in ("fp16", "int8") if quick else RECIPES:
         if not (work / recipe).is_dir():
             ranges = None
@@ -176,24 +185,41 @@ def measure(variant: Variant, dataset: Path, work: Path) -> dict[str, float]:
     return {name: round(float(value or 0), 4) for name, value in zip(names, values, strict=True)}
 
 
-def draw(sets: dict[str, Path], bundle: Path, path: Path) -> None:
-    """A sheet: for the first images of every set, a crop of the frame, the result, the truth and the key photo."""
-    from livemoments.runtime.restore import restore
+def time_rows(rows: dict[str, Variant], rounds: int) -> dict[str, dict[str, float]]:
+    """Every row's time for a tile: its median, and the median of its ratios to the fp32 row's."""
+    names = [name for name in rows if name not in ABLATIONS]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names:
+            bundle, settings = Bundle.open(rows[name].bundle), RunSettings(**rows[name].settings)
+            found = measure_tiles(bundle, settings, OrtBackend(), runs=TIMED_RUNS, warmup=1)
+            seconds[name].append(statistics.median(found.seconds))
+        print(f"timed round {number + 1}/{rounds}", flush=True)
+    result = {}
+    for name, mine in seconds.items():
+        ratios = [one / base for one, base in zip(mine, seconds[BASE], strict=True)]
+        result[name] = {"tile_s": round(statistics.median(mine), 4), "of_fp32": round(statistics.median(ratios), 3)}
+    return result
 
-    for name, folder in sets.items():
-        first = sorted(item.name for item in (folder / PHOTOS).iterdir())[:2]
-        for number, file in enumerate(first):
-            inputs = [folder / part / file for part in (FRAMES, PHOTOS, PHOTO_FRAMES)]
-            restored = restore(bundle, *inputs).image
-            frame = read_photo(inputs[0]).pixels
-            height, width = restored.shape[:2]
-            panels = [
-                ("the video frame, bicubic", cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC)),
-                ("restored", restored),
-                ("truth", read_photo(folder / TRUTHS / file).pixels),
-                ("key photo", read_photo(inputs[1]).pixels),
-            ]
-            write_comparison(path.with_name(f"{path.stem}-{name}-{number + 1}{path.suffix}"), panels)
+
+def series_of(
+    table: dict[str, dict[str, dict[str, float]]], times: dict[str, dict[str, float]]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """(time by fp32's, gain in dB on the embedded set) of the rows: by sampling steps, reference policies, recipes."""
+    series = {
+        "sampling steps": [BASE, *(name for name in times if name.endswith(" steps") and name != BASE)],
+        "reference policies": [BASE, *(name for name in POLICIES if name in times)],
+        "recipes": [BASE, *(name for name in RECIPES if name in times)],
+    }
+    return {
+        label: {name: (times[name]["of_fp32"], gain_db(table[name]["embedded"])) for name in names}
+        for label, names in series.items()
+    }
+
+
+def gain_db(found: dict[str, float]) -> float:
+    """How far a row is above the upscaled frame."""
+    return found["psnr_y_db"] - found["input_psnr_y_db"]
 
 
 def main() -> None:
@@ -204,7 +230,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep sets and bundles here")
     parser.add_argument("--reuse", action="store_true", help="use what --work already holds")
     parser.add_argument("--quick", action="store_true", help="without step counts, policies and weight-only recipes")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw crops: FILE-SET-N.png")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw crops of the embedded set")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw gain against time; needs --rounds")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of timing (5); 0: no times")
     options = parser.parse_args()
     if options.work is not None and options.work.is_dir() and not options.reuse:
         parser.error(f"{options.work} exists; pass --reuse to use what it holds")
@@ -215,12 +243,17 @@ def main() -> None:
         rows = prepare(options.checkpoint or trained_checkpoint("small"), work, quick=options.quick)
         table: dict[str, dict[str, dict[str, float]]] = {}
         for name, variant in rows.items():
-            table[name] = {dataset: measure(variant, folder, work) for dataset, folder in sets.items()}
+            measured = sets if name in (BASE, *ABLATIONS) else {"embedded": sets["embedded"]}
+            table[name] = {dataset: measure(variant, folder, work) for dataset, folder in measured.items()}
             print(name, *(f"{d} {v['psnr_y_db']:.2f} dB {v['ssim_y']:.4f}" for d, v in table[name].items()), flush=True)
         if options.sheet is not None:
-            draw(sets, rows[BASE].bundle, options.sheet)
+            names = sorted(item.name for item in (sets["embedded"] / PHOTOS).iterdir())[: len(NAMES)]
+            draw_sheet(sets["embedded"], names, rows[BASE].bundle, options.sheet)
+        times = time_rows(rows, options.rounds) if options.rounds else {}
+        if options.chart is not None and times:
+            draw_chart(series_of(table, times), options.chart)
     images = {name: len(list((folder / PHOTOS).iterdir())) for name, folder in sets.items()}
-    print(f"written to {write_record('small_quality', {'images': images, 'rows': table})}")
+    print(f"written to {write_record('small_quality', {'images': images, 'rows': table, 'times': times})}")
 
 
 if __name__ == "__main__":

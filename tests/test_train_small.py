@@ -198,18 +198,59 @@ def test_what_is_trained_is_what_the_reference_computes(tmp_path: Path, identity
 
 
 def test_the_patch_basis_is_orthonormal() -> None:
-    basis = patches.patch_basis(8).reshape(120, -1)
-    np.testing.assert_allclose(basis @ basis.T, np.eye(120), atol=1e-12)
+    basis = patches.patch_basis(4).reshape(48, -1)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(48), atol=1e-12)
 
 
 def test_the_networks_begin_by_passing_a_picture_on() -> None:
-    """The first guess of the velocity is -z, but for fine colour, whatever the place."""
+    """The first guess of the velocity is -z, whatever the place."""
     network = model.LiveMomentsModel(SMALL).eval()
     picture = torch.from_numpy(synthetic_photograph(Size(256, 256), seed=8)).permute(2, 0, 1)[None] / 127.5 - 1
-    z = picture[..., :128, :128] * (8 / picture.std())
-    with torch.no_grad():
-        velocity = network(z, z, torch.zeros(1, 2, 128, 128), torch.tensor([0.1]))
-    assert float((velocity + z).square().mean() / z.square().mean()) < 0.03
+    z = picture[..., :64, :64] * (8 / picture.std())
+    for place in ((0, 0), (24, 24), (48, 3)):
+        with torch.no_grad(), network.placed(*place):
+            velocity = network(z, z, torch.zeros(1, 2, 64, 64), torch.tensor([0.1]))
+        assert float((velocity + z).square().mean() / z.square().mean()) < 0.03
+
+
+def test_a_crop_is_placed_where_it_lies_in_the_largest_tile() -> None:
+    """In the middle nothing changes; a part of a largest tile sees the positions that it has in it."""
+    network = random_model()
+    middle = (SMALL.pos_embed_max_size - 8) // 2
+    z = 8 * torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    flow, t = torch.zeros(1, 2, 32, 32), torch.tensor([0.1])
+    expected = network(z, z, flow, t)
+    with network.placed(middle, middle):
+        torch.testing.assert_close(network(z, z, flow, t), expected)
+    with network.placed(3, 5):
+        assert not torch.allclose(network(z, z, flow, t), expected)
+        embed = network.reference_net.transformer.pos_embed
+        side = SMALL.pos_embed_max_size
+        whole = embed.pos_embed.reshape(side, side, -1)
+        torch.testing.assert_close(embed.cropped_pos_embed(32, 32)[0], whole[3:11, 5:13].flatten(0, 1))
+    torch.testing.assert_close(network(z, z, flow, t), expected)
+
+
+def test_crops_turn_pictures_and_flow_alike() -> None:
+    """A flow that says how the reference's picture became the frame's says so still."""
+    side = 32
+    rng = np.random.default_rng(3)
+    scene = torch.from_numpy(rng.normal(size=(8, 3, side + 8, side + 8)).astype(np.float32))
+    moved = [(int(dx), int(dy)) for dx, dy in rng.integers(-4, 5, size=(8, 2))]
+    ref = scene[..., 4 : 4 + side, 4 : 4 + side]
+    frame = torch.stack(
+        [one[:, 4 - dy : 4 - dy + side, 4 - dx : 4 - dx + side] for one, (dx, dy) in zip(scene, moved, strict=True)]
+    )
+    flow = torch.tensor(moved, dtype=torch.float32).view(8, 2, 1, 1).expand(-1, -1, side, side)
+    batch = latents.LatentBatch(frame, frame, ref, flow).cropped(rng, 24, 4)
+    assert batch.z_hq.shape == batch.z_ref.shape == (8, 3, 24, 24)
+    turned = 0
+    for one, reference, motion, given in zip(batch.z_hq, batch.z_ref, batch.flow, moved, strict=True):
+        dx, dy = (int(value) for value in motion[:, 0, 0])
+        turned += (dx, dy) != given
+        assert torch.equal(motion, motion[:, :1, :1].expand_as(motion))
+        torch.testing.assert_close(one[:, 4 + dy : 20 + dy, 4 + dx : 20 + dx], reference[:, 4:20, 4:20])
+    assert turned > 2
 
 
 def test_half_of_the_heads_begin_at_their_own_place_in_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,9 +263,9 @@ def test_half_of_the_heads_begin_at_their_own_place_in_the_reference(monkeypatch
         return weights @ value
 
     monkeypatch.setattr(model.mmdit.F, "scaled_dot_product_attention", attend)
-    z = 8 * torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    z = 8 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        network(z, z, torch.zeros(1, 2, 128, 128), torch.tensor([0.1]))
+        network(z, z, torch.zeros(1, 2, 64, 64), torch.tensor([0.1]))
     tokens, text = 256, SMALL.prompt_tokens
     place = torch.arange(tokens)
     guided = [weights for weights in seen if weights.shape[-1] == 2 * (tokens + text)]
@@ -236,8 +277,8 @@ def test_half_of_the_heads_begin_at_their_own_place_in_the_reference(monkeypatch
 
 
 def test_narrow_tokens_are_refused() -> None:
-    with pytest.raises(ValueError, match="120 components"):
-        model.LiveMomentsModel(dataclasses.replace(SMALL, num_attention_heads=3, motion_widths=(8, 8, 96)))
+    with pytest.raises(ValueError, match="48 components"):
+        model.LiveMomentsModel(dataclasses.replace(SMALL, num_attention_heads=1, motion_widths=(8, 32)))
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
@@ -288,7 +329,7 @@ def test_the_networks_learn_go_on_and_are_drawn(
     monkeypatch.setattr(sheets, "_ROWS", 1)
     sizes = dataclasses.replace(LITTLE, sample_size=64)
     training = networks.NetworkTraining(
-        steps=6, batch=2, rate=3e-3, new_pairs=0, first_pairs=2, kept_pairs=8, tile_px=64, scene_px=160
+        steps=6, batch=2, rate=3e-3, new_pairs=0, first_pairs=2, kept_pairs=8, tile_px=64, scene_px=160, crop_px=32
     )
     made_up = [photographs.Photograph("another", synthetic_photograph(Size(300, 300), seed=9))]
     sheet = sheets.Sheet(identity_vae, made_up, tile_px=64, scene_px=160)

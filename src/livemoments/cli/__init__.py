@@ -72,7 +72,7 @@ def cli() -> None:
     folder of engine files and a manifest. A bundle restores photos on machines that have no PyTorch.
 
     \b
-    Try it on embedded photographs and small random weights:
+    Try it on embedded photographs and small trained weights:
       livemoments demo -o demo-output
 
     \b

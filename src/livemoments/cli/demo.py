@@ -21,18 +21,18 @@ from livemoments.progress import Progress
     type=PATH,
     default="demo-output",
     show_default=True,
-    help="Folder for the checkpoint, the bundle, the restored photo and the before / after / reference picture.",
+    help="Folder for the bundle, the restored photo, the report and the before / after / truth picture.",
 )
 @click.option("--photo", metavar="IMAGE", type=PATH, help="Your own key photo instead of the embedded one.")
 @click.option("--frame", metavar="IMAGE", type=PATH, help="The video frame to restore; goes with --photo.")
 @result_options
 def command(output: Path, photo: Path | None, frame: Path | None, as_json: bool, progress: Progress) -> None:
-    """Go the whole way once: make a small checkpoint, export it, restore a photo, compare.
+    """Go the whole way once: export the small trained checkpoint, restore a photo, compare.
 
     Embedded photographs with a simulated hand-held clip (motion, blur, downscaling, compression) are used unless
     --photo and --frame name your own. Prints the parity of every stage, the time per tile and the peak memory, and
-    writes everything to DIR. The weights are random: this shows that the engines compute what the reference computes,
-    and what it costs; not how good the published model's pictures are.
+    writes everything to DIR. The weights are those of the small checkpoint that comes with the package: trained, on
+    other photographs than these, but far from the published model's size and quality.
 
     Needs the extra 'demo'. With --json: the report as one document. Exit code 1 if a parity limit is missed.
 
