@@ -27,6 +27,9 @@ X265_PARAMS = "pools=1:frame-threads=1:log-level=none"
 # A bit rate is found by the quality: x265's own rate control overshoots by up to the double in clips as short as these.
 _FIRST_CRF, _CRF_RANGE, _CRF_PER_OCTAVE = 26.0, (12.0, 45.0), 4.2
 _RATE_TOLERANCE_OCTAVES, _RATE_TRIES = 0.1, 5
+_LEAST_CODED_PX = 64
+"""Of a side; smaller frames are coded with their edges repeated: x265 writes past its memory for some of them (48x48),
+which ends the process."""
 _MATRIX_TAGS: dict[Matrix, int] = {"bt601": 6, "bt709": 1, "bt2020": 9}  # ITU-T H.273
 _FULL_RANGE, _LIMITED_RANGE = 2, 1
 
@@ -81,8 +84,8 @@ def through_codec(
             fix=f"use sides that are multiples of {2 * parameters.scale}",
         )
     size = (width // parameters.scale, height // parameters.scale)
-    small = [np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), np.uint8) for frame in frames]
-    pixels = len(frames) * size[0] * size[1]
+    small = [_extended(cv2.resize(frame, size, interpolation=cv2.INTER_AREA)) for frame in frames]
+    pixels = len(frames) * small[0][..., 0].size
     crf = _FIRST_CRF
     for _ in range(_RATE_TRIES):
         data, coded_bits = _encode(parameters, small, rate, crf)
@@ -94,7 +97,13 @@ def through_codec(
     decoded = _decode(data)
     if len(decoded) != len(frames):
         raise EngineError(f"HEVC gave {len(decoded)} frames back for {len(frames)}", fix="update PyAV")
-    return decoded, coded_bits / pixels
+    return [np.ascontiguousarray(frame[: size[1], : size[0]]) for frame in decoded], coded_bits / pixels
+
+
+def _extended(frame: npt.NDArray[Any]) -> Pixels:
+    height, width = frame.shape[:2]
+    below, right = (max(0, _LEAST_CODED_PX - length) for length in (height, width))
+    return np.asarray(cv2.copyMakeBorder(frame, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8)
 
 
 def _encode(parameters: Codec, frames: Sequence[Pixels], rate: Fraction, crf: float) -> tuple[bytes, int]:
