@@ -62,7 +62,8 @@ from livemoments.validate.synlive.clips import images_in
 TILE_PX, OVERLAP_PX = 128, 32
 STEPS = (6, 4, 3, 2, 1)
 POLICIES = ("phase-split", "every-2", "every-3", "frozen")
-RECIPES = ("fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights")
+RECIPES = ("fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "int8-tensorrt", "fp8")
+UNTIMED = ("int8-tensorrt", "fp8")  # not meant for a CPU
 IMAGE_PX = 320  # nine tiles
 EMBEDDED_IMAGES, CLIP_IMAGES, PHOTO_IMAGES = 8, 6, 4
 SHRUNK_PX = 1600
@@ -187,7 +188,7 @@ def measure(variant: Variant, dataset: Path, work: Path) -> dict[str, float]:
 
 def time_rows(rows: dict[str, Variant], rounds: int) -> dict[str, dict[str, float]]:
     """Every row's time for a tile: its median, and the median of its ratios to the fp32 row's."""
-    names = [name for name in rows if name not in ABLATIONS]
+    names = [name for name in rows if name not in (*ABLATIONS, *UNTIMED)]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names:
