@@ -14,7 +14,7 @@ the others through the embedded one. What changes between the rows:
   no PCR                every reference tile is cut at its tile's own place
   no motion bias        the checkpoint's point_proj is zero, and exported again
   fp16, int8, …         the bundle, quantized; int8 is calibrated on other motions of the embedded photographs
-  4, 3, 2, 1 steps      upstream's schedule with fewer points
+  4 steps, …, 1 step    upstream's schedule with fewer points
   every-2, frozen, …    when ReferenceNet runs
 
 The photo of every row is compared with the ground truth, not with the fp32 engines'.
@@ -162,7 +162,7 @@ def prepare(checkpoint: Path, work: Path, *, quick: bool) -> dict[str, Variant]:
             quantize_bundle(base, work / recipe, recipe=recipe, progress=progress, **options)
         rows[recipe] = Variant(work / recipe)
     if not quick:
-        rows |= {f"{steps} steps": Variant(base, settings={"steps": steps}) for steps in STEPS[1:]}
+        rows |= {name_of(steps): Variant(base, settings={"steps": steps}) for steps in STEPS[1:]}
         rows |= {policy: Variant(base, settings={"reference": policy}) for policy in POLICIES}
     return rows
 
@@ -208,7 +208,7 @@ def series_of(
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """(time by fp32's, gain in dB on the embedded set) of the rows: by sampling steps, reference policies, recipes."""
     series = {
-        "sampling steps": [BASE, *(name for name in times if name.endswith(" steps") and name != BASE)],
+        "sampling steps": [BASE, *(name_of(steps) for steps in STEPS if name_of(steps) in times)],
         "reference policies": [BASE, *(name for name in POLICIES if name in times)],
         "recipes": [BASE, *(name for name in RECIPES if name in times)],
     }
@@ -216,6 +216,11 @@ def series_of(
         label: {name: (times[name]["of_fp32"], gain_db(table[name]["embedded"])) for name in names}
         for label, names in series.items()
     }
+
+
+def name_of(steps: int) -> str:
+    """A row's name."""
+    return f"{steps} step{'s' if steps > 1 else ''}"
 
 
 def gain_db(found: dict[str, float]) -> float:

@@ -26,7 +26,10 @@ def test_the_demo_goes_the_whole_way_and_can_be_repeated(tmp_path: Path) -> None
     assert 0 < report.tile_s < report.wall_s
     assert report.peak_rss_bytes > 100_000_000
     json.dumps(report.to_json())
-    assert "PSNR" in report.to_text()
+    assert report.psnr_db is not None
+    assert report.bicubic_psnr_db is not None
+    assert report.psnr_db > report.bicubic_psnr_db + 1
+    assert "against the upscaled frame" in report.to_text()
     picture = np.asarray(Image.open(report.picture))
     assert picture.shape[1] > 1000
     assert picture.std() > 20
@@ -39,6 +42,8 @@ def test_the_demo_takes_the_users_own_images(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / f"{name}.png"), getattr(live, name))
     report = run_demo(tmp_path / "demo", photo=tmp_path / "photo.png", frame=tmp_path / "frame.png")
     assert report.passed
+    assert report.psnr_db is None
+    assert "against the upscaled frame" not in report.to_text()
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
