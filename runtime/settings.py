@@ -38,7 +38,6 @@ class Settings:
     tile: Size | None
     batch: int
     pad_small: bool
-    no_pcr: bool
     kv_store: Literal["host", "disk"]
     kv_dtype: str
     kv_budget_bytes: int
@@ -47,6 +46,7 @@ class Settings:
     observer: Observer | None
     progress: Progress
     tile_flow: FlowOfTile | None = None
+    no_pcr: bool = False
     timings: Timings = field(default_factory=Timings)
 
 

@@ -26,7 +26,7 @@ from livemoments.validate.quality.psnr import psnr_y
 from livemoments.validate.quality.ssim import ssim_y
 
 MOST_BYTES = 25_000_000
-TILE = Size(128, 128)
+TILE = Size(64, 64)
 LEAST_GAIN_DB = 1.0
 LEAST_LOSS_DB = 0.3
 """With the key photo of another scene."""
@@ -91,13 +91,13 @@ def test_what_only_random_weights_have_is_refused(tmp_path: Path, option: tuple[
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("small") / "bundle"
-    export_bundle(trained_checkpoint(), folder, tiles=(TILE,), overlap=32, steps=(6, 1), verify="none")
+    export_bundle(trained_checkpoint(), folder, tiles=(TILE,), overlap=16, steps=(6, 1), verify="none")
     return Bundle.open(folder)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_embedded_set(tmp_path_factory.mktemp("photos"), size=Size(224, 224), count=4, seed=5)
+    return write_embedded_set(tmp_path_factory.mktemp("photos"), size=Size(160, 160), count=4, seed=5)
 
 
 def names(photos: Path) -> list[str]:
@@ -121,8 +121,8 @@ def upscaled(photos: Path, name: str) -> np.ndarray:
     return np.asarray((whole.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def test_one_tile_gains_and_needs_its_own_reference(bundle: Bundle, tmp_path: Path) -> None:
-    photos = write_embedded_set(tmp_path, size=TILE, count=2, seed=5)
+def test_a_photograph_gains_and_needs_its_own_reference(bundle: Bundle, tmp_path: Path) -> None:
+    photos = write_embedded_set(tmp_path, size=Size(112, 112), count=2, seed=5)
     name, other = names(photos)
     truth = read_photo(photos / TRUTHS / name).pixels
     before_db = psnr_y(upscaled(photos, name), truth)
@@ -156,7 +156,7 @@ def test_the_reference_and_its_place_matter(bundle: Bundle, photos: Path) -> Non
 @pytest.mark.slow
 def test_fp16_and_int8_lose_little(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     own_db = np.mean([quality_db(bundle, photos, name) for name in names(photos)])
-    calibration = write_embedded_set(tmp_path / "calibration", size=TILE, count=4, seed=77)
+    calibration = write_embedded_set(tmp_path / "calibration", size=Size(160, 160), count=4, seed=77)
     quiet: dict[str, Any] = {"allow_slower": True, "verify": False}
     quantize_bundle(bundle.path, tmp_path / "int8", recipe="int8", calibration=calibration, **quiet)
     quantize_bundle(bundle.path, tmp_path / "fp16", recipe="fp16", **quiet)

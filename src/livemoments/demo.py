@@ -33,8 +33,8 @@ from livemoments.validate.report_data import ValidationReport
 from livemoments.validate.run import validate
 from livemoments.validate.simulated_clip import simulate_live_photo
 
-TILE_PX = 128
-OVERLAP_PX = 32
+TILE_PX = 64
+OVERLAP_PX = 16
 MOST_PX = 768
 """Longest side of a photograph of the user's own; a larger one is shrunk, for the demo's tiles are small."""
 EMBEDDED_IMAGES = 3
