@@ -267,7 +267,7 @@ def main() -> None:
         if options.chart is not None and times:
             draw_chart(series_of(table, times), options.chart)
     images = {name: len(list((folder / PHOTOS).iterdir())) for name, folder in sets.items()}
-    print(f"written to {write_record('small_quality', {'images': images, 'rows': table, 'times': times})}")
+    print(f"written to {write_record('small-quality', {'images': images, 'rows': table, 'times': times})}")
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def upscaled(photos: Path, name: str) -> np.ndarray:
 
 
 def test_a_photograph_gains_and_needs_its_own_reference(bundle: Bundle, tmp_path: Path) -> None:
-    photos = write_embedded_set(tmp_path, size=Size(112, 112), count=2, seed=5)
+    photos = write_embedded_set(tmp_path, size=Size(128, 128), count=2, seed=5)
     name, other = names(photos)
     truth = read_photo(photos / TRUTHS / name).pixels
     before_db = psnr_y(upscaled(photos, name), truth)
