@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,8 @@ from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.runtime.restore import restore
 
 CROP_PX, ZOOM, GAP_PX, CAPTION_PX, FONT_PX = 96, 3, 8, 30, 17
+LABEL_PLACES = [(x, sign * y) for y in (6, 20, 34, 48, 62, 76, 90) for x in (6, -40) for sign in (1, -1.6)]
+"""In points from a mark: the first that is free is a label's."""
 COLUMNS = ("the video frame, upscaled", "restored", "the truth", "the key photo, same place")
 
 
@@ -56,12 +59,27 @@ def draw_chart(series: Mapping[str, Mapping[str, tuple[float, float]]], path: Pa
     for (label, points), marker in zip(series.items(), "os^", strict=True):
         line = "-" if marker == "o" else ""  # only the steps are on one scale
         axes.plot(*zip(*points.values(), strict=True), marker + line, linewidth=0.8, label=label)
-    named = {name: point for points in series.values() for name, point in points.items()}
-    for name, point in named.items():
-        axes.annotate(name, point, xytext=(6, 4), textcoords="offset points", fontsize=8)
-    axes.margins(x=0.15)
+    axes.margins(0.15)
     axes.set_xlabel("time of a tile, fp32 with six steps = 1")
     axes.set_ylabel("PSNR (y) above the upscaled frame, dB")
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.draw_without_rendering()  # lays out, so that labels know where they are
+    taken: list[Any] = []
+    for name, point in {name: point for points in series.values() for name, point in points.items()}.items():
+        for offset in LABEL_PLACES:
+            label = axes.annotate(name, point, xytext=offset, textcoords="offset points", fontsize=8)
+            box = label.get_window_extent()
+            label.remove()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        label = axes.annotate(
+            name,
+            point,
+            xytext=offset,
+            textcoords="offset points",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "lw": 0.4},
+        )
+        taken.append(label.get_window_extent())
     figure.savefig(path, dpi=130)
