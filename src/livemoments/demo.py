@@ -171,8 +171,15 @@ def run_demo(
         progress=progress,
     )
     picture = folder / "comparison.png"
-    quality = _draw(picture, folder, paths, recording, _most_levels(validation))
-    return DemoReport(folder=folder, picture=picture, validation=validation, **restored, **quality)
+    psnr_db, bicubic_db = _draw(picture, folder, paths, recording, _most_levels(validation))
+    return DemoReport(
+        folder=folder,
+        picture=picture,
+        validation=validation,
+        psnr_db=psnr_db,
+        bicubic_psnr_db=bicubic_db,
+        **restored,
+    )
 
 
 def _most_levels(report: ValidationReport) -> int:
@@ -249,18 +256,18 @@ def _restore_in_fresh_process(folder: Path, paths: dict[str, Path]) -> dict[str,
 
 def _draw(
     picture: Path, folder: Path, paths: dict[str, Path], recording: Recording, levels: int
-) -> dict[str, float | None]:
-    """Draw the comparison; the quality of the restored photo and of the upscaled frame, where there is a truth."""
+) -> tuple[float | None, float | None]:
+    """Draw the comparison; PSNR (y, dB) of the restored photo and of the upscaled frame, where there is a truth."""
     inputs = load_inputs(paths["frame"], paths["photo"])
     before = inputs.frame_view.window(0, 0, inputs.size.height, inputs.size.width)
     upscaled = (before.clip(0, 1) * 255).round().astype(np.uint8)
     restored = read_photo(folder / "restored.png").pixels
     panels = [("before: the video frame, upscaled", upscaled), ("after: restored by the exported engines", restored)]
-    quality: dict[str, float | None] = {"psnr_db": None, "bicubic_psnr_db": None}
+    psnr_db = bicubic_db = None
     if "truth" in paths:
         truth = read_photo(paths["truth"]).pixels
         panels.append(("the truth: that instant in full quality", truth))
-        quality = {"psnr_db": psnr_y(restored, truth), "bicubic_psnr_db": psnr_y(upscaled, truth)}
+        psnr_db, bicubic_db = psnr_y(restored, truth), psnr_y(upscaled, truth)
     else:
         reference = recording.image_path(recording.images[0], RESULT)
         if reference is None:
@@ -272,4 +279,4 @@ def _draw(
         f"reference to {levels} of 255 levels."
     )
     write_comparison(picture, panels, detail_at=_DETAIL_AT, footer=footer)
-    return quality
+    return psnr_db, bicubic_db

@@ -13,7 +13,7 @@ from livemoments.cli.output import human_bytes, plural, stdout_is_ours, write_js
 from livemoments.errors import UsageError
 from livemoments.progress import Progress
 
-_TRAINED_DTYPE = "float16"
+_TRAINED_DTYPE: Literal["float16"] = "float16"
 
 
 @click.command("make-checkpoint", short_help="Write random or small trained weights in upstream's layout.")
@@ -68,8 +68,9 @@ def command(
         with stdout_is_ours(), needs_extra("making a checkpoint", "reference"):
             from livemoments.reference.random_checkpoint import make_checkpoint
 
-            options = {"size": size, "seed": seed, "dtype": dtype, "overwrite": overwrite, "progress": progress}
-            made = Path(make_checkpoint(folder, **options))
+            made = Path(
+                make_checkpoint(folder, size=size, seed=seed, dtype=dtype, overwrite=overwrite, progress=progress)
+            )
     files = [path for path in made.rglob("*") if path.is_file()]
     total = sum(path.stat().st_size for path in files)
     if as_json:
