@@ -79,7 +79,8 @@ def shipped() -> set[str]:
         place = package.replace(".", "/")
         for pattern in ["*.py", *SETUPTOOLS["package-data"].get(package, [])]:
             folder = ROOT / folder_of(package)
-            found = [f"{place}/{path.relative_to(folder).as_posix()}" for path in folder.glob(pattern)]
+            paths = [path for path in folder.glob(pattern) if path.is_file()]
+            found = [f"{place}/{path.relative_to(folder).as_posix()}" for path in paths]
             assert found or package == "livemoments.profiles", f"nothing matches {pattern} in {package}"
             files.update(found)
     return files
@@ -127,7 +128,8 @@ def test_every_folder_with_modules_is_a_listed_package() -> None:
 
 
 def test_package_data_exists() -> None:
-    assert {"livemoments/py.typed", "livemoments/validate/limits.toml"} <= shipped()
+    weights = "livemoments/checkpoints/small/livemoments/transformer/diffusion_pytorch_model.safetensors"
+    assert {"livemoments/py.typed", "livemoments/validate/limits.toml", weights} <= shipped()
 
 
 @pytest.mark.slow
