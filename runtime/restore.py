@@ -112,7 +112,7 @@ def restore(
         tile: use this tile size of the bundle only.
         batch: tiles computed at once.
         pad_small: reflect photos that are smaller than every tile.
-        no_pcr: cut every reference tile at its tile's own place (the paper's ablation of PCR).
+        no_pcr: cut every reference tile at its tile's own place (an ablation of PCR).
         kv_store: where ``phase-split`` keeps keys and values.
         kv_dtype: how stored keys and values are kept: ``native``, ``float16``, ``int8`` or ``fp8``.
         kv_budget_bytes: how much of them may be stored at once.

@@ -15,6 +15,7 @@ from livemoments.cli.options import (
     POLICY,
     SIZE,
     flow_option,
+    no_pcr_option,
     provider_option,
     result_options,
     threads_option,
@@ -74,11 +75,7 @@ if TYPE_CHECKING:
     "--batch", type=click.IntRange(min=1), default=1, show_default=True, metavar="TILES", help="Tiles computed at once."
 )
 @click.option("--pad-small", is_flag=True, help="Extend a photo that is smaller than a tile, instead of refusing it.")
-@click.option(
-    "--no-pcr",
-    is_flag=True,
-    help="Cut every reference tile at its tile's own place, without patch correspondence retrieval: an ablation.",
-)
+@no_pcr_option
 @click.option(
     "--kv-store",
     type=click.Choice(["host", "disk"]),

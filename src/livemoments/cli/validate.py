@@ -11,7 +11,16 @@ import click
 from livemoments.cli.bundles import open_checked
 from livemoments.cli.exits import EXIT_CHECK_FAILED
 from livemoments.cli.extras import needs_extra
-from livemoments.cli.options import PATH, POLICY, SIZE, flow_option, provider_option, result_options, threads_option
+from livemoments.cli.options import (
+    PATH,
+    POLICY,
+    SIZE,
+    flow_option,
+    no_pcr_option,
+    provider_option,
+    result_options,
+    threads_option,
+)
 from livemoments.cli.output import stdout_is_ours, write_json
 from livemoments.cli.reports import check_writable, write_report
 from livemoments.progress import Progress
@@ -115,11 +124,7 @@ class _LevelsType(click.ParamType):
 @click.option("--tile", type=SIZE, help="Use this tile size of the bundle.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Tiles at once.")
 @click.option("--pad-small", is_flag=True, help="Extend images that are smaller than a tile.")
-@click.option(
-    "--no-pcr",
-    is_flag=True,
-    help="Cut every reference tile at its tile's own place, without patch correspondence retrieval: an ablation.",
-)
+@no_pcr_option
 @provider_option
 @threads_option
 @result_options
