@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from livemoments import ort
 from livemoments.errors import EngineError, ParityError
 from livemoments.export.plan import StageGraph
 from livemoments.export.references import Arrays, Case
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
 from livemoments.measures import relative_l2
-from livemoments.ort import import_onnxruntime
 from livemoments.types import Stage, TensorSpec
 
 _MAPPED_BYTES = 1 << 30
@@ -37,17 +37,14 @@ def open_session(path: Path) -> Any:
     Raises:
         EngineError: onnxruntime does not accept the graph.
     """
-    ort = import_onnxruntime()
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = ort.session_options()
     weights = sum(file.stat().st_size for file in path.parent.iterdir() if file.suffix != ".onnx")
     if weights > _MAPPED_BYTES:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.graph_optimization_level = ort.import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_cpu_mem_arena = False  # an arena keeps what a half-precision network's casts once needed
         options.enable_mem_pattern = False
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.open_session(path, options)
     except Exception as error:  # onnxruntime raises whatever its C++ side does
         raise EngineError(f"{path}: onnxruntime does not load the exported graph ({error})") from None
 

@@ -9,12 +9,12 @@ import onnx_ir as ir
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, ResourceError
+from livemoments.ort import import_onnxruntime, open_session, session_options
 from livemoments.runtime.backends.base import Engine
-from livemoments.runtime.backends.ort import OrtEngine, import_onnxruntime
+from livemoments.runtime.backends.ort import OrtEngine
 from livemoments.types import Size, Stage
 
 _WEIGHTS_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
-_LOG_ERRORS_ONLY = 3
 _MAPPED_BYTES = 1 << 30
 """Weights beyond this stay mapped from the file: onnxruntime's further optimizations would copy them all."""
 _PROTOBUF_BYTES = (1 << 31) - (1 << 20)
@@ -42,24 +42,20 @@ def open_candidate(model: ir.Model, bundle: Bundle, stage: Stage, size: Size, th
         EngineError: onnxruntime does not accept the graph.
         ResourceError: it is too large to be held in one message.
     """
-    onnxruntime = import_onnxruntime()
     graph = bundle.graph(stage, size)
     path = bundle.path / graph.path
     own = sum(t.nbytes for v in model.graph.initializers.values() if (t := v.const_value) and not _is_external(t))
     if own > _PROTOBUF_BYTES:
         raise ResourceError(f"{path}: {own / 1e9:.1f} GB of changed weights do not fit into one graph in memory")
-    options: Any = onnxruntime.SessionOptions()
-    options.log_severity_level = _LOG_ERRORS_ONLY
+    options = session_options(threads)
     options.add_session_config_entry(_WEIGHTS_FOLDER_KEY, str(path.parent.resolve()))
-    if threads is not None:
-        options.intra_op_num_threads = threads
     if _weight_bytes(bundle.path, graph.weights) > _MAPPED_BYTES:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
     try:
         message = ir.to_proto(model).SerializeToString()
-        session = onnxruntime.InferenceSession(message, options, providers=["CPUExecutionProvider"])
+        session = open_session(message, options)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         first: BaseException = error
         while first.__cause__ is not None:  # onnx_ir wraps what went wrong in one error per level

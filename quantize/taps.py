@@ -15,9 +15,10 @@ import onnx_ir as ir
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError
+from livemoments.ort import open_session, session_options
 from livemoments.quantize.segments import Segment, Tap, cut, find_taps
 from livemoments.runtime.backends.base import Array, Backend, Engine, to_host
-from livemoments.runtime.backends.ort import OrtBackend, _translated, import_onnxruntime
+from livemoments.runtime.backends.ort import OrtBackend, _translated
 from livemoments.types import Size, Stage, TensorSpec
 
 TAPPED_STAGES = (Stage.REFERENCE, Stage.RESTORATION)
@@ -25,7 +26,6 @@ TAPS_BUDGET_BYTES = 256 << 20
 """Activations held for the listener at once: about one block of the published size at a 1024-pixel tile."""
 RESIDENT_BYTES = 2 << 30
 """A stage whose weights are larger is loaded a segment at a time, so that no whole network is ever in memory."""
-_LOG_ERRORS_ONLY = 3
 
 Listener = Callable[[Tap, int, np.ndarray], None]
 """Called with an activation: what it feeds, the schedule point, and its values (B, ..., K)."""
@@ -174,18 +174,14 @@ def open_segment(part: Segment, path: Path, *, threads: int | None, prepack: boo
         EngineError: onnxruntime does not load it.
         ResourceError: memory ran out.
     """
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = _LOG_ERRORS_ONLY
+    options = session_options(threads)
     # many sessions, each of which would keep its own peak
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
     try:
-        return ort.InferenceSession(part.model, options, providers=["CPUExecutionProvider"])
+        return open_session(part.model, options)
     except Exception as error:
         raise _translated(error, f"{path}: a part of the graph cannot be loaded") from error

@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 from restore_images import VIDEO, shrunk, textured
 
 from livemoments.bundle import Bundle
+from livemoments.ort import open_session, session_options
 from livemoments.quantize.plan import LinearId, find_linears
 from livemoments.runtime.backends.base import Array, Backend, Engine
 from livemoments.runtime.backends.ort import OrtBackend, OrtEngine
@@ -87,10 +87,9 @@ def linear_inputs(
     names = list(dict.fromkeys(linear.input_value for linear in linears))
     have = {value.name for value in model.graph.outputs}
     model.graph.outputs.extend(values[name] for name in names if name not in have)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(ir.to_proto(model).SerializeToString(), options)
     found: dict[LinearId, list[tuple[int, np.ndarray]]] = {linear.id: [] for linear in linears}
     for feeds in fed:
         results = dict(zip(names, session.run(names, dict(feeds)), strict=True))

@@ -17,8 +17,7 @@ from fake_bundle import make_fake_bundle
 
 from livemoments.bundle import Bundle
 from livemoments.errors import BundleError, EngineError, ResourceError, UsageError
-from livemoments.ort import TELEMETRY_SWITCH
-from livemoments.runtime.backends import ort
+from livemoments.ort import EXACT_INTEGERS, TELEMETRY_SWITCH
 from livemoments.runtime.backends.base import Array, DeviceArray, Engine, batch_axis, to_host
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.types import Size, Stage, TensorSpec
@@ -293,7 +292,7 @@ def test_interrupts_are_not_translated(bundle: Bundle) -> None:
 def test_memory_options_reach_the_session(bundle: Bundle) -> None:
     options = OrtBackend("cpu", threads=3, memory_arena=False, memory_pattern=False)._session_options(Stage.FLOW)
     assert (options.intra_op_num_threads, options.enable_cpu_mem_arena, options.enable_mem_pattern) == (3, False, False)
-    assert options.log_severity_level == ort._LOG_ERRORS_ONLY
+    assert options.get_session_config_entry(EXACT_INTEGERS) == "1"
     arenas = {stage: OrtBackend("cpu")._session_options(stage).enable_cpu_mem_arena for stage in Stage}
     assert [str(stage) for stage, kept in arenas.items() if kept] == ["motion", "reference", "restoration"]
 

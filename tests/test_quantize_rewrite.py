@@ -8,11 +8,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from quantize_support import FIRST, POINTS, SECOND, Seen, linears_of, run_model, two_linears
 
 from livemoments.errors import BundleError, UsageError
+from livemoments.ort import open_session, session_options
 from livemoments.quantize.graph_edit import read_tensor
 from livemoments.quantize.plan import Action, LinearId
 from livemoments.quantize.ranges import symmetric_scale, unsigned_parameters
@@ -147,9 +147,9 @@ def test_onnxruntime_makes_integer_products_of_it(
 ) -> None:
     """Not dequantized weights and float products, which would be slower than before and need more memory."""
     model = _rewritten(case, _recipe(action, step_ranges=True), _seen([-4.0] * POINTS, [4.0] * POINTS), half=half)
-    options = onnxruntime.SessionOptions()
+    options = session_options()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    open_session(ir.to_proto(model).SerializeToString(), options)
     kinds = _kinds(ir.load(tmp_path / "optimized.onnx"))
     # of a product and a bias in two dimensions, as here and nowhere in a transformer, it may make a Gemm
     assert sum("MatMulInteger" in kind or kind == "DynamicQuantizeMatMul" for kind in kinds) == 2 - kinds.count("Gemm")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from livemoments.ort import open_session
 from livemoments.quantize.weights import BlockWeights, fp8_channels, int8_channels, quantize_blocks
 
 E4M3_HALF_STEP = 2.0**-4
@@ -97,7 +97,7 @@ def _matmul_nbits(x: np.ndarray, packed: BlockWeights, symmetric: bool) -> np.nd
     )
     imports = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=10)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(model.SerializeToString())
     return np.asarray(session.run(None, {"x": x})[0])
 
 

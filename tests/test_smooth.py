@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from calibration_photos import TRANSFORMERS, RecordingBackend, edited_bundle, linear_inputs, write_photos
 from restore_images import difference
@@ -16,6 +15,7 @@ from restore_images import difference
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.measures import relative_l2, sqnr_db
+from livemoments.ort import open_session, session_options
 from livemoments.quantize.calibration import CalibrationResult, LinearStats, calibrate
 from livemoments.quantize.calibration_set import read_set
 from livemoments.quantize.graph_edit import read_tensor
@@ -98,13 +98,12 @@ def run(
     bundle: Bundle, stage: Stage, model: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]]
 ) -> list[dict[str, np.ndarray]]:
     """Every output for each of the feeds."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options()
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(bundle.path / str(stage))
     )
     data = ir.to_proto(model).SerializeToString()
-    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    session = open_session(data, options)
     names = [output.name for output in session.get_outputs()]
     return [dict(zip(names, session.run(names, dict(feed)), strict=True)) for feed in feeds]
 

@@ -30,6 +30,7 @@ from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.harness.summary import aggregate_metrics, image_checks
 from livemoments.validate.ladder.bisect import bisect
 from livemoments.validate.ladder.conditions import choose_image
+from livemoments.validate.ladder.integer_products import check_integer_products
 from livemoments.validate.ladder.replay import climb
 from livemoments.validate.ladder.rungs import LEVELS, Level
 from livemoments.validate.ladder.selfcheck import self_checks
@@ -147,6 +148,7 @@ def validate(
         if find_fault:
             bisection = bisect(opened, recorded, backend=engines, limits=held, progress=progress)
     if check_itself:
+        checks.append(check_integer_products())
         checks += self_checks(opened, backend=engines, seed=settings.seed, limits=held, progress=progress)
     policy = policy_check(opened, settings, _clip(opened, clip, recorded, settings), engines, progress)
     checks += () if policy is None else (policy,)

@@ -14,7 +14,7 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, ResourceError, UsageError
-from livemoments.ort import import_onnxruntime
+from livemoments.ort import import_onnxruntime, open_session, session_options
 from livemoments.runtime.backends.base import Array, Backend, DeviceArray, Engine
 from livemoments.types import Size, Stage, TensorSpec
 
@@ -34,7 +34,6 @@ _PROVIDERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "xnnpack": ("XnnpackExecutionProvider", "cpu", ()),
 }
 _CPU = "CPUExecutionProvider"
-_LOG_ERRORS_ONLY = 3
 _OUT_OF_MEMORY = re.compile(
     r"bad.?alloc|failed to allocate|out of memory|OUT_OF_MEMORY|not enough memory", re.IGNORECASE
 )
@@ -152,12 +151,11 @@ class OrtBackend(Backend):
         self._providers = list(dict.fromkeys([self._ort_name, *fallbacks, _CPU]))
 
     def open(self, bundle: Bundle, stage: Stage, size: Size) -> OrtEngine:
-        onnxruntime = import_onnxruntime()
         graph = bundle.graph(stage, size)
         path = bundle.path / graph.path  # by path: external weights lie beside the graph
         try:
             options = self._session_options(stage)
-            session = onnxruntime.InferenceSession(str(path), options, providers=self._providers)
+            session = open_session(path, options, providers=self._providers)
         except Exception as error:
             raise _translated(error, f"{path}: the engine cannot be loaded") from error
         active = session.get_providers()
@@ -170,13 +168,10 @@ class OrtBackend(Backend):
         return OrtEngine(stage, session, graph.inputs, graph.outputs, device=self._device, path=path)
 
     def _session_options(self, stage: Stage) -> onnxruntime.SessionOptions:
-        options = import_onnxruntime().SessionOptions()
-        options.log_severity_level = _LOG_ERRORS_ONLY
+        options = session_options(self._threads)
         wants_arena = stage in _ARENA_STAGES if self._memory_arena is None else self._memory_arena
         options.enable_cpu_mem_arena = wants_arena
         options.enable_mem_pattern = self._memory_pattern
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
         return options
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from livemoments.errors import EngineError
-from livemoments.ort import import_onnxruntime
+from livemoments.ort import open_session
 
 
 def open_encoder(file: Path, device: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -33,11 +33,8 @@ def open_encoder(file: Path, device: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _open_onnx(file: Path) -> Callable[[np.ndarray], np.ndarray]:
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = open_session(file)
     except Exception as error:  # onnxruntime's exceptions have no public base
         raise EngineError(f"{file}: not an ONNX graph that can be run: {str(error).splitlines()[0]}") from error
     if len(session.get_inputs()) != 1:

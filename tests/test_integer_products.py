@@ -1,0 +1,72 @@
+"""int8 is exact on every processor: the option that makes it so, the check that would notice, and nothing around it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from livemoments.ort import EXACT_INTEGERS, open_session, session_options
+from livemoments.validate.ladder.integer_products import _matmul_integer, check_integer_products, multiply
+
+ROOT = Path(__file__).parent.parent
+
+
+def saturating(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """What x86 without VNNI computes: neighbouring products added in 16 bits (vpmaddubsw)."""
+    pairs = left.astype(np.int32)[:, :, None] * right.astype(np.int32)[None]
+    return np.clip(pairs[:, ::2] + pairs[:, 1::2], -(1 << 15), (1 << 15) - 1).sum(axis=1).astype(np.int32)
+
+
+def has_vnni() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return not cpuinfo.is_file() or any(name in cpuinfo.read_text() for name in ("avx512_vnni", "avx_vnni", "asimd"))
+
+
+def test_integer_products_are_exact_here() -> None:
+    check = check_integer_products()
+    assert (check.status, check.value, check.limit) == ("pass", 0.0, 0.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_products_that_saturate_are_noticed(seed: int) -> None:
+    check = check_integer_products(saturating, seed)
+    assert check.status == "fail"
+    assert check.value is not None
+    assert check.value > 1000
+    assert "not exact" in check.detail
+
+
+@pytest.mark.skipif(has_vnni(), reason="this processor's 8-bit products do not saturate")
+def test_without_the_option_they_saturate() -> None:
+    plain = session_options()
+    plain.add_session_config_entry(EXACT_INTEGERS, "0")
+    check = check_integer_products(lambda left, right: multiply(left, right, plain))
+    assert check.status == "fail"
+
+
+def test_every_session_begins_with_the_option() -> None:
+    assert session_options().get_session_config_entry(EXACT_INTEGERS) == "1"
+    assert session_options(threads=3).intra_op_num_threads == 3
+
+
+def test_the_graph_multiplies_what_it_is_given() -> None:
+    rng = np.random.default_rng(5)
+    left = rng.integers(0, 256, (3, 10), dtype=np.uint8)
+    right = rng.integers(-128, 128, (10, 7)).astype(np.int8)
+    found = open_session(_matmul_integer(right, 3)).run(None, {"left": left})[0]
+    np.testing.assert_array_equal(found, left.astype(int) @ right.astype(int))
+
+
+def test_one_place_opens_sessions() -> None:
+    """A session made elsewhere would lack the option, and be wrong on some processors only."""
+    makers = ("InferenceSession", "SessionOptions")
+    found = []
+    for folder in ("src", "runtime", "reference", "export", "quantize", "validate", "profiles", "benchmarks", "tools"):
+        for file in (ROOT / folder).rglob("*.py"):
+            calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+            if any(isinstance(call.func, ast.Attribute) and call.func.attr in makers for call in calls):
+                found.append(file.relative_to(ROOT).as_posix())
+    assert found == ["src/livemoments/ort.py"]
