@@ -28,14 +28,13 @@ from livemoments.version import __version__
 if TYPE_CHECKING:
     from livemoments.export.plan import Planner, StageGraph
     from livemoments.export.references import References
+    from livemoments.reference.checkpoint import Configs
 
 Verify = Literal["full", "sampled", "finite", "none"]
 
 TARGETS = ("onnx",)
 PRECISIONS = ("fp32", "fp16")
 VERIFY = ("full", "sampled", "finite", "none")
-DEFAULT_TILE = Size(1024, 1024)
-DEFAULT_OVERLAP_PX = 64
 DEFAULT_STEP_COUNTS = (1, 2, 3, 4, 6)
 DEFAULT_KV_LAYOUT = "per-block"
 _KV_LAYOUTS = ("per-block", "stacked")
@@ -49,8 +48,8 @@ def export_bundle(
     *,
     target: str = "onnx",
     precision: str = "fp32",
-    tiles: Sequence[Size] = (DEFAULT_TILE,),
-    overlap: int = DEFAULT_OVERLAP_PX,
+    tiles: Sequence[Size] | None = None,
+    overlap: int | None = None,
     steps: Sequence[int] = DEFAULT_STEP_COUNTS,
     reference_policy: str = "per-step",
     kv_layout: str | None = None,
@@ -67,8 +66,9 @@ def export_bundle(
         target: ``onnx`` (for onnxruntime).
         precision: ``fp32`` or ``fp16``; RAFT stays in float32.
         tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
-            position table.
-        overlap: of neighbouring tiles, pixels.
+            position table. ``None`` is the checkpoint's own training size: 1024 x 1024 with upstream's networks.
+        overlap: of neighbouring tiles, pixels; ``None`` is a sixteenth of the smallest side in whole tokens, 64 px
+            with upstream's tiles.
         steps: step counts that are sampled with upstream's exact timesteps.
         reference_policy: the policy that the runtime uses unless it is told otherwise.
         kv_layout: ``per-block`` or ``stacked``; ``None`` is the faster one.
@@ -90,14 +90,17 @@ def export_bundle(
         ResourceError: memory or disk ran out.
         MissingExtraError: the extra ``export`` is not installed.
     """
-    _check_choices(target, precision, verify, kv_layout, tiles, overlap)
+    _check_choices(target, precision, verify, kv_layout)
+    if tiles is not None and not tiles:
+        raise UsageError("no tile size was given", fix="give at least one, e.g. 1024x1024")
     policy = str(ReferencePolicy.parse(reference_policy))
     if stages is not None and not stages:
         raise UsageError("no stage to export was named")
-    sizes = tuple(dict.fromkeys(tiles))
     planner = _planner(checkpoint, precision, tuple(steps), kv_layout or DEFAULT_KV_LAYOUT)
     wanted = _wanted(planner, stages)
-    _check_tiles(planner, sizes)
+    sizes = (default_tile(planner.configs),) if tiles is None else tuple(dict.fromkeys(tiles))
+    overlap = default_overlap(planner.configs, sizes) if overlap is None else overlap
+    _check_tiles(planner, sizes, overlap)
     planner.check_files(wanted)
     from livemoments.reference.checkpoint import model_of  # torch, whose absence _planner explained
 
@@ -123,9 +126,20 @@ def export_bundle(
     return Bundle.open(output, verify_hashes=False)
 
 
-def _check_choices(
-    target: str, precision: str, verify: str, kv_layout: str | None, tiles: Sequence[Size], overlap: int
-) -> None:
+def default_tile(configs: Configs) -> Size:
+    """The checkpoint's training size in pixels (``sample_size`` is in latent cells), at least what RAFT needs."""
+    side = max(configs.vae.scale * configs.transformer.sample_size, _MIN_TILE_PX)
+    return Size(side, side)
+
+
+def default_overlap(configs: Configs, sizes: Sequence[Size]) -> int:
+    """A sixteenth of the smallest side, as upstream's 64 of 1024 pixels, in whole tokens and at least one."""
+    cell = configs.vae.scale * configs.transformer.patch_size
+    smallest = min(min(size.height, size.width) for size in sizes)
+    return max(1, round(smallest / 16 / cell)) * cell
+
+
+def _check_choices(target: str, precision: str, verify: str, kv_layout: str | None) -> None:
     for what, value, allowed in (
         ("target", target, TARGETS),
         ("precision", precision, PRECISIONS),
@@ -134,11 +148,6 @@ def _check_choices(
     ):
         if value not in allowed:
             raise UsageError(f"this release has no {what} '{value}'", fix=f"use {', '.join(allowed)}")
-    if not tiles:
-        raise UsageError("no tile size was given", fix=f"give at least one, e.g. {DEFAULT_TILE}")
-    smallest = min(min(size.height, size.width) for size in tiles)
-    if not 0 <= overlap < smallest:
-        raise UsageError(f"an overlap of {overlap} px does not fit tiles of {smallest} px", fix="use a smaller overlap")
 
 
 def _wanted(planner: Planner, stages: Sequence[Stage] | None) -> tuple[Stage, ...]:
@@ -151,7 +160,10 @@ def _wanted(planner: Planner, stages: Sequence[Stage] | None) -> tuple[Stage, ..
     return tuple(stage for stage in whole_bundle(planner.files.flow) if stages is None or stage in stages)
 
 
-def _check_tiles(planner: Planner, sizes: Sequence[Size]) -> None:
+def _check_tiles(planner: Planner, sizes: Sequence[Size], overlap: int) -> None:
+    smallest = min(min(size.height, size.width) for size in sizes)
+    if not 0 <= overlap < smallest:
+        raise UsageError(f"an overlap of {overlap} px does not fit tiles of {smallest} px", fix="use a smaller overlap")
     configs = planner.configs
     cell = configs.vae.scale * configs.transformer.patch_size
     largest = cell * configs.transformer.pos_embed_max_size

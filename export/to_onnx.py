@@ -26,9 +26,9 @@ from livemoments.export.passes.remove_dead import remove_dead
 from livemoments.export.passes.report import PassReport
 from livemoments.export.passes.transpose_weights import transpose_weights
 from livemoments.export.passes.unroll_iterations import unroll_iterations
-from livemoments.export.plan import FLOW_EXAMPLE_PX, FLOW_MULTIPLE_PX, StageGraph
+from livemoments.export.plan import ANY_SIZE, FLOW_EXAMPLE_PX, FLOW_MULTIPLE_PX, StageGraph
 from livemoments.export.weights import WeightSource
-from livemoments.types import TensorSpec
+from livemoments.types import Size, TensorSpec
 
 OPSET = 23
 """The first opset with Attention."""
@@ -36,7 +36,12 @@ WEIGHTS_NAME = "weights.bin"
 """The file of external data that a stage's graphs share."""
 _EXAMPLE_BATCH = 2  # with 1 the exporter freezes the batch
 _MAX_BATCH = 32
-"""Only while tracing: from 64 on diffusers' upsampling takes another branch. Graphs are not bound by it."""
+"""Only while tracing; graphs are not bound by it."""
+_UPSAMPLED_ELEMENTS = 1 << 31
+_UPSAMPLED_CHANNELS = 128
+"""diffusers' upsampling copies a tensor whose elements, times its scale, pass 2^31; SD3's decoder has the most before
+its last upsampling: 256 channels at half of the tile's sides, times 2. The copy changes nothing in a graph, but a trace
+has to stay on one side of the branch for every batch it stands for."""
 _ALIGN_BYTES = 4096
 """Offsets of external tensors: what memory mapping needs."""
 _TYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}
@@ -70,7 +75,7 @@ def trace(graph: StageGraph, *, fuse: bool = True) -> tuple[ir.Model, list[PassR
 def _export(graph: StageGraph) -> Any:
     device = next(graph.module.parameters()).device
     arguments = tuple(_example(spec, device) for spec in graph.inputs)
-    dims = _free_dims(graph.inputs)
+    dims = _free_dims(graph.inputs, traced_batches(graph.size))
     shapes = tuple(_dynamic(spec, dims) for spec in graph.inputs)
     arguments, shapes = _nest(graph, arguments), _nest(graph, shapes)
     with _quiet():
@@ -90,12 +95,30 @@ def _example(spec: TensorSpec, device: torch.device) -> torch.Tensor:
     return torch.zeros(shape, dtype=getattr(torch, spec.dtype), device=device)
 
 
-def _free_dims(specs: tuple[TensorSpec, ...]) -> dict[str, Any]:
+def traced_batches(size: str) -> tuple[int, int]:
+    """The least and the largest batch that a trace of tiles ``WxH`` (or ``any``) stands for.
+
+    All of them are on the same side of the branch in diffusers' upsampling. Beyond 2896 x 2896 pixels the example's
+    batch of two is already past it, and one alone may not be; the upsampling before it, of half as many elements, then
+    holds the other end.
+    """
+    if size == ANY_SIZE:
+        return 1, _MAX_BATCH
+    tile = Size.parse(size)
+    most = _UPSAMPLED_ELEMENTS // (_UPSAMPLED_CHANNELS * tile.height * tile.width)
+    if most >= _EXAMPLE_BATCH:
+        return 1, min(_MAX_BATCH, most)
+    return _EXAMPLE_BATCH, max(
+        _EXAMPLE_BATCH, 2 * _UPSAMPLED_ELEMENTS // (_UPSAMPLED_CHANNELS * tile.height * tile.width)
+    )
+
+
+def _free_dims(specs: tuple[TensorSpec, ...], batches: tuple[int, int]) -> dict[str, Any]:
     names = {axis for spec in specs for axis in spec.shape if isinstance(axis, str)}
     dims: dict[str, Any] = {}
     for name in sorted(names):
         if name == "batch":
-            dims[name] = torch.export.Dim(name, min=1, max=_MAX_BATCH)
+            dims[name] = torch.export.Dim(name, min=batches[0], max=batches[1])
         else:
             dims[name] = FLOW_MULTIPLE_PX * torch.export.Dim(f"{name}_cells", min=8, max=4096)
     return dims

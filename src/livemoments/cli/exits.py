@@ -26,7 +26,7 @@ from typing import Any
 
 import click
 
-from livemoments.cli.output import write_json
+from livemoments.cli.output import printable, shortened, write_json
 from livemoments.errors import FileError, LiveMomentsError, ResourceError
 
 EXIT_CHECK_FAILED = 1
@@ -108,9 +108,13 @@ def run(group: click.Group, args: Sequence[str], prog_name: str) -> int:
         _discard_stdout()
         return EXIT_BROKEN_PIPE
     except OSError as error:
+        where = f"{shortened(os.fsdecode(error.filename))}: " if error.filename else ""
         if error.errno not in _DISK_FULL:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
+            if not where or not error.strerror:  # no path that anyone named: a bug
+                raise
+            fix = "check the path and its permissions"
+            message = f"{where}{error.strerror.lower()}"
+            return _report(FileError.__name__, message, fix, EXIT_MISTAKE, as_json=as_json, path=str(error.filename))
         fix = "free space, or write to another disk"
         return _report(ResourceError.__name__, f"{where}no space left", fix, EXIT_MISTAKE, as_json=as_json)
     return 0
@@ -119,9 +123,10 @@ def run(group: click.Group, args: Sequence[str], prog_name: str) -> int:
 def _report(kind: str, message: str, fix: str | None, code: int, *, as_json: bool, path: str | None = None) -> int:
     """Print an error on stderr (and with ``--json`` as a document on stdout); return the exit code."""
     with contextlib.suppress(BrokenPipeError):
-        click.echo(message if kind == "Interrupted" else f"error: {message}", err=True)
+        shown = printable(message)
+        click.echo(shown if kind == "Interrupted" else f"error: {shown}", err=True)
         if fix:
-            click.echo(f"  fix: {fix}", err=True)
+            click.echo(f"  fix: {printable(fix)}", err=True)
     if as_json:
         error: dict[str, Any] = {"type": kind, "message": message, "fix": fix, "exit_code": code}
         if path is not None:

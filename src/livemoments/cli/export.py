@@ -33,18 +33,16 @@ from livemoments.types import ReferencePolicy, Size, Stage
     "tiles",
     type=SIZE,
     multiple=True,
-    default=["1024x1024"],
-    show_default=True,
     help="A tile size, in pixels, multiples of a token (16 with the published networks); give it several times for "
-    "several sizes, which share their weights.",
+    "several sizes, which share their weights.  [default: the checkpoint's training size, 1024x1024 with the "
+    "published networks]",
 )
 @click.option(
     "--overlap",
     type=click.IntRange(min=0),
-    default=64,
-    show_default=True,
     metavar="PX",
-    help="Pixels by which neighbouring tiles overlap at least.",
+    help="Pixels by which neighbouring tiles overlap at least.  [default: a sixteenth of the smallest tile, 64 with "
+    "the published networks]",
 )
 @click.option(
     "--steps",
@@ -96,7 +94,7 @@ def command(checkpoint: Path, output: Path, policy: ReferencePolicy, as_json: bo
       livemoments export checkpoint -o bundle --precision fp16
       livemoments export inference_config.yml -o bundle --tile 1024x1024 --tile 768x1024
     """
-    tiles: tuple[Size, ...] = tuple(dict.fromkeys(options.pop("tiles")))
+    tiles: tuple[Size, ...] | None = options.pop("tiles") or None
     with stdout_is_ours(), needs_extra("exporting", "export"):
         from livemoments.export.pipeline import export_bundle
 

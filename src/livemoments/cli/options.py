@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from livemoments.cli.output import shortened
 from livemoments.cli.progress import reporter
 from livemoments.errors import UsageError
 from livemoments.progress import Progress
@@ -105,12 +107,33 @@ class BytesType(click.ParamType):
         return count
 
 
+class PathType(click.ParamType):
+    """A path that the system can look up; whether anything is there is for the command to say."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if isinstance(value, Path):
+            return value
+        try:
+            if not value.strip():
+                raise ValueError("an empty name")
+            os.lstat(value)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = (getattr(error, "strerror", None) or str(error)).lower()
+            fix = "check the path and its permissions"
+            raise BadValue(f"'{shortened(value)}' cannot be used ({reason})", fix=fix, param=param, ctx=ctx) from None
+        return Path(value)
+
+
 SIZE = SizeType()
 POLICY = PolicyType()
 COUNTS = CountsType()
 STAGES = StagesType()
 BYTES = BytesType()
-PATH = click.Path(path_type=Path)
+PATH = PathType()
 
 
 def result_options(function: Function) -> Function:

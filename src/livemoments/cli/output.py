@@ -43,6 +43,16 @@ def stdout_is_ours() -> Iterator[None]:
         yield
 
 
+def printable(text: str) -> str:
+    """Text from a file or a user as a terminal may show it: control characters as their escapes, never sent."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """A name that fits a message: its middle left out beyond ``most`` characters."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"
+
+
 def plural(count: int, noun: str) -> str:
     """``plural(2, "tile") == "2 tiles"``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

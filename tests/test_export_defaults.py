@@ -1,0 +1,85 @@
+"""What an export does when it is told nothing: tile and overlap from the checkpoint; and how far a trace reaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from export_support import make_nano
+
+from livemoments.errors import UsageError
+from livemoments.export.pipeline import default_overlap, default_tile, export_bundle
+from livemoments.export.plan import StageGraph
+from livemoments.export.stages import VaeDecoderStage
+from livemoments.export.to_onnx import _export, traced_batches
+from livemoments.export.weights import WeightSource
+from livemoments.reference.checkpoint import read_configs
+from livemoments.reference.checkpoint_sizes import SIZES
+from livemoments.reference.layout import locate
+from livemoments.types import Size, Stage, TensorSpec
+
+
+def test_the_shortest_form_takes_tile_and_overlap_from_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint = make_nano(tmp_path / "checkpoint")
+    configs = read_configs(locate(checkpoint))
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", verify="none", stages=(Stage.MOTION,))
+    tile = default_tile(configs)
+    assert bundle.tile_sizes == (tile,)
+    assert tile.height == max(64, configs.vae.scale * configs.transformer.sample_size)
+    assert bundle.manifest.overlap == default_overlap(configs, [tile])
+    assert 0 < bundle.manifest.overlap < tile.height
+
+
+@pytest.mark.parametrize(("name", "side", "overlap"), [("sd3-medium", 1024, 64), ("mid", 512, 32), ("tiny", 256, 16)])
+def test_each_sizes_own_tile(name: str, side: int, overlap: int) -> None:
+    sizes = SIZES[name]
+    cell = sizes.patch_size * 2 ** (len(sizes.vae_channels) - 1)
+    assert sizes.sample_size * cell // sizes.patch_size == side
+    assert max(1, round(side / 16 / cell)) * cell == overlap
+
+
+def test_an_overlap_of_a_whole_tile_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not fit tiles"):
+        export_bundle(make_nano(tmp_path / "checkpoint"), tmp_path / "bundle", tiles=[Size(64, 64)], overlap=64)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("tile", "batches"),
+    [
+        ("any", (1, 32)),
+        ("64x64", (1, 32)),
+        ("1024x1024", (1, 16)),
+        ("1072x1072", (1, 14)),
+        ("2048x2048", (1, 4)),
+        ("3072x3072", (2, 3)),
+    ],
+)
+def test_the_batches_a_trace_stands_for(tile: str, batches: tuple[int, int]) -> None:
+    assert traced_batches(tile) == batches
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [1024, 1072, 2048, 3072])
+def test_the_published_decoder_is_traced_at_full_size(side: int) -> None:
+    """On the meta device: no weights and no memory, but every shape that a trace of the real one has."""
+    with torch.device("meta"):
+        autoencoder = AutoencoderKL.from_config(SIZES["sd3-medium"].vae())
+    module = VaeDecoderStage(autoencoder).to(torch.float16)
+    graph = StageGraph(
+        stage=Stage.VAE_DECODER,
+        size=f"{side}x{side}",
+        module=module,
+        weights=WeightSource({}, Path("none")),
+        weight_name=str,
+        inputs=(TensorSpec("latent", "float16", ("batch", 16, side // 8, side // 8)),),
+        outputs=(TensorSpec("image", "float32", ("batch", 3, side, side)),),
+        parameters_before=0,
+    )
+    model = _export(graph).model
+    (output,) = model.graph.outputs
+    batch, *rest = output.shape
+    assert rest == [3, side, side]
+    assert not isinstance(batch, int)
