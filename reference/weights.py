@@ -15,6 +15,7 @@ from livemoments.reference.config import read_json
 
 SAFETENSORS = ".safetensors"
 _LISTED = 6
+_COUNTER = "num_batches_tracked"
 _AGAIN = "download the file again, and compare its size and hash with the publisher's"
 
 
@@ -101,6 +102,7 @@ def read_tensor(path: Path) -> torch.Tensor:
     found = _load_safetensors(path)
     if len(found) != 1:
         raise CheckpointError(path, f"holds {len(found)} tensors, should be one", fix="keep one tensor in the file")
+    check_dense(path, found)
     check_finite(path, found)
     return next(iter(found.values())).float()
 
@@ -114,6 +116,7 @@ def read_pickled(path: Path) -> dict[str, torch.Tensor]:
     found = _load(path)
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise CheckpointError(path, "holds no state dict (a mapping of names to tensors)")
+    check_dense(path, {str(key): value for key, value in found.items()})
     return {str(key).removeprefix("module."): value for key, value in found.items()}
 
 
@@ -126,6 +129,7 @@ def read_pickled_tensor(path: Path) -> torch.Tensor:
     found = _load(path)
     if not isinstance(found, torch.Tensor):
         raise CheckpointError(path, "holds no tensor")
+    check_dense(path, {"the tensor": found})
     check_finite(path, {"(the tensor)": found})
     return found.detach().float()
 
@@ -175,6 +179,33 @@ def check_keys(path: Path, expected: Mapping[str, Sequence[int]], found: Mapping
             "the weights do not fit the configuration: " + " | ".join(problems),
             fix="check that config.json and the weights belong together",
         )
+
+
+def check_dense(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse what is no plain array of floating-point numbers: sparse, quantized, meta, complex, integer tensors, and
+    those that claim more elements than the file holds (a stride of 0). Batch norms' counters are integers.
+
+    Raises:
+        CheckpointError: naming the first such tensor and what it is.
+    """
+    for name, tensor in tensors.items():
+        if (what := _oddity(tensor)) and not name.endswith(_COUNTER):
+            fix = "save it as a dense float32 or float16 tensor"
+            raise CheckpointError(path, f"{name} is {what}; weights are dense floating-point numbers", fix=fix)
+
+
+def _oddity(tensor: torch.Tensor) -> str | None:
+    if tensor.layout != torch.strided:
+        return f"stored as {str(tensor.layout).removeprefix('torch.')}"
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.device.type == "meta":
+        return "on the meta device, without values"
+    if not tensor.dtype.is_floating_point:
+        return f"of type {str(tensor.dtype).removeprefix('torch.')}"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"{tuple(tensor.shape)} over {tensor.untyped_storage().nbytes()} bytes"
+    return None
 
 
 def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

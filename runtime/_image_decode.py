@@ -26,6 +26,8 @@ from livemoments.runtime._damage import container, find_damage
 
 MAX_PIXELS = 400_000_000  # above every camera's photo (200 megapixels); 2.4 GB at 16 bit
 _READABLE = "use a PNG, JPEG, TIFF or WebP file"
+_DECODERS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "HEIF")
+"""Pillow's names of the documented formats: no other of its decoders is started (EPS would run Ghostscript)."""
 _AGAIN = "copy or download the file again"
 _pillow_limit_lock = threading.Lock()
 
@@ -138,7 +140,8 @@ def _pixel_limit() -> Iterator[None]:
 
 
 def _open(path: str | os.PathLike[str], data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
+    Image.init()
+    image = Image.open(io.BytesIO(data), formats=[name for name in _DECODERS if name in Image.OPEN])
     width, height = image.size
     if width * height > MAX_PIXELS:
         image.close()

@@ -19,6 +19,10 @@ _GAIN_MAP_NS = "http://ns.adobe.com/hdr-gain-map/1.0/"
 _NOTE_NS = "http://ns.adobe.com/xmp/note/"
 _VENDOR_NAMES = frozenset({"OLivePhotoVersion", "VideoLength"})  # OPPO's and OnePlus's names beside Google's
 _MARKS = re.compile(rb"Motion|MicroVideo|Directory|hdr-gain-map|HasExtendedXMP|OLivePhoto|VideoLength|Orientation")
+_MAX_BYTES = 1 << 20
+_MAX_ELEMENTS = 20_000
+_MAX_DEPTH = 100  # cameras' packets are 6 to 10 deep; a tree is walked by recursion
+_TAG = re.compile(r"<(/?)[A-Za-z_][^<>]*?(/?)>")
 _PACKET = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n{}\n<?xpacket end="w"?>'
 
 
@@ -58,7 +62,7 @@ def _without(xmp: bytes, unwanted: Callable[[str, str], bool]) -> bytes | None:
     """Remove properties, in both of RDF's spellings: attributes, and child elements."""
     try:
         text = _decode(xmp).strip("\0\ufeff \t\r\n")
-        if "<!DOCTYPE" in text:  # no XMP has one; entities are how XML bombs are made
+        if "<!DOCTYPE" in text or not _is_bounded(text):  # no XMP has one; entities are how XML bombs are made
             return None
         document = minidom.parseString(text.encode())
     except (ExpatError, UnicodeError, ValueError):
@@ -74,6 +78,22 @@ def _without(xmp: bytes, unwanted: Callable[[str, str], bool]) -> bytes | None:
                 element.removeChild(child)
     body = document.documentElement.toxml()
     return (_PACKET.format(body) if "<?xpacket" in text else body).encode()
+
+
+def _is_bounded(text: str) -> bool:
+    """Whether a packet is one that a camera or an editor could have written, judged before a tree is made of it."""
+    if len(text) > _MAX_BYTES:
+        return False
+    depth = elements = 0
+    for tag in _TAG.finditer(text):
+        if tag[1]:
+            depth -= 1
+        else:
+            elements += 1
+            depth += not tag[2]
+        if depth > _MAX_DEPTH or elements > _MAX_ELEMENTS:
+            return False
+    return True
 
 
 def _decode(xmp: bytes) -> str:

@@ -36,8 +36,8 @@ def test_export_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bu
         assert backend.options == {
             "target": "onnx",
             "precision": "fp32",
-            "tiles": (Size(1024, 1024),),
-            "overlap": 64,
+            "tiles": None,
+            "overlap": None,
             "steps": (1, 2, 3, 4, 6),
             "reference_policy": "per-step",
             "kv_layout": None,

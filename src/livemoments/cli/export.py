@@ -94,7 +94,7 @@ def command(checkpoint: Path, output: Path, policy: ReferencePolicy, as_json: bo
       livemoments export checkpoint -o bundle --precision fp16
       livemoments export inference_config.yml -o bundle --tile 1024x1024 --tile 768x1024
     """
-    tiles: tuple[Size, ...] | None = options.pop("tiles") or None
+    tiles: tuple[Size, ...] | None = tuple(dict.fromkeys(options.pop("tiles"))) or None
     with stdout_is_ours(), needs_extra("exporting", "export"):
         from livemoments.export.pipeline import export_bundle
 

@@ -17,7 +17,7 @@ from livemoments.cli.bundles import (
     worst_parity,
 )
 from livemoments.cli.options import PATH, json_option
-from livemoments.cli.output import human_bytes, human_count, stdout_is_ours, write_json, write_table
+from livemoments.cli.output import human_bytes, human_count, printable, stdout_is_ours, write_json, write_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,7 +45,7 @@ def command(bundle: Path, show_io: bool, as_json: bool) -> None:
         write_json(bundle_document(opened))
         return
     for key, value in _facts(opened).items():
-        click.echo(f"{key:11} {value}")
+        click.echo(f"{key:11} {printable(value)}")
     write_table(_stage_table(opened))
     if show_io:
         write_table(_io_table(opened))
