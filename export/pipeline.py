@@ -162,7 +162,7 @@ def _wanted(planner: Planner, stages: Sequence[Stage] | None) -> tuple[Stage, ..
 
 def _check_tiles(planner: Planner, sizes: Sequence[Size], overlap: int) -> None:
     smallest = min(min(size.height, size.width) for size in sizes)
-    if not 0 <= overlap < smallest:
+    if not 0 <= 2 * overlap <= smallest:  # more, and tiles hardly advance
         raise UsageError(f"an overlap of {overlap} px does not fit tiles of {smallest} px", fix="use a smaller overlap")
     configs = planner.configs
     cell = configs.vae.scale * configs.transformer.patch_size

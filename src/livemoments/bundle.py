@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -14,10 +16,13 @@ import msgspec
 from livemoments.errors import BundleError, FileError, OutputError, UsageError
 from livemoments.manifest import SCHEMA_VERSION, FileEntry, Graph, Manifest, StageEntry
 from livemoments.staging import StagedFolder, restore_retired, stage_folder
-from livemoments.types import ReferencePolicy, Size, Stage
+from livemoments.types import ReferencePolicy, Size, Stage, TensorSpec
 
 MANIFEST_NAME = "manifest.json"
 _READ_BYTES = 1 << 22
+_DTYPES = frozenset({"float32", "float16", "int64", "int32", "int8", "uint8"})
+_MAX_AXES = 8
+_MAX_ELEMENTS = 1 << 34  # of one tensor in a batch of one; the keys of all blocks of a 3072-px tile have 2^31
 _EXPORT_AGAIN = "export the bundle again"
 
 
@@ -174,12 +179,30 @@ def _check_values(manifest: Manifest) -> None:
         raise ValueError(f"stages that do not exist: {', '.join(unknown)}")
     if beyond := sorted(set(manifest.stages) - {str(stage) for stage in manifest.model.stages}):
         raise ValueError(f"a stage '{beyond[0]}', although the model's flow is {manifest.model.flow}")
+    smallest = min(min(size.height, size.width) for size in map(Size.parse, manifest.tiles))
+    if 2 * manifest.overlap > smallest:
+        raise ValueError(f"an overlap of {manifest.overlap} px is more than half of a tile of {smallest} px")
+    for graph in (graph for entry in manifest.stages.values() for graph in entry.graphs):
+        for spec in (*graph.inputs, *graph.outputs):
+            _check_spec(spec)
     schedule = manifest.schedule
     for steps, plan in schedule.plans.items():
         if not plan or not all(0 <= point < len(schedule.points) for point in plan):
-            raise ValueError(f"the schedule has {len(schedule.points)} points, its plan for {steps} steps uses {plan}")
+            raise ValueError(
+                f"the schedule has {len(schedule.points)} points, its plan for {steps} steps uses {plan[:8]}"
+            )
+        if not re.fullmatch(r"[1-9]\d{0,3}", steps) or len(plan) != int(steps):
+            raise ValueError(f"a plan of {len(plan)} points is named '{steps}', which should be their number")
     if str(schedule.default_steps) not in schedule.plans:
         raise ValueError(f"the schedule has no plan for its own default of {schedule.default_steps} steps")
+
+
+def _check_spec(spec: TensorSpec) -> None:
+    if spec.dtype not in _DTYPES:
+        raise ValueError(f"tensor '{spec.name}' is of type '{spec.dtype}'; there are {', '.join(sorted(_DTYPES))}")
+    fixed = [axis for axis in spec.shape if isinstance(axis, int)]
+    if len(spec.shape) > _MAX_AXES or any(axis < 1 for axis in fixed) or math.prod(fixed) > _MAX_ELEMENTS:
+        raise ValueError(f"tensor '{spec.name}' cannot have the shape {spec.shape[:_MAX_AXES]}")
 
 
 def _check_paths(folder: Path, manifest: Manifest) -> None:
@@ -189,7 +212,7 @@ def _check_paths(folder: Path, manifest: Manifest) -> None:
     for name in [*manifest.files, *named]:
         parts = PurePosixPath(name)
         escapes = parts.is_absolute() or ".." in parts.parts or "\\" in name or not name
-        if "\0" in name:
+        if not name.isprintable():
             raise BundleError(folder / MANIFEST_NAME, f"names {name!r}, which is no file name", fix=_EXPORT_AGAIN)
         if escapes or not Path(os.path.realpath(folder / name)).is_relative_to(root):
             raise BundleError(

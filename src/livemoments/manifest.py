@@ -5,11 +5,25 @@ Everything here is data (msgspec structs, JSON on disk); ``bundle.py`` reads and
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from livemoments.types import FlowNetwork, Size, Stage, TensorSpec, whole_bundle
 
 SCHEMA_VERSION = 1
+
+# Bounds of what a manifest may say: far beyond every real one, near enough that nothing made from it hangs.
+Count = Annotated[int, Meta(ge=1, le=1 << 20)]
+Bytes = Annotated[int, Meta(ge=0, le=1 << 50)]
+Elements = Annotated[int, Meta(ge=0, le=1 << 50)]
+Positive = Annotated[float, Meta(gt=0, le=1e6)]
+Error = Annotated[float, Meta(ge=0, le=1e12)]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+MAX_FILES = 20_000
+MAX_GRAPHS = 1_000
+MAX_POINTS = 10_000
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -19,15 +33,15 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class FileEntry(_Entry):
     """Size and SHA-256 of one file."""
 
-    sha256: str
-    bytes: int
+    sha256: Digest
+    bytes: Bytes
 
 
 class Source(_Entry):
     """The checkpoint a bundle was made from: each file, by its path relative to the checkpoint."""
 
     name: str
-    files: dict[str, FileEntry]
+    files: Annotated[dict[str, FileEntry], Meta(max_length=MAX_FILES)]
 
 
 class Model(_Entry, omit_defaults=True):
@@ -38,15 +52,15 @@ class Model(_Entry, omit_defaults=True):
     manifests of all others do not mention it, and read as before it was there.
     """
 
-    num_blocks: int
-    num_heads: int
-    head_dim: int
-    patch_size: int
-    text_tokens: int
-    latent_channels: int
-    vae_scale: int
-    latent_shift: float
-    latent_scaling: float
+    num_blocks: Count
+    num_heads: Count
+    head_dim: Count
+    patch_size: Count
+    text_tokens: Annotated[int, Meta(ge=0, le=1 << 20)]
+    latent_channels: Count
+    vae_scale: Count
+    latent_shift: Annotated[float, Meta(ge=-1e6, le=1e6)]
+    latent_scaling: Positive
     flow: FlowNetwork = "raft"
 
     @property
@@ -58,8 +72,8 @@ class Model(_Entry, omit_defaults=True):
 class SchedulePoint(_Entry):
     """One entry of the step tables: the network sees ``timestep`` (= 1000 sigma), the sampler ``sigma``."""
 
-    timestep: float
-    sigma: float
+    timestep: Annotated[float, Meta(ge=0, le=1e6)]
+    sigma: Annotated[float, Meta(ge=0, le=1)]
 
 
 class Schedule(_Entry):
@@ -69,10 +83,10 @@ class Schedule(_Entry):
     of six-step sampling. ``noise_level`` is 0.2: ``z_t = (1 - noise_level) z_lr + noise_level * noise``.
     """
 
-    points: tuple[SchedulePoint, ...]
-    plans: dict[str, tuple[int, ...]]
-    default_steps: int
-    noise_level: float
+    points: Annotated[tuple[SchedulePoint, ...], Meta(min_length=1, max_length=MAX_POINTS)]
+    plans: Annotated[dict[str, tuple[int, ...]], Meta(min_length=1, max_length=MAX_POINTS)]
+    default_steps: Count
+    noise_level: Annotated[float, Meta(ge=0, le=1)]
 
 
 class Graph(_Entry):
@@ -97,8 +111,8 @@ class StageParity(_Entry):
     """
 
     size: str
-    rel_l2: float
-    limit: float
+    rel_l2: Error
+    limit: Positive
     output: str
     points: tuple[int, ...] = ()
 
@@ -110,10 +124,10 @@ class StageEntry(_Entry):
     """
 
     precision: str
-    graphs: tuple[Graph, ...]
-    parity: tuple[StageParity, ...]
-    parameters: int
-    parameters_before: int
+    graphs: Annotated[tuple[Graph, ...], Meta(min_length=1, max_length=MAX_GRAPHS)]
+    parity: Annotated[tuple[StageParity, ...], Meta(max_length=MAX_GRAPHS)]
+    parameters: Elements
+    parameters_before: Elements
 
     def graph(self, size: Size) -> Graph | None:
         """The graph for tiles of this size: an exact match, else one with free axes, else None."""
@@ -136,13 +150,13 @@ class Manifest(_Entry):
     source: Source
     model: Model
     schedule: Schedule
-    tiles: tuple[str, ...]
-    overlap: int
+    tiles: Annotated[tuple[str, ...], Meta(min_length=1, max_length=MAX_GRAPHS)]
+    overlap: Annotated[int, Meta(ge=0, le=1 << 20)]
     reference_policy: str
     kv_layout: str
     stages: dict[str, StageEntry]
     toolchain: dict[str, str]
-    files: dict[str, FileEntry]
+    files: Annotated[dict[str, FileEntry], Meta(max_length=MAX_FILES)]
     recipe: str | None = None
     calibration_sha256: str | None = None
     calibration_seed: int | None = None
