@@ -76,7 +76,8 @@ class Photo:
 def read_photo(path: str | os.PathLike[str]) -> Photo:
     """Read an image file.
 
-    PNG and TIFF keep 16 bits; everything else that Pillow reads becomes 8 bit, 16-bit grey excepted. Alpha is dropped
+    PNG, JPEG (MPO too), TIFF, WebP and HEIC are read, whatever the suffix. PNG and TIFF keep 16 bits; all else
+    becomes 8 bit. Alpha is dropped
     and the colours under it kept. Animations and multi-page files give their first picture. CMYK, Lab and grey-profiled
     pictures are converted to sRGB through their profile. HEIC needs pillow-heif.
 

@@ -73,16 +73,18 @@ def stage_folder(destination: Path) -> Iterator[Path]:
         ResourceError: the disk is full.
     """
     made = [parent for parent in destination.parents if not os.path.lexists(parent)]
-    with output_errors(destination.parent):
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        restore_retired(destination)
-        remove_leftovers(destination.parent, f".{destination.name}{PARTIAL}")
-        folder = _hidden_folder(destination, PARTIAL)
-        folder.chmod(0o755)
+    folder = None
     try:
+        with output_errors(destination.parent):
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            restore_retired(destination)
+            remove_leftovers(destination.parent, f".{destination.name}{PARTIAL}")
+            folder = _hidden_folder(destination, PARTIAL)
+            folder.chmod(0o755)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # the first that is not empty ends it
             for parent in made:
                 parent.rmdir()
