@@ -98,8 +98,10 @@ def export_bundle(
         raise UsageError("no stage to export was named")
     planner = _planner(checkpoint, precision, tuple(steps), kv_layout or DEFAULT_KV_LAYOUT)
     wanted = _wanted(planner, stages)
-    sizes = (default_tile(planner.configs),) if tiles is None else tuple(dict.fromkeys(tiles))
-    overlap = default_overlap(planner.configs, sizes) if overlap is None else overlap
+    sizes = (default_tile(planner.configs, planner.files.tile),) if tiles is None else tuple(dict.fromkeys(tiles))
+    if overlap is None:
+        own = planner.files.overlap if tiles is None else None
+        overlap = own or default_overlap(planner.configs, sizes)
     _check_tiles(planner, sizes, overlap)
     planner.check_files(wanted)
     from livemoments.reference.checkpoint import model_of  # torch, whose absence _planner explained
@@ -126,9 +128,10 @@ def export_bundle(
     return Bundle.open(output, verify_hashes=False)
 
 
-def default_tile(configs: Configs) -> Size:
-    """The checkpoint's training size in pixels (``sample_size`` is in latent cells), at least what RAFT needs."""
-    side = max(configs.vae.scale * configs.transformer.sample_size, _MIN_TILE_PX)
+def default_tile(configs: Configs, own: int | None = None) -> Size:
+    """The checkpoint's training size in pixels: what its ``inference_config.yml`` says, else the networks'
+    ``sample_size``, which is in latent cells; at least what RAFT needs."""
+    side = max(own or configs.vae.scale * configs.transformer.sample_size, _MIN_TILE_PX)
     return Size(side, side)
 
 

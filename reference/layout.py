@@ -15,13 +15,18 @@ from livemoments.types import FlowNetwork
 CONFIG_NAME = "inference_config.yml"
 FLOW_KEY = "flow"
 """Ours, not upstream's: ``dis`` says that the checkpoint brings no RAFT and OpenCV's DIS takes its place."""
+TILE_KEY, OVERLAP_KEY = "tile", "overlap"
+"""Ours too, pixels: what an export takes by default, where it is not the networks' ``sample_size``."""
 _TENSOR_SUFFIXES = (".pt", ".safetensors")
 _LAYOUT_FIX = "see docs/checkpoints.md for the layout, or name upstream's inference_config.yml"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """The folders and files of one checkpoint; ``raft`` is ``None`` for one that says ``flow: dis``."""
+    """The folders and files of one checkpoint; ``raft`` is ``None`` for one that says ``flow: dis``.
+
+    ``tile`` and ``overlap`` are what its ``inference_config.yml`` says of them, pixels.
+    """
 
     root: Path
     vae: Path
@@ -32,6 +37,8 @@ class CheckpointFiles:
     raft: Path | None
     prompt_embeds: Path
     pooled_prompt_embeds: Path
+    tile: int | None = None
+    overlap: int | None = None
 
     @property
     def flow(self) -> FlowNetwork:
@@ -41,8 +48,8 @@ class CheckpointFiles:
     def walk(self) -> Iterator[tuple[str, Path]]:
         """Every file that counts as part of the checkpoint, with a stable name relative to its component."""
         for field in fields(self):
-            place: Path | None = getattr(self, field.name)
-            if field.name == "root" or place is None:
+            place = getattr(self, field.name)
+            if field.name == "root" or not isinstance(place, Path):
                 continue
             if place.is_file():
                 yield f"{field.name}/{place.name}", place
@@ -73,7 +80,8 @@ def locate(path: str | Path) -> CheckpointFiles:
             raise CheckpointError(path, "neither a folder nor an inference_config.yml", fix=_LAYOUT_FIX)
         return _from_config(path)
     config = path / CONFIG_NAME
-    flow = _flow_of(config, read_inference_config(config)) if config.is_file() else "raft"
+    settings = read_inference_config(config) if config.is_file() else {}
+    flow = _flow_of(config, settings)
     places = {
         "vae": _find(path, lambda folder: folder / "vae"),
         "scheduler": _find(path, lambda folder: folder / "scheduler"),
@@ -103,7 +111,8 @@ def locate(path: str | Path) -> CheckpointFiles:
             names = ", ".join(str(f.relative_to(path)) for f in found)
             raise CheckpointError(path, f"several files could be the {name}: {names}", fix="keep one of them there")
     chosen = {name: found[0] for name, found in places.items()}
-    return CheckpointFiles(root=path, raft=chosen.pop("raft", None), **chosen)
+    tile, overlap = _tiling_of(config, settings)
+    return CheckpointFiles(root=path, raft=chosen.pop("raft", None), tile=tile, overlap=overlap, **chosen)
 
 
 def _find(root: Path, place: Callable[[Path], Path]) -> list[Path]:
@@ -142,7 +151,8 @@ def _from_config(path: Path) -> CheckpointFiles:
         if found is None:
             raise CheckpointError(path, f"{key}: {candidates[0]} does not exist", fix=f"correct {key}")
         places[name] = found
-    return CheckpointFiles(root=path.parent, raft=places.pop("raft", None), **places)
+    tile, overlap = _tiling_of(path, settings)
+    return CheckpointFiles(root=path.parent, raft=places.pop("raft", None), tile=tile, overlap=overlap, **places)
 
 
 def _flow_of(path: Path, settings: Mapping[str, Any]) -> FlowNetwork:
@@ -152,6 +162,14 @@ def _flow_of(path: Path, settings: Mapping[str, Any]) -> FlowNetwork:
         if given == flow:
             return flow
     raise CheckpointError(path, f"{FLOW_KEY}: '{given}' is not known", fix=f"use {' or '.join(known)}")
+
+
+def _tiling_of(path: Path, settings: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    given = {key: settings[key] for key in (TILE_KEY, OVERLAP_KEY) if key in settings}
+    for key, value in given.items():
+        if type(value) is not int or not 0 < value < 1 << 16:
+            raise CheckpointError(path, f"{key}: {value!r} is not a number of pixels", fix="write a whole number")
+    return given.get(TILE_KEY), given.get(OVERLAP_KEY)
 
 
 def read_inference_config(path: Path) -> dict[str, Any]:

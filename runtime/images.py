@@ -76,10 +76,9 @@ class Photo:
 def read_photo(path: str | os.PathLike[str]) -> Photo:
     """Read an image file.
 
-    PNG, JPEG (MPO too), TIFF, WebP and HEIC are read, whatever the suffix. PNG and TIFF keep 16 bits; all else
-    becomes 8 bit. Alpha is dropped
-    and the colours under it kept. Animations and multi-page files give their first picture. CMYK, Lab and grey-profiled
-    pictures are converted to sRGB through their profile. HEIC needs pillow-heif.
+    PNG, JPEG (MPO too), TIFF, WebP and HEIC are read, whatever the suffix. PNG and TIFF keep 16 bits; all else becomes
+    8 bit. Alpha is dropped and the colours under it kept. Animations and multi-page files give their first picture.
+    CMYK, Lab and grey-profiled pictures are converted to sRGB through their profile. HEIC needs pillow-heif.
 
     Raises:
         ImageError: there is no such file; it is a folder, empty, not an image, damaged, cut short, above

@@ -9,7 +9,8 @@ import torch
 from diffusers import AutoencoderKL
 from export_support import make_nano
 
-from livemoments.errors import UsageError
+from livemoments.checkpoints import copy_trained_checkpoint
+from livemoments.errors import CheckpointError, UsageError
 from livemoments.export.pipeline import default_overlap, default_tile, export_bundle
 from livemoments.export.plan import StageGraph
 from livemoments.export.stages import VaeDecoderStage
@@ -83,3 +84,25 @@ def test_the_published_decoder_is_traced_at_full_size(side: int) -> None:
     batch, *rest = output.shape
     assert rest == [3, side, side]
     assert not isinstance(batch, int)
+
+
+def test_a_checkpoint_may_say_its_own_tile(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "small"
+    copy_trained_checkpoint(checkpoint)
+    files = locate(checkpoint)
+    assert (files.tile, files.overlap) == (64, 16)
+    assert locate(checkpoint / "inference_config.yml") == files
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", verify="none", stages=(Stage.MOTION,))
+    assert (bundle.tile_sizes, bundle.manifest.overlap) == ((Size(64, 64),), 16)
+    wider = export_bundle(checkpoint, tmp_path / "w", verify="none", stages=(Stage.MOTION,), tiles=[Size(128, 128)])
+    assert wider.manifest.overlap == 8
+
+
+@pytest.mark.parametrize("text", ["tile: 0", "tile: yes", "overlap: -4", "tile: 64.5", "overlap: big"])
+def test_a_tile_that_is_no_number_of_pixels(text: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "small"
+    copy_trained_checkpoint(checkpoint)
+    file = checkpoint / "inference_config.yml"
+    file.write_text(file.read_text().replace("tile: 64", "").replace("overlap: 16", text))
+    with pytest.raises(CheckpointError, match="is not a number of pixels"):
+        locate(checkpoint)

@@ -22,12 +22,15 @@ _CARD = "README.md"
 _SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 _INFERENCE_CONFIG = """\
 # Paths are relative to this file. flow: dis: there is no RAFT; OpenCV's Dense Inverse Search takes its place.
+# tile, overlap: pixels; the size of the crops that the networks were trained on, and what an export takes by default.
 SD3_weight_path: sd3
 pretrained_weight_path: livemoments
 motion_encoder_weight_path: motion_encoder.safetensors
 prompt_embeds_path: prompt_embeds.safetensors
 pooled_prompt_embeds_path: pooled_prompt_embeds.safetensors
 flow: dis
+tile: 64
+overlap: 16
 lr_res: 1
 ref_res: 2
 """
