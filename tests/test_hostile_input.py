@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,3 +156,23 @@ def test_a_batch_norms_counter_is_an_integer(tmp_path: Path) -> None:
     state = {"module.norm.weight": torch.ones(3), "module.norm.num_batches_tracked": torch.tensor(5)}
     torch.save(state, tmp_path / "state.pt")
     assert set(read_pickled(tmp_path / "state.pt")) == {"norm.weight", "norm.num_batches_tracked"}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp437", "cp1252", "ascii"])
+@pytest.mark.parametrize("command", ["export", "restore", "quantize", "validate"])
+def test_help_in_an_encoding_that_lacks_its_characters(command: str, encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "livemoments", command, "--help"], env=environment, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Usage:" in done.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes a stream with a shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_stream_that_the_caller_closed(closed: str, tmp_path: Path) -> None:
+    bundle = make_fake_bundle(tmp_path / "bundle")
+    command = f"{shlex.quote(sys.executable)} -m livemoments inspect {shlex.quote(str(bundle.path))} {closed}"
+    done = subprocess.run(["sh", "-c", command], timeout=60, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")

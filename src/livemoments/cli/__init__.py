@@ -29,6 +29,7 @@ from livemoments.cli import (
     verify_bundle,
 )
 from livemoments.cli.exits import EXIT_BUG, run
+from livemoments.cli.output import prepare_streams
 from livemoments.version import __version__
 
 PROGRAM = "livemoments"
@@ -108,6 +109,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if not sys.warnoptions:
         # Libraries' deprecation notes are nothing that a user could mend; python -W default shows them.
         warnings.simplefilter("ignore")
+    prepare_streams()
     try:
         cli.main(args)
     except SystemExit as done:

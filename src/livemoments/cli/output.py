@@ -20,6 +20,17 @@ _PIPE_COLUMNS = 160
 _DECIMAL_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
+def prepare_streams() -> None:
+    """Make stdout and stderr usable whatever the caller did to them: a closed one goes nowhere, and a character that
+    an encoding lacks (latin-1, cp437) is written as its escape instead of ending finished work with a traceback."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller: livemoments inspect B >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - for the process's life
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def write_json(document: Any) -> None:
     """Write one JSON document and a newline to stdout; NumPy scalars and paths are converted, NaN becomes null."""
     encoded = msgspec.json.encode(document, enc_hook=_plain)
