@@ -417,4 +417,4 @@ def test_a_tensor_of_the_wrong_length_is_a_bug(tmp_path: Path) -> None:
 
 
 def test_components_are_the_layout_s(tiny: Path) -> None:
-    assert set(COMPONENTS) == {field.name for field in dataclasses.fields(locate(tiny))} - {"root"}
+    assert set(COMPONENTS) == {field.name for field in dataclasses.fields(locate(tiny))} - {"root", "tile", "overlap"}
