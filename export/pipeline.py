@@ -66,9 +66,10 @@ def export_bundle(
         target: ``onnx`` (for onnxruntime).
         precision: ``fp32`` or ``fp16``; RAFT stays in float32.
         tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
-            position table. ``None`` is the checkpoint's own training size: 1024 x 1024 with upstream's networks.
-        overlap: of neighbouring tiles, pixels; ``None`` is a sixteenth of the smallest side in whole tokens, 64 px
-            with upstream's tiles.
+            position table. ``None`` is the checkpoint's own training size (its ``tile``, else ``sample_size``):
+            1024 x 1024 with upstream's networks.
+        overlap: of neighbouring tiles, pixels. ``None`` is the checkpoint's own beside its own tile, else a sixteenth
+            of the smallest side in whole tokens: 64 px with upstream's networks.
         steps: step counts that are sampled with upstream's exact timesteps.
         reference_policy: the policy that the runtime uses unless it is told otherwise.
         kv_layout: ``per-block`` or ``stacked``; ``None`` is the faster one.

@@ -105,12 +105,10 @@ def traced_batches(size: str) -> tuple[int, int]:
     if size == ANY_SIZE:
         return 1, _MAX_BATCH
     tile = Size.parse(size)
-    most = _UPSAMPLED_ELEMENTS // (_UPSAMPLED_CHANNELS * tile.height * tile.width)
-    if most >= _EXAMPLE_BATCH:
-        return 1, min(_MAX_BATCH, most)
-    return _EXAMPLE_BATCH, max(
-        _EXAMPLE_BATCH, 2 * _UPSAMPLED_ELEMENTS // (_UPSAMPLED_CHANNELS * tile.height * tile.width)
-    )
+    elements = _UPSAMPLED_CHANNELS * tile.height * tile.width
+    if _EXAMPLE_BATCH * elements <= _UPSAMPLED_ELEMENTS:
+        return 1, min(_MAX_BATCH, _UPSAMPLED_ELEMENTS // elements)
+    return _EXAMPLE_BATCH, max(_EXAMPLE_BATCH, 2 * _UPSAMPLED_ELEMENTS // elements)
 
 
 def _free_dims(specs: tuple[TensorSpec, ...], batches: tuple[int, int]) -> dict[str, Any]:

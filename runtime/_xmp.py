@@ -12,7 +12,7 @@ import codecs
 import re
 from collections.abc import Callable
 from xml.dom import minidom
-from xml.parsers.expat import ExpatError
+from xml.parsers.expat import ExpatError, ParserCreate
 
 _TIFF_NS = "http://ns.adobe.com/tiff/1.0/"
 _GAIN_MAP_NS = "http://ns.adobe.com/hdr-gain-map/1.0/"
@@ -22,7 +22,6 @@ _MARKS = re.compile(rb"Motion|MicroVideo|Directory|hdr-gain-map|HasExtendedXMP|O
 _MAX_BYTES = 1 << 20
 _MAX_ELEMENTS = 20_000
 _MAX_DEPTH = 100  # cameras' packets are 6 to 10 deep; a tree is walked by recursion
-_TAG = re.compile(r"<(/?)[A-Za-z_][^<>]*?(/?)>")
 _PACKET = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n{}\n<?xpacket end="w"?>'
 
 
@@ -62,9 +61,11 @@ def _without(xmp: bytes, unwanted: Callable[[str, str], bool]) -> bytes | None:
     """Remove properties, in both of RDF's spellings: attributes, and child elements."""
     try:
         text = _decode(xmp).strip("\0\ufeff \t\r\n")
-        if "<!DOCTYPE" in text or not _is_bounded(text):  # no XMP has one; entities are how XML bombs are made
+        if "<!DOCTYPE" in text:  # no XMP has one; entities are how XML bombs are made
             return None
-        document = minidom.parseString(text.encode())
+        packet = text.encode()
+        _check_bounds(packet)
+        document = minidom.parseString(packet)
     except (ExpatError, UnicodeError, ValueError):
         return None
     if document.documentElement is None:
@@ -80,20 +81,30 @@ def _without(xmp: bytes, unwanted: Callable[[str, str], bool]) -> bytes | None:
     return (_PACKET.format(body) if "<?xpacket" in text else body).encode()
 
 
-def _is_bounded(text: str) -> bool:
-    """Whether a packet is one that a camera or an editor could have written, judged before a tree is made of it."""
-    if len(text) > _MAX_BYTES:
-        return False
+def _check_bounds(packet: bytes) -> None:
+    """Refuse a packet that no camera or editor writes, before a tree is made of it.
+
+    Raises:
+        ValueError: too long, too many elements, or nested too deep.
+        ExpatError: malformed.
+    """
+    if len(packet) > _MAX_BYTES:
+        raise ValueError("too long")
     depth = elements = 0
-    for tag in _TAG.finditer(text):
-        if tag[1]:
-            depth -= 1
-        else:
-            elements += 1
-            depth += not tag[2]
+
+    def enter(_name: str, _attributes: dict[str, str]) -> None:
+        nonlocal depth, elements
+        depth, elements = depth + 1, elements + 1
         if depth > _MAX_DEPTH or elements > _MAX_ELEMENTS:
-            return False
-    return True
+            raise ValueError("nested too deep, or too many elements")
+
+    def leave(_name: str) -> None:
+        nonlocal depth
+        depth -= 1
+
+    parser = ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = enter, leave
+    parser.Parse(packet, True)
 
 
 def _decode(xmp: bytes) -> str:

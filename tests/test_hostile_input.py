@@ -105,10 +105,12 @@ def test_only_the_documented_formats_are_opened(kind: str, tmp_path: Path) -> No
     "body",
     [
         "<a>" * 3000 + "</a>" * 3000,
+        "<é>" * 3000 + "</é>" * 3000,
+        '<a b="/>">' * 3000 + "</a>" * 3000,
         "<a b='1'/>" * 100_000,
         "<a>" + "x" * (2 << 20) + "</a>",
     ],
-    ids=["deep", "many", "long"],
+    ids=["deep", "deep-accented", "deep-quoted", "many", "long"],
 )
 def test_metadata_that_never_ends_is_left_out(body: str) -> None:
     packet = f"<x:xmpmeta xmlns:x='adobe:ns:meta/' MotionPhoto='1' Orientation='6'>{body}</x:xmpmeta>".encode()
