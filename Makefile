@@ -8,14 +8,17 @@ BENCH ?=
 PYTEST_ARGS ?=
 # Two workers with one thread each: libraries that start a thread per core in every worker slow each other down.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+# Sums in another order: these compare numbers that libraries compute with a thread per core.
+NUMERIC := $(addprefix tests/test_,backend.py integer_products.py kv_codecs.py quantize_rewrite.py raft.py restore_real.py \
+  smooth.py trained_checkpoint.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-all lint readme bench clean
+.PHONY: help demo setup test test-threads test-all lint readme bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-demo: $(READY)  ## set up, then export, restore and compare on embedded photographs
+demo: $(READY)  ## set up, then restore and validate an embedded photograph, in a minute
 	$(BIN)/livemoments demo -o $(DEMO_OUTPUT)
 
 setup: $(READY)  ## make .venv with everything that the other targets need
@@ -31,6 +34,9 @@ $(READY): pyproject.toml constraints.txt
 
 test: $(READY)  ## the tests that take seconds
 	$(PYTEST) -m 'not slow'
+
+test-threads: $(READY)  ## the numeric ones of them with two threads each
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS) -m 'not slow' $(NUMERIC)
 
 test-all: $(READY)  ## every test
 	$(PYTEST)

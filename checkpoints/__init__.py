@@ -25,6 +25,33 @@ def trained_checkpoint(name: str = "small") -> Path:
     return folder
 
 
+def trained_bundle(name: str = "small") -> Path:
+    """The folder of a bundle that was exported from a trained checkpoint: fp32, for onnxruntime, of its own tile size.
+    ``tools/make_small_engines.py`` makes it.
+
+    Raises:
+        CheckpointError: this installation has none of that name.
+    """
+    return _engines(name, "bundle")
+
+
+def trained_recording(name: str = "small") -> Path:
+    """The folder of what the PyTorch reference computes with a trained checkpoint on a picture of two tiles, with which
+    :func:`trained_bundle` is validated where there is no PyTorch. ``tools/make_small_engines.py`` makes it.
+
+    Raises:
+        CheckpointError: this installation has none of that name.
+    """
+    return _engines(name, "recording")
+
+
+def _engines(name: str, part: str) -> Path:
+    folder = Path(__file__).parent / f"{name}_engines" / part
+    if name not in NAMES or not folder.is_dir():
+        raise CheckpointError(folder, f"no such trained {part} here", fix=f"use {' or '.join(NAMES)}")
+    return folder
+
+
 def copy_trained_checkpoint(folder: str | os.PathLike[str], name: str = "small", *, overwrite: bool = False) -> Path:
     """Copy a trained checkpoint, with its model card, whole or not at all.
 

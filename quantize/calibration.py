@@ -122,6 +122,10 @@ class _Shared:
         with self._progress.task(title, total) as inner:
             yield _SharedTask(inner, self, self._part / total) if title == TILES_TITLE and total else inner
 
+    def say(self, line: str) -> None:
+        """See :class:`Progress`."""
+        self._progress.say(line)
+
     def advance(self, amount: float) -> None:
         """Move the set's bar."""
         self.done += amount

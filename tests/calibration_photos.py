@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnx_ir as ir
-from restore_images import VIDEO, shrunk, textured
+from restore_images import shrunk, textured
 
 from livemoments.bundle import Bundle
 from livemoments.ort import open_session, session_options
@@ -18,7 +18,8 @@ from livemoments.runtime.backends.base import Array, Backend, Engine
 from livemoments.runtime.backends.ort import OrtBackend, OrtEngine
 from livemoments.types import Size, Stage
 
-PHOTO = Size(160, 208)
+PHOTO, VIDEO = Size(112, 128), Size(84, 96)
+"""Photos that fit in one tile of the tiny bundle."""
 TRANSFORMERS = (Stage.REFERENCE, Stage.RESTORATION)
 
 

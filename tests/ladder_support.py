@@ -14,7 +14,7 @@ from livemoments.types import Size
 from livemoments.validate.recording.store import Recording, open_recording
 from livemoments.validate.simulated_clip import simulate_live_photo, synthetic_photograph
 
-TILE, OVERLAP, STEPS = Size(256, 256), 32, 3
+TILE, OVERLAP, STEPS = Size(128, 128), 16, 3
 """The tiny bundle's."""
 BLOCKS = 4
 _made: dict[Path, Path] = {}

@@ -23,7 +23,7 @@ Fault = Callable[[onnx.GraphProto, Path], None]
 """Changes a graph in place; the folder is where its weights are."""
 
 
-def plant(source: Path, target: Path, stage: str, fault: Fault, tile: str = "256x256") -> Bundle:
+def plant(source: Path, target: Path, stage: str, fault: Fault, tile: str = "128x128") -> Bundle:
     """A copy of a bundle whose graph of one stage has the fault; its manifest agrees with it."""
     folder = copy_linked(source, target)
     path = f"{stage}/{tile}.onnx"
@@ -158,7 +158,7 @@ def scaled_bias(module: str, factor: float) -> Fault:
     return apply
 
 
-def reader(bundle: Bundle, stage: str, value: str, op: str, tile: str = "256x256") -> onnx.NodeProto:
+def reader(bundle: Bundle, stage: str, value: str, op: str, tile: str = "128x128") -> onnx.NodeProto:
     """The node of one kind that reads a value."""
     graph = onnx.load(bundle.path / stage / f"{tile}.onnx", load_external_data=False).graph
     return next(node for node in graph.node if node.op_type == op and value in node.input)

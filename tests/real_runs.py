@@ -17,8 +17,8 @@ from restore_images import shrunk, textured
 from livemoments.bundle import MANIFEST_NAME
 from livemoments.types import Size
 
-PHOTO_SIZE = Size(height=256, width=384)  # two tiles of 256 pixels that overlap by 128
-FRAME_SIZE = Size(height=128, width=192)
+PHOTO_SIZE = Size(height=128, width=192)  # two tiles of 128 pixels that overlap by 64
+FRAME_SIZE = Size(height=64, width=96)
 FRAME_SHIFT_PX = 2
 
 

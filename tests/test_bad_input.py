@@ -67,22 +67,22 @@ def test_truncated_png(tiny_bundle: Path, pair: tuple[Path, Path], index: int, p
 
 
 def test_wrong_aspect_between_frame_and_photo(tiny_bundle: Path, tmp_path: Path) -> None:
-    pair = save_pair(tmp_path, PHOTO_SIZE, Size(height=128, width=170))
-    assert_restore_refused(tiny_bundle, pair, pair[0], "aspect", "170x128", "384x256")
+    pair = save_pair(tmp_path, PHOTO_SIZE, Size(height=64, width=85))
+    assert_restore_refused(tiny_bundle, pair, pair[0], "aspect", "85x64", "192x128")
 
 
 def test_image_smaller_than_64_pixels(tiny_bundle: Path, tmp_path: Path) -> None:
-    pair = save_pair(tmp_path, Size(256, 256), Size(63, 63))
+    pair = save_pair(tmp_path, Size(128, 128), Size(63, 63))
     assert_restore_refused(tiny_bundle, pair, pair[0], "63x63", "at least 64")
 
 
 def test_photo_smaller_than_a_tile(tiny_bundle: Path, tmp_path: Path) -> None:
-    pair = save_pair(tmp_path, Size(height=160, width=200), Size(height=80, width=100))
-    assert_restore_refused(tiny_bundle, pair, "200x160", "256x256", "--pad-small")
+    pair = save_pair(tmp_path, Size(height=96, width=120), Size(height=64, width=80))
+    assert_restore_refused(tiny_bundle, pair, "120x96", "128x128", "--pad-small")
     padded = restore(tiny_bundle, pair, "--pad-small")
     assert padded.exit_code == 0, padded.output
     restored = read_photo(tmp_path / "new" / "out.png")
-    assert restored.size == Size(height=160, width=200)
+    assert restored.size == Size(height=96, width=120)
     assert restored.pixels.std() > 1
 
 

@@ -154,7 +154,7 @@ def make(
                 export_bundle(
                     tiny_checkpoint,
                     place,
-                    tiles=(Size(256, 256),),
+                    tiles=(Size(128, 128),),
                     overlap=32,
                     steps=(3, 6),
                     verify="none",

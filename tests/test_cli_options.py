@@ -324,7 +324,9 @@ def test_demo_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         None,
         None,
     )
-    result = run("demo", "-o", "out", "--photo", "p", "--frame", "f", "--json")
+    assert backend.options["full"] is False
+    result = run("demo", "-o", "out", "--photo", "p", "--frame", "f", "--full", "--json")
+    assert backend.options["full"] is True
     assert json.loads(result.stdout)["passed"] is True
     assert (backend.positional, backend.options["photo"]) == ((Path("out"),), Path("p"))
     stand_in(monkeypatch, "livemoments.demo:run_demo", Report(False))

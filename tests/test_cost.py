@@ -18,13 +18,15 @@ from fake_bundle import make_fake_bundle
 from logging_backend import LoggingBackend
 
 from livemoments.bundle import Bundle
+from livemoments.checkpoints import trained_bundle
 from livemoments.errors import EngineError, ResourceError, UsageError
+from livemoments.runtime.images import read_photo, write_image
 from livemoments.types import Size, Stage
 from livemoments.validate.clip import Clip
 from livemoments.validate.cost import machine, memory
 from livemoments.validate.cost.energy import count_energy
 from livemoments.validate.cost.latency import batch_photo, measure_stages, measure_tiles, percentiles
-from livemoments.validate.cost.measure import cost_checks, measure_cost
+from livemoments.validate.cost.measure import cost_checks, cost_of_run, measure_cost
 from livemoments.validate.cost.memory import VramWatch, family, read_footprint, restore_afresh
 from livemoments.validate.cost.nvml import Gpu, open_gpu
 from livemoments.validate.harness.settings import RunSettings
@@ -334,9 +336,9 @@ def test_footprint_is_read_from_macos_time() -> None:
 def test_on_macos_the_footprint_is_asked_for(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = []
 
-    def measured(command: list[str], watch: Any = None) -> ProcessCost:
+    def measured(command: list[str], watch: Any = None, show_progress: bool = False) -> ProcessCost:
         commands.append(command)
-        document = '{"seconds": 2.5, "width": 64, "height": 64}'
+        document = '{"seconds": 2.5, "width": 64, "height": 64, "timings": {"tile_seconds": [0.5], "stages": {}}}'
         return ProcessCost(0, 3.0, 200 * MB, document, "  300000000  peak memory footprint\n")
 
     monkeypatch.setattr(memory, "measure_process", measured)
@@ -358,12 +360,28 @@ def test_a_failing_restoration_is_an_error(bundle: Bundle, tmp_path: Path, monke
     with pytest.raises(EngineError, match=r"failed in a process of its own: .*missing\.png: no such file"):
         restore_afresh(bundle, photo, RunSettings())
 
-    def killed(command: list[str], watch: Any = None) -> ProcessCost:
+    def killed(command: list[str], watch: Any = None, show_progress: bool = False) -> ProcessCost:
         return ProcessCost(-9, 3.0, 200 * MB, "", "")
 
     monkeypatch.setattr(memory, "measure_process", killed)
     with pytest.raises(ResourceError, match="ended by signal 9"):
         restore_afresh(bundle, photo, RunSettings())
+
+
+def test_the_cost_of_a_run_that_was_wanted_anyway(tmp_path: Path) -> None:
+    bundle = Bundle.open(trained_bundle())
+    frame, photo = batch_photo(bundle, bundle.tile_sizes[0], 2)
+    for name, picture in (("f", frame), ("p", photo)):
+        write_image(tmp_path / f"{name}.png", picture.pixels)
+    clip = Clip(tmp_path / "f.png", tmp_path / "p.png")
+    found = cost_of_run(bundle, RunSettings(flow="dis"), clip, tmp_path / "out.png")
+    assert read_photo(tmp_path / "out.png").size == photo.size
+    assert found.stages == ()
+    assert 0 < found.tile_s["p50"] <= found.tile_s["p99"] < (found.photo_s or 0)
+    assert found.tiles_per_s == 1 / found.tile_s["p50"]
+    assert 0 < found.load_s < (found.photo_s or 0)
+    assert found.photo == f"{photo.size.width}x{photo.size.height}"
+    assert next(memory.bytes or 0 for memory in found.memory if memory.kind == "peak_rss") > 20 * MB
 
 
 def test_the_whole_cost(bundle: Bundle, nvml: FakeNvml) -> None:

@@ -98,8 +98,12 @@ def distance(value: torch.Tensor, reference: torch.Tensor) -> float:
 TILE_STAGES = [Stage.VAE_ENCODER, Stage.MOTION, Stage.REFERENCE, Stage.RESTORATION, Stage.VAE_DECODER]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("stage", TILE_STAGES)
+# every stage in fp32 is compared by test_validate too, as the tiny bundle has it
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(stage, marks=[pytest.mark.slow] if "vae" in stage else []) for stage in TILE_STAGES],
+)
 def test_stage_within_its_limit(files: CheckpointFiles, export: Export, stage: Stage, precision: str) -> None:
     written = export(stage, precision)
     onnx.checker.check_model(str(written.paths[0]))
@@ -191,6 +195,7 @@ def test_our_network_equals_the_reference_in_float64(files: CheckpointFiles) -> 
     assert distance(own_velocity, velocity) < EXACT
 
 
+@pytest.mark.slow
 def test_two_sizes_share_one_weights_file(export: Export) -> None:
     one = export(Stage.REFERENCE, "fp32").paths[0].parent / WEIGHTS_NAME
     two = export(Stage.REFERENCE, "fp32", PER_BLOCK, (SIZE, OTHER_SIZE))

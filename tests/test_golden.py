@@ -51,6 +51,7 @@ def test_the_tool_prints_a_line_per_stage_and_fails_past_a_limit(tmp_path: Path)
     assert failed == ["ref_patch_coords", "tile1.step3.velocity"]
 
 
+@pytest.mark.slow
 def test_the_tool_names_what_it_cannot_read(tmp_path: Path) -> None:
     result = run_tool(tmp_path / "nothing")
     assert result.returncode == 2

@@ -165,6 +165,7 @@ def test_static_buffers_of_graphs_carry_the_right_values(
     assert torch.equal(inputs.latent, before)
 
 
+@pytest.mark.slow
 def test_phase_split_is_exact_from_either_store() -> None:
     setup = setup_of()
     inputs = bench_networks.draw_inputs(setup)
@@ -186,6 +187,7 @@ def run_main(tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     return code, json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_dry_run_of_the_fast_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     groups = ("eager", "graphs", "correctness", "phases", "micro")
     code, results = run_main(tmp_path, "--dry-run", *(a for group in groups for a in ("--group", group)))
@@ -247,6 +249,7 @@ def test_a_spent_budget_leaves_out_and_says_so(tmp_path: Path, capsys: pytest.Ca
     assert "left out  ours eager frozen" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_failed_case_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> None:
         raise torch.OutOfMemoryError("out of memory: tried to allocate")
@@ -328,6 +331,7 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_runs_from_a_bare_checkout(tmp_path: Path) -> None:
     """Not installed, and without the packages that a GPU machine may lack."""
     output = tmp_path / "bare.json"

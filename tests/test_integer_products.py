@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from livemoments.ort import EXACT_INTEGERS, open_session, session_options
+from livemoments.ort import EXACT_INTEGERS, THREADS_VARIABLE, open_session, session_options
 from livemoments.validate.ladder.integer_products import _matmul_integer, check_integer_products, multiply
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +50,17 @@ def test_without_the_option_they_saturate() -> None:
 def test_every_session_begins_with_the_option() -> None:
     assert session_options().get_session_config_entry(EXACT_INTEGERS) == "1"
     assert session_options(threads=3).intra_op_num_threads == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "threads"), [("2", 2), ("3,1", 3), (" 4 ", 4), ("0", 0), ("", 0), ("many", 0), ("-1", 0), (None, 0)]
+)
+def test_the_environment_limits_threads(monkeypatch: pytest.MonkeyPatch, said: str | None, threads: int) -> None:
+    monkeypatch.delenv(THREADS_VARIABLE, raising=False)
+    if said is not None:
+        monkeypatch.setenv(THREADS_VARIABLE, said)
+    assert session_options().intra_op_num_threads == threads  # 0: onnxruntime's choice
+    assert session_options(threads=5).intra_op_num_threads == 5
 
 
 def test_the_graph_multiplies_what_it_is_given() -> None:

@@ -31,7 +31,7 @@ from livemoments.validate.ladder.rungs import Worst
 from livemoments.validate.ladder.walk import BlockWalk
 from livemoments.validate.recording.store import Recording
 
-TILE = Size(256, 256)
+TILE = Size(128, 128)
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
-from livemoments.cli.progress import TerminalProgress, reporter, shorten
+from livemoments.cli.progress import LineProgress, TerminalProgress, reporter, shorten
 from livemoments.progress import SILENT
 
 SHOW_CURSOR = "\x1b[?25h"
@@ -109,10 +111,54 @@ def test_titles_are_plain_text_not_markup(terminal: Terminal) -> None:
     assert "[bold]x[/] [/nothing]" in terminal.getvalue()
 
 
-def test_silent_when_quiet_or_not_a_terminal(terminal: Terminal) -> None:
-    assert reporter(stream=io.StringIO()) is SILENT
+def test_quiet_is_silent_and_a_log_gets_lines(terminal: Terminal) -> None:
+    assert isinstance(reporter(stream=io.StringIO()), LineProgress)
     assert reporter(quiet=True, stream=terminal) is SILENT
     assert isinstance(reporter(stream=terminal), TerminalProgress)
+
+
+def test_what_is_said_stays_above_the_bars(terminal: Terminal) -> None:
+    progress = TerminalProgress(terminal, delay_s=0)
+    progress.say("before [bold]all\x1b[2J")
+    with progress.task("tiles", total=4):
+        time.sleep(0.4)
+        progress.say("found [/nothing]")
+        time.sleep(0.2)
+    lines = terminal.getvalue().split("\n")
+    assert lines[0] == "before [bold]all\\x1b[2J"
+    assert any("found [/nothing]" in line for line in lines)
+    assert "tiles" in terminal.getvalue()
+
+
+def test_a_log_hears_now_and_then_how_far_long_work_is() -> None:
+    stream = io.StringIO()
+    progress = LineProgress(stream, every_s=0.2)
+    with progress.task("short"):
+        pass
+    with progress.task("photos", total=10) as photos, progress.task("tiles") as tiles:
+        photos.advance(5, note="IMG_1\x1b[2J")
+        tiles.advance(3)
+        wait_for(lambda: "tiles" in stream.getvalue())
+    progress.say("done")
+    lines = stream.getvalue().splitlines()
+    assert re.fullmatch(r"photos: [\d.]+ s, 5 of 10, about [\d.]+ s left \(IMG_1\\x1b\[2J\); tiles: [\d.]+ s", lines[0])
+    assert lines[-1] == "done"
+    assert "short" not in stream.getvalue()
+    time.sleep(0.5)
+    assert stream.getvalue().splitlines() == lines, "nothing is said once the work is over"
+
+
+def test_a_log_that_was_closed_ends_nothing() -> None:
+    stream = io.StringIO()
+    stream.close()
+    LineProgress(stream).say("nobody hears this")
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 30) -> None:
+    end_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ LEAST_PHOTO_DB = {
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibration set of one photo."""
     folder = tmp_path_factory.mktemp("set")
-    frame, photo = save_pair(folder, Size(256, 256), Size(128, 128))
+    frame, photo = save_pair(folder, Size(128, 128), Size(64, 64))
     for name, file in (("lr", frame), ("ref", photo)):
         (folder / name).mkdir()
         file.rename(folder / name / "0.png")
@@ -256,7 +256,7 @@ def _dead(velocity: np.ndarray) -> np.ndarray:
 def test_dead_saturated_and_nan_outputs_are_errors(
     tiny_bundle: Path, change: Callable[[np.ndarray], np.ndarray], words: str
 ) -> None:
-    bundle, size = Bundle.open(tiny_bundle, verify_hashes=False), Size(256, 256)
+    bundle, size = Bundle.open(tiny_bundle, verify_hashes=False), Size(128, 128)
     backend = OrtBackend()
     with backend.open(bundle, Stage.RESTORATION, size) as source, pytest.raises(EngineError, match=words):
         compare_stage(source, _Changed(source, change), SampleInputs(bundle), Stage.RESTORATION, size, "int8")
@@ -265,7 +265,7 @@ def test_dead_saturated_and_nan_outputs_are_errors(
 def test_a_mix_of_actions(tiny_bundle: Path, calibration: CalibrationResult, tmp_path: Path) -> None:
     from livemoments.quantize.plan import find_linears
 
-    graph = ir.load(tiny_bundle / "restoration" / "256x256.onnx")
+    graph = ir.load(tiny_bundle / "restoration" / "128x128.onnx")
     cycle = [Action.INT8_STATIC, Action.KEEP, Action.WEIGHT_INT4, Action.INT8_DYNAMIC, Action.WEIGHT_INT8]
     plan = {linear.id: cycle[i % 5] for i, linear in enumerate(find_linears(graph, "restoration"))}
     recipe = load_recipe("int8")

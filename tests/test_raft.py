@@ -69,11 +69,11 @@ def test_context_norms_are_batch_norms_two_modes() -> None:
 
 
 def test_a_result_does_not_depend_on_the_batch() -> None:
-    raft = random_raft(iterations=2)
-    image1, image2 = random_images(3, 64, 80)
+    raft = random_raft(iterations=2).double()  # in float32 the sums' order, which differs, comes to about 1e-5
+    image1, image2 = (image.double() for image in random_images(3, 64, 80))
     together = raft(image1, image2)
     alone = torch.cat([raft(image1[i : i + 1], image2[i : i + 1]) for i in range(3)])
-    assert relative_error(together, alone) < 1e-5
+    assert relative_error(together, alone) < 1e-11
 
 
 def sampled_by_grid_sample(volume: Tensor, coordinates: Tensor, level: int) -> Tensor:
@@ -194,6 +194,7 @@ print(*peaks, peak_bytes())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_on_demand_needs_less_than_half_the_volume() -> None:
     side_px = 768

@@ -295,6 +295,7 @@ def test_every_weight_of_the_transformers_matters(loaded: Reference) -> None:
     assert inert(loaded.motion_encoder, velocity) == set(dict(loaded.motion_encoder.named_parameters())) - used
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_every_weight_of_vae_and_raft_matters(loaded: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     image = smooth_images()[..., :64, :64]

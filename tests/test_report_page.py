@@ -124,6 +124,7 @@ def test_what_a_report_says_is_text_and_never_markup(tmp_path: Path) -> None:
     assert not [attributes for _, attributes in elements.found if any(name.startswith("on") for name in attributes)]
 
 
+@pytest.mark.slow
 def test_260_images_stay_small(tmp_path: Path, photographs: list[np.ndarray]) -> None:
     assert len(render_page(sample_report(260), tmp_path)) < 400_000
 

@@ -15,8 +15,10 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
+from calibration_photos import PHOTO as SIZE
+from calibration_photos import VIDEO
 from logging_backend import LoggingBackend
-from restore_images import FRAME, KEY_FRAME, PHOTO
+from restore_images import shrunk, textured
 
 from livemoments.bundle import Bundle
 from livemoments.errors import CheckFailedError, EngineError, FileError, UsageError
@@ -33,6 +35,8 @@ from livemoments.runtime.images import Photo
 from livemoments.runtime.restore import restore
 from livemoments.types import Size, Stage
 
+PHOTO = Photo(textured(SIZE, 1))
+KEY_FRAME, FRAME = (Photo(shrunk(PHOTO.pixels, VIDEO, shift_px=shift)) for shift in (0, 2))
 PHOTOS = [ProbePhoto(FRAME, PHOTO, KEY_FRAME, truth=PHOTO.pixels)]
 RECIPE = "int4-weights"
 SAME_DB = 90.0
@@ -118,6 +122,7 @@ def test_replaced_restoration_reuses_everything_before_it(bundle: Bundle) -> Non
         assert again == dict.fromkeys(Stage, 0) | {Stage.VAE_DECODER: 2}
 
 
+@pytest.mark.slow
 def test_layers_are_measured_alone(bundle: Bundle, probe: Probe) -> None:
     log: list[str] = []
     report = measure_sensitivity(

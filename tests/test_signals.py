@@ -79,7 +79,7 @@ class Work:
         return sorted(path.name for place in places if place.exists() for path in place.iterdir())
 
 
-@pytest.fixture(params=["export", "restore"])
+@pytest.fixture(params=[pytest.param("export", marks=pytest.mark.slow), "restore"])
 def work(request: pytest.FixtureRequest, tmp_path: Path) -> Work:
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -12,9 +12,8 @@ import pytest
 from cli_support import run
 
 from livemoments.bundle import Bundle
-from livemoments.checkpoints import CARD_NAME, copy_trained_checkpoint, trained_checkpoint
+from livemoments.checkpoints import CARD_NAME, copy_trained_checkpoint, trained_bundle, trained_checkpoint
 from livemoments.errors import CheckpointError, OutputError
-from livemoments.export.pipeline import export_bundle
 from livemoments.quantize.pipeline import quantize_bundle
 from livemoments.runtime.images import read_photo
 from livemoments.runtime.inputs import load_inputs
@@ -89,10 +88,8 @@ def test_what_only_random_weights_have_is_refused(tmp_path: Path, option: tuple[
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("small") / "bundle"
-    export_bundle(trained_checkpoint(), folder, tiles=(TILE,), overlap=16, steps=(6, 1), verify="none")
-    return Bundle.open(folder)
+def bundle() -> Bundle:
+    return Bundle.open(trained_bundle())
 
 
 @pytest.fixture(scope="module")

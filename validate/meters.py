@@ -39,7 +39,10 @@ class ProcessCost:
 
 
 def measure_process(
-    command: Sequence[str], *, watch: Callable[[int], AbstractContextManager[object]] | None = None
+    command: Sequence[str],
+    *,
+    watch: Callable[[int], AbstractContextManager[object]] | None = None,
+    show_progress: bool = False,
 ) -> ProcessCost:
     """Run a command as a fresh process and read its peak resident set from the operating system (POSIX only).
 
@@ -50,13 +53,20 @@ def measure_process(
         command: the program and its arguments.
         watch: called with the launcher's process id, whose only child is the command; what it gives is entered while
             the command runs (:class:`livemoments.validate.cost.memory.VramWatch`).
+        show_progress: let it draw its bars on this process' stderr, which then is not in the result.
 
     Raises:
         EngineError: the command cannot be started.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.NamedTemporaryFile() as measured:
         launcher = [sys.executable, "-S", "-c", _LAUNCHER, measured.name, *command]
-        process = subprocess.Popen(launcher, stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            launcher,
+            stdout=out,
+            stderr=None if show_progress else err,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
             with nullcontext() if watch is None else watch(process.pid):
                 process.wait()

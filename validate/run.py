@@ -39,6 +39,7 @@ from livemoments.validate.recording.schema import LR, REF, REF_LR
 from livemoments.validate.recording.store import Recording, open_recording
 from livemoments.validate.report.baseline import compare_with_baseline
 from livemoments.validate.report.schema import decode_report, finite
+from livemoments.validate.report.text import checks_line, cost_line, parity_line, quality_line
 from livemoments.validate.report.write import write_reports
 from livemoments.validate.report_data import (
     Bisection,
@@ -69,6 +70,7 @@ def validate(
     find_fault: bool = False,
     check_itself: bool = True,
     cost_runs: int = 0,
+    cost: Cost | None = None,
     settings: RunSettings | None = None,
     baseline: str | os.PathLike[str] | None = None,
     limits: str | os.PathLike[str] | None = None,
@@ -93,13 +95,14 @@ def validate(
         find_fault: bisect: name the first block, module and ONNX node that leaves the reference.
         check_itself: checks that need no reference: batches, tile order, repetition.
         cost_runs: timed runs of each stage; 0 measures no cost.
+        cost: measured already (:func:`livemoments.validate.cost.measure.cost_of_run`), instead of measuring it.
         settings: how images are restored.
         baseline: an earlier ``report.json``; what is worse beyond noise fails.
         limits: a limits file instead of the shipped ``validate/limits.toml``.
         formats: of the files in ``output``.
         command: what was typed, for the report.
         backend: replaces the settings' back-end, except for ``ray`` and the fresh process of the cost.
-        progress: where to report.
+        progress: where to report; each part's outcome is said as soon as it is known.
 
     Raises:
         UsageError: arguments that do not go together; another run is in ``output``.
@@ -147,16 +150,22 @@ def validate(
         rungs = climb(opened, recorded, levels=levels, backend=engines, limits=held, progress=progress)
         if find_fault:
             bisection = bisect(opened, recorded, backend=engines, limits=held, progress=progress)
+    if rungs:
+        progress.say(f"parity: {parity_line(rungs)}")
     if check_itself:
         checks.append(check_integer_products())
         checks += self_checks(opened, backend=engines, seed=settings.seed, limits=held, progress=progress)
+        progress.say(f"self-checks: {checks_line(checks)}")
     policy = policy_check(opened, settings, _clip(opened, clip, recorded, settings), engines, progress)
     checks += () if policy is None else (policy,)
     with _folder(output) as folder:
         found = _go_through(opened, plan, recorded, settings, folder, backend, progress)
         if found.images and plan is not None:
             checks += image_checks(found.images, allowed_failures=plan.allowed_failures)
-        cost = _cost(opened, settings, clip, cost_runs, backend, progress)
+            progress.say(f"quality: {quality_line(found.metrics)}")
+        cost = cost or _cost(opened, settings, clip, cost_runs, backend, progress)
+        if cost is not None:
+            progress.say(f"cost: {cost_line(cost)}")
         checks += () if cost is None else cost_checks(cost)
         report = ValidationReport(
             livemoments=__version__,

@@ -122,7 +122,7 @@ class OrtBackend(Backend):
 
     Args:
         provider: ``cpu``, ``cuda``, ``tensorrt``, ``coreml``, ``dml`` … or onnxruntime's own name of a provider.
-        threads: threads within an operator; ``None`` leaves it to onnxruntime (one per physical core).
+        threads: threads within an operator; ``None``: ``OMP_NUM_THREADS``, else one per physical core.
         memory_arena: keep freed memory for the next run (quicker, holds the peak between runs). ``None``: for the
             transformers, which run many times a tile, and not for the stages that need the most memory and run once.
         memory_pattern: plan all buffers of a run at once (only useful for fixed shapes).

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 TELEMETRY_SWITCH = "ORT_DISABLE_TELEMETRY"
+THREADS_VARIABLE = "OMP_NUM_THREADS"
 CPU_PROVIDER = "CPUExecutionProvider"
 EXACT_INTEGERS = "session.x64quantprecision"
 """Session option (``1``: on). x86 processors without VNNI add pairs of 8-bit products u8 x s8 in 16 bits, which
@@ -31,14 +32,22 @@ def session_options(threads: int | None = None) -> Any:
     """The options that every session begins with: exact integer products, nothing written to the terminal.
 
     Args:
-        threads: threads within an operator; ``None`` leaves it to onnxruntime.
+        threads: threads within an operator; ``None``: what ``OMP_NUM_THREADS`` says, which limits numpy, OpenCV and
+            PyTorch too, else onnxruntime's choice, one per physical core.
     """
     options = import_onnxruntime().SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry(EXACT_INTEGERS, "1")
+    threads = threads or _threads_of_environment()
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
+
+
+def _threads_of_environment() -> int | None:
+    """``OMP_NUM_THREADS``, of which a list (one entry a level of nesting) counts by its first; ``None`` without one."""
+    first = os.environ.get(THREADS_VARIABLE, "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 def open_session(model: str | Path | bytes, options: Any = None, *, providers: Sequence[str] = (CPU_PROVIDER,)) -> Any:

@@ -24,6 +24,9 @@ class Progress(Protocol):
     def task(self, title: str, total: float | None = None) -> AbstractContextManager[Task]:
         """A bar for ``total`` units of work (``None``: unknown), open for the length of the ``with`` block."""
 
+    def say(self, line: str) -> None:
+        """A line that stays: what has just been found, while the rest goes on."""
+
 
 class _SilentTask:
     def advance(self, amount: float = 1, note: str | None = None) -> None:
@@ -34,6 +37,9 @@ class _Silent:
     @contextlib.contextmanager
     def task(self, title: str, total: float | None = None) -> Iterator[Task]:
         yield _SilentTask()
+
+    def say(self, line: str) -> None:
+        pass
 
 
 SILENT: Progress = _Silent()

@@ -107,6 +107,47 @@ def measure_cost(
     )
 
 
+def cost_of_run(
+    bundle: Bundle, settings: RunSettings, photo: Clip, output: Path, *, show_progress: bool = False
+) -> Cost:
+    """What one restoration in a process of its own cost, for a photo that is wanted anyway: nothing is run twice, so
+    there are no single stages and no warm-up.
+
+    Args:
+        bundle: opened.
+        settings: how it restores.
+        photo: the images.
+        output: where the restored photo stays.
+        show_progress: let the process draw its bars on stderr.
+
+    Raises:
+        EngineError: the command failed.
+        ResourceError: memory ran out.
+    """
+    gpu, no_gpu = open_gpu() if settings.provider.lower() in GPU_PROVIDERS else (None, "")
+    try:
+        with watch_state(gpu) as state:
+            fresh = restore_afresh(
+                bundle, photo, settings, output=output, gpu=gpu, no_gpu=no_gpu, show_progress=show_progress
+            )
+    finally:
+        if gpu is not None:
+            gpu.close()
+    tile_s = percentiles(fresh.tile_s) if fresh.tile_s else {}
+    return Cost(
+        stages=(),
+        tile_s=tile_s,
+        tiles_per_s=1 / tile_s["p50"] if tile_s.get("p50") else None,
+        photo_s=fresh.seconds,
+        photo=f"{fresh.width}x{fresh.height}" if fresh.seconds is not None else None,
+        load_s=fresh.load_s,
+        memory=fresh.memory,
+        energy_method="not counted in a single run",
+        clocks=state.clocks,
+        load_average=state.load,
+    )
+
+
 def cost_checks(cost: Cost) -> tuple[Check, ...]:
     """The numbers by name, informative: what a later run's ``--baseline`` compares.
 

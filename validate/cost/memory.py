@@ -36,12 +36,16 @@ class FreshRun:
         memory: every peak.
         seconds: the command's own wall time: checking the bundle's hashes, loading, restoring, writing.
         width, height: of the photo, in pixels.
+        tile_s: seconds of every tile, each its batch's share, without loading.
+        load_s: seconds in which engines were loaded.
     """
 
     memory: tuple[Memory, ...]
     seconds: float | None
     width: int
     height: int
+    tile_s: tuple[float, ...] = ()
+    load_s: float = 0.0
 
 
 class VramWatch:
@@ -113,7 +117,14 @@ def family(pid: int) -> set[int]:
 
 
 def restore_afresh(
-    bundle: Bundle, photo: Clip, settings: RunSettings, *, gpu: Gpu | None = None, no_gpu: str = ""
+    bundle: Bundle,
+    photo: Clip,
+    settings: RunSettings,
+    *,
+    output: Path | None = None,
+    gpu: Gpu | None = None,
+    no_gpu: str = "",
+    show_progress: bool = False,
 ) -> FreshRun:
     """Restore a photo with ``livemoments restore`` in a fresh process, and read its peaks.
 
@@ -121,8 +132,10 @@ def restore_afresh(
         bundle: opened.
         photo: the images.
         settings: how it is restored.
+        output: where the result stays; ``None``: nowhere.
         gpu: whose memory is sampled.
         no_gpu: why there is none.
+        show_progress: let the command draw its bars on this process' stderr.
 
     Raises:
         EngineError: the command failed.
@@ -143,14 +156,23 @@ def restore_afresh(
         return watched[0]
 
     with tempfile.TemporaryDirectory(prefix="livemoments-cost-") as folder:
-        command = _command(bundle, photo, settings, Path(folder) / "restored.png")
-        cost = measure_process(command, watch=watch if uses_gpu and gpu is not None else None)
+        command = _command(bundle, photo, settings, output or Path(folder) / "restored.png")
+        watched_by = watch if uses_gpu and gpu is not None else None
+        cost = measure_process(command, watch=watched_by, show_progress=show_progress)
     _check(cost)
     if watched:
         vram = watched[0].memory()
     document = json.loads(cost.stdout)
     rss = Memory(kind="peak_rss", bytes=cost.peak_rss_bytes, method="getrusage of a fresh 'livemoments restore'")
-    return FreshRun((rss, vram, _footprint(cost)), document["seconds"], document["width"], document["height"])
+    timings = document["timings"]
+    return FreshRun(
+        (rss, vram, _footprint(cost)),
+        document["seconds"],
+        document["width"],
+        document["height"],
+        tile_s=tuple(timings["tile_seconds"]),
+        load_s=sum(entry["seconds"] for name, entry in timings["stages"].items() if name.startswith("load:")),
+    )
 
 
 def runtime_memory(backend: Backend) -> Memory:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from livemoments.validate.report.gate import gate, held_to_limits
 from livemoments.validate.report.numbers import format_bytes, format_limit, format_seconds, format_value
@@ -19,6 +19,47 @@ def report_text(report: ValidationReport) -> str:
     return "\n".join(_lines(report))
 
 
+def parity_line(rungs: Sequence[Rung]) -> str:
+    """The ladder in one line."""
+    held = [rung for rung in rungs if rung.limit is not None]
+    failed = [rung for rung in held if rung.status == "fail"]
+    photo = next((rung for rung in rungs if rung.level == "photo" and rung.name == "result"), None)
+    parts = [f"{len(held) - len(failed)} of {len(held)} numbers within their limits"]
+    if failed:
+        parts.append(f"{failed[0].level} {failed[0].name} is not: {failed[0].where}")
+    if photo is not None and photo.max_abs is not None:
+        exact = photo.psnr_db is None
+        parts.append(
+            "the photo is the reference's to the last level"
+            if exact
+            else f"the photo within {photo.max_abs:.0f} of 255 levels, {format_value(photo.psnr_db, 'dB')}"
+        )
+    return "; ".join(parts)
+
+
+def checks_line(checks: Sequence[Check]) -> str:
+    """The engine's checks of itself in one line."""
+    failed = [check for check in checks if check.status == "fail"]
+    parts = [f"{len(checks) - len(failed)} of {len(checks)} kept"]
+    return "; ".join([*parts, *(f"{check.name} is not: {check.detail or check.value}" for check in failed)])
+
+
+def quality_line(metrics: Sequence[Metric]) -> str:
+    """What was measured over the data set, in one line."""
+    return "; ".join(_metric(metric) for metric in metrics if metric.mean is not None) or "nothing was measured"
+
+
+def cost_line(cost: Cost) -> str:
+    """The cost in one line."""
+    parts = []
+    if "p50" in cost.tile_s:
+        parts.append(f"a tile {format_seconds(cost.tile_s['p50'])} (p90 {format_seconds(cost.tile_s.get('p90'))})")
+    if cost.photo_s is not None:
+        parts.append(f"a photo of {cost.photo} {format_seconds(cost.photo_s)}")
+    parts += [f"{memory.kind} {format_bytes(memory.bytes)}" for memory in cost.memory if memory.bytes is not None]
+    return ", ".join(parts)
+
+
 def _lines(report: ValidationReport) -> Iterator[str]:
     for level in _LEVELS:
         yield from _rungs([rung for rung in report.ladder if rung.level == level])
@@ -33,7 +74,7 @@ def _lines(report: ValidationReport) -> Iterator[str]:
     for metric in report.metrics:
         yield _line("info", _metric(metric))
     if report.cost is not None:
-        yield _line("info", _cost(report.cost))
+        yield _line("info", cost_line(report.cost))
     held, reasons = len(held_to_limits(report)), gate(report)
     for difference in report.baseline:
         if difference.status == "fail":
@@ -70,7 +111,8 @@ def _rung(rung: Rung) -> str:
 
 def _check(check: Check) -> str:
     limit = format_limit(check.limit, check.unit, check.better)
-    return f"{check.name:<50} {format_value(check.value, check.unit)}{f' (limit {limit})' if limit else ''}"
+    line = f"{check.name:<50} {format_value(check.value, check.unit)}{f' (limit {limit})' if limit else ''}"
+    return f"{line}  {check.detail}" if check.status == "fail" and check.detail else line
 
 
 def _metric(metric: Metric) -> str:
@@ -78,13 +120,3 @@ def _metric(metric: Metric) -> str:
         return f"{metric.title}: {metric.status}"
     before = "" if metric.input_mean is None else f", the input {format_value(metric.input_mean, metric.unit)}"
     return f"{metric.title}: {format_value(metric.mean, metric.unit)}{before} ({metric.count} images)"
-
-
-def _cost(cost: Cost) -> str:
-    parts = []
-    if "p50" in cost.tile_s:
-        parts.append(f"a tile {format_seconds(cost.tile_s['p50'])} (p90 {format_seconds(cost.tile_s.get('p90'))})")
-    if cost.photo_s is not None:
-        parts.append(f"a photo of {cost.photo} {format_seconds(cost.photo_s)}")
-    parts += [f"{memory.kind} {format_bytes(memory.bytes)}" for memory in cost.memory if memory.bytes is not None]
-    return ", ".join(parts)

@@ -185,5 +185,5 @@ def provider_option(function: Function) -> Function:
 
 def threads_option(function: Function) -> Function:
     """``--threads``: how many threads onnxruntime uses within an operator."""
-    text = "CPU threads.  [default: one per core]"
+    text = "CPU threads.  [default: OMP_NUM_THREADS, else one per core]"
     return click.option("--threads", type=click.IntRange(min=1), metavar="N", help=text)(function)

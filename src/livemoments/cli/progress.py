@@ -1,6 +1,5 @@
-"""The command line's progress: bars on stderr with the time left, for work longer than about a second.
-
-Nothing is drawn when stderr is not a terminal, so that logs stay clean.
+"""The command line's progress on stderr, with the time left: bars on a terminal, for work longer than about a second;
+elsewhere (logs, CI) a line a minute, so that hours of work do not look like a hang and logs stay short.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
+from livemoments.cli.output import human_seconds, printable
 from livemoments.progress import SILENT, Progress, Task
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Work shorter than this shows nothing at all.
 DELAY_S = 1.0
+# Where there is no terminal, what is being done is said this often.
+EVERY_S = 60.0
 # Once past the delay, a bar must have been open this long: a row of very short tasks does not flicker.
 _SETTLE_S = 0.2
 # Tiles of the full-size network can take minutes each on a CPU; the speed is averaged over this long.
@@ -29,11 +31,11 @@ _SHORTEN_FROM = 100_000
 
 
 def reporter(*, quiet: bool = False, stream: IO[str] | None = None) -> Progress:
-    """The reporter for one command: bars when ``stream`` (stderr) is a terminal, else silence."""
+    """The reporter for one command: bars when ``stream`` (stderr) is a terminal, else a line a minute."""
     stream = sys.stderr if stream is None else stream
-    if quiet or not stream.isatty():
+    if quiet:
         return SILENT
-    return TerminalProgress(stream)
+    return TerminalProgress(stream) if stream.isatty() else LineProgress(stream)
 
 
 class TerminalProgress:
@@ -63,6 +65,14 @@ class TerminalProgress:
         finally:
             bars.remove_task(task)
             self._leave()
+
+    def say(self, line: str) -> None:
+        """A line above the bars."""
+        with self._lock:
+            if self._bars is not None and self._shown:
+                self._bars.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(printable(line), file=self._stream, flush=True)
 
     def _enter(self) -> Bars:
         with self._lock:
@@ -102,6 +112,73 @@ class _Bar:
         if note is not None:
             self._bars.update(self._task, note=note)
         self._bars.advance(self._task, amount)
+
+
+class LineProgress:
+    """Says what is being done, how far it is and how long it will take, a line at a time: for logs.
+
+    Args:
+        stream: where to.
+        every_s: seconds between two lines; work that is shorter is not mentioned.
+    """
+
+    def __init__(self, stream: IO[str], *, every_s: float = EVERY_S) -> None:
+        self._stream = stream
+        self._every_s = every_s
+        self._lock = threading.Lock()
+        self._open: list[_Counted] = []
+        self._ended: threading.Event | None = None
+
+    @contextlib.contextmanager
+    def task(self, title: str, total: float | None = None) -> Iterator[Task]:
+        """Work that is mentioned while it lasts."""
+        counted = _Counted(title, total)
+        with self._lock:
+            self._open.append(counted)
+            if self._ended is None:
+                self._ended = threading.Event()
+                threading.Thread(target=self._repeat, args=(self._ended,), daemon=True).start()
+        try:
+            yield counted
+        finally:
+            with self._lock:
+                self._open.remove(counted)
+                if not self._open and self._ended is not None:
+                    self._ended.set()
+                    self._ended = None
+
+    def say(self, line: str) -> None:
+        """A line; nothing where stderr has been closed meanwhile."""
+        with contextlib.suppress(OSError, ValueError):
+            print(printable(line), file=self._stream, flush=True)
+
+    def _repeat(self, ended: threading.Event) -> None:
+        while not ended.wait(self._every_s):
+            with self._lock:
+                line = "; ".join(str(counted) for counted in self._open)
+            if line:
+                self.say(line)
+
+
+class _Counted:
+    def __init__(self, title: str, total: float | None) -> None:
+        self._title, self._total, self._note = title, total, ""
+        self._done = 0.0
+        self._started_s = time.monotonic()
+
+    def advance(self, amount: float = 1, note: str | None = None) -> None:
+        self._done += amount
+        self._note = self._note if note is None else note
+
+    def __str__(self) -> str:
+        spent_s = time.monotonic() - self._started_s
+        text = f"{self._title}: {human_seconds(spent_s)}"
+        if self._total:
+            done = min(self._done, self._total)
+            text += f", {shorten(done, self._total)} of {shorten(self._total, self._total)}"
+            if done:
+                text += f", about {human_seconds(spent_s * (self._total - done) / done)} left"
+        return text + (f" ({self._note})" if self._note else "")
 
 
 def _make_bars(stream: IO[str]) -> Bars:
