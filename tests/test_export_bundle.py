@@ -88,9 +88,7 @@ def test_manifest(bundle: Bundle, checkpoint: Path) -> None:
 
 def test_two_exports_are_equal_byte_for_byte(checkpoint: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        export_bundle(
-            checkpoint, tmp_path / name, tiles=TILES[1:], overlap=8, stages=[Stage.REFERENCE], verify="none"
-        )
+        export_bundle(checkpoint, tmp_path / name, tiles=TILES[1:], overlap=8, stages=[Stage.REFERENCE], verify="none")
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
     assert len(files) == 3
     for name in files:
