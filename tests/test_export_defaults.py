@@ -1,25 +1,20 @@
-"""What an export does when it is told nothing: tile and overlap from the checkpoint; and how far a trace reaches."""
+"""What an export does when it is told nothing: tile and overlap from the checkpoint; the batches of a trace."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import AutoencoderKL
 from export_support import make_nano
 
 from livemoments.checkpoints import copy_trained_checkpoint
 from livemoments.errors import CheckpointError, UsageError
 from livemoments.export.pipeline import default_overlap, default_tile, export_bundle
-from livemoments.export.plan import StageGraph
-from livemoments.export.stages import VaeDecoderStage
-from livemoments.export.to_onnx import _export, traced_batches
-from livemoments.export.weights import WeightSource
+from livemoments.export.to_onnx import traced_batches
 from livemoments.reference.checkpoint import read_configs
 from livemoments.reference.checkpoint_sizes import SIZES
 from livemoments.reference.layout import locate
-from livemoments.types import Size, Stage, TensorSpec
+from livemoments.types import Size, Stage
 
 
 def test_the_shortest_form_takes_tile_and_overlap_from_the_checkpoint(tmp_path: Path) -> None:
@@ -60,30 +55,6 @@ def test_an_overlap_of_a_whole_tile_is_refused(tmp_path: Path) -> None:
 )
 def test_the_batches_a_trace_stands_for(tile: str, batches: tuple[int, int]) -> None:
     assert traced_batches(tile) == batches
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("side", [1024, 1072, 2048, 3072])
-def test_the_published_decoder_is_traced_at_full_size(side: int) -> None:
-    """On the meta device: no weights and no memory, but every shape that a trace of the real one has."""
-    with torch.device("meta"):
-        autoencoder = AutoencoderKL.from_config(SIZES["sd3-medium"].vae())
-    module = VaeDecoderStage(autoencoder).to(torch.float16)
-    graph = StageGraph(
-        stage=Stage.VAE_DECODER,
-        size=f"{side}x{side}",
-        module=module,
-        weights=WeightSource({}, Path("none")),
-        weight_name=str,
-        inputs=(TensorSpec("latent", "float16", ("batch", 16, side // 8, side // 8)),),
-        outputs=(TensorSpec("image", "float32", ("batch", 3, side, side)),),
-        parameters_before=0,
-    )
-    model = _export(graph).model
-    (output,) = model.graph.outputs
-    batch, *rest = output.shape
-    assert rest == [3, side, side]
-    assert not isinstance(batch, int)
 
 
 def test_a_checkpoint_may_say_its_own_tile(tmp_path: Path) -> None:
