@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from livemoments.errors import EngineError
+from livemoments.validate import meters
 from livemoments.validate.meters import describe_machine, measure_process
 
 MB = 1_000_000
@@ -35,6 +37,29 @@ def test_exit_codes_and_errors_come_back() -> None:
 def test_a_command_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(EngineError, match="could not be started"):
         measure_process(["no-such-command-anywhere"])
+
+
+@pytest.mark.parametrize(
+    ("table", "processor", "instructions"),
+    [
+        (
+            "processor\t: 0\nmodel name\t: Some CPU: fast\nflags\t\t: fpu avx avx2 avx512f avx512_vnni amx_int8\n\n"
+            "processor\t: 1\nmodel name\t: Other\nflags\t\t: fpu\n",
+            "Some CPU: fast",
+            "AVX2, AVX512, AVX512-VNNI, AMX-INT8",
+        ),
+        ("model name\t: Zen\nflags\t\t: avx2\n", "Zen", "AVX2"),
+        ("model name\t: Arm\nFeatures\t: fp asimd asimddp i8mm\n", "Arm", "NEON, DotProd, I8MM"),
+        ("model name\t: Bare\n", "Bare", "unknown"),
+    ],
+)
+def test_kernels_depend_on_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, processor: str, instructions: str
+) -> None:
+    (tmp_path / "cpuinfo").write_text(table)
+    monkeypatch.setattr(meters, "_CPUINFO", tmp_path / "cpuinfo")
+    machine = describe_machine()
+    assert (machine["processor"], machine["instructions"]) == (processor, instructions)
 
 
 def test_the_machine_is_described() -> None:
