@@ -10,6 +10,8 @@ from livemoments.runtime._tiff import Tiff, TiffError
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither stuffing, nor fill bytes, nor a restart
 _SOI, _SOS, _EOI, _TEM = 0xD8, 0xDA, 0xD9, 0x01
+MAX_SCANS = 100
+"""Of a progressive JPEG; encoders make about ten. Each goes through the whole picture: a thousand take a minute."""
 
 
 def container(data: bytes) -> str | None:
@@ -49,14 +51,16 @@ def _check_png(data: bytes) -> str | None:
 
 
 def _check_jpeg(data: bytes) -> str | None:
-    at, scanned = 2, False
+    at, scans = 2, 0
     while match := _JPEG_MARKER.search(data, at):
         marker, at = data[match.start() + 1], match.end()
         if marker == _EOI:
-            return None if scanned else "it ends before any picture data"
+            return None if scans else "it ends before any picture data"
         if marker in (_SOI, _TEM):
             continue
-        scanned = scanned or marker == _SOS
+        scans += marker == _SOS
+        if scans > MAX_SCANS:
+            return f"it has more than {MAX_SCANS} scans"
         at += max(2, int.from_bytes(data[at : at + 2], "big"))
     return f"the file ends after {len(data)} bytes, before the closing EOI marker"
 

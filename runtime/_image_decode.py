@@ -21,26 +21,41 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from livemoments.errors import ImageError, ResourceError
+from livemoments.pixel_limit import max_pixels
 from livemoments.runtime import _png, _tiff, _xmp
+from livemoments.runtime._colour_codes import ColourCodeError, adobe_rgb, profile_of_codes
 from livemoments.runtime._damage import container, find_damage
+from livemoments.runtime._jpeg import find_warning
 
-MAX_PIXELS = 400_000_000  # above every camera's photo (200 megapixels); 2.4 GB at 16 bit
+_TOO_LARGE = "scale it down, or say livemoments --max-pixels N COMMAND"
 _READABLE = "use a PNG, JPEG, TIFF or WebP file"
 _DECODERS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "HEIF")
 """Pillow's names of the documented formats: no other of its decoders is started (EPS would run Ghostscript)."""
 _AGAIN = "copy or download the file again"
+_PNG_XMP, _PNG_OLD_EXIF = "XML:com.adobe.xmp", "Raw profile type exif"
+_PHOTOSHOP_IPTC, _TIFF_IPTC = 0x0404, 33723
+_METRES_PER_INCH = 0.0254
+_BRIGHT_PERCENT = 99.9
+_FULL_SCALES = ((4.0, 1.0), (1024.0, 255.0))
+"""Where a float picture's bright pixels end, and the full scale that it then has: highlights overshoot, and single
+pixels by far, but a picture of 0 to 255 is not dark up to its brightest thousandth."""
 _pillow_limit_lock = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What one file holds: (H, W, 3) uint8 or uint16 pixels, upright RGB, and the metadata that belongs to them."""
+    """What one file holds: (H, W, 3) uint8 or uint16 pixels, upright RGB, and the metadata that belongs to them.
+
+    ``not_read`` names metadata that the file holds and this project does not carry.
+    """
 
     pixels: np.ndarray
     icc_profile: bytes | None
     exif: bytes | None
     xmp: bytes | None
     format: str
+    resolution_dpi: tuple[float, float] | None = None
+    not_read: tuple[str, ...] = ()
 
 
 def decode(path: str | os.PathLike[str], data: bytes) -> Decoded:
@@ -60,15 +75,16 @@ def decode(path: str | os.PathLike[str], data: bytes) -> Decoded:
     if kind == "HEIC" and not _register_heif():
         raise ImageError(path, "HEIC needs the package pillow-heif", fix="pip install pillow-heif, or convert to PNG")
     try:
-        with _pixel_limit():
+        with _pillow_limit_off():
             if kind == "TIFF":
                 return _decode_tiff(path, data)
-            with _open(path, data) as image:
+            # Pillow ends at texts and profiles of more than 1 MiB: they are read here instead
+            with _open(path, _png.without_texts(data) if kind == "PNG" else data) as image:
+                if kind == "JPEG" and (warning := find_warning(data)):
+                    raise ImageError(path, f"this JPEG is damaged inside: {warning}", fix=_AGAIN)
                 return _decode_image(path, image, data, _orientation(image))
     except (ImageError, ResourceError):
         raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(path, f"too large: {error}", fix="scale it down, or cut it into parts") from None
     except UnidentifiedImageError:
         if kind is None:
             raise ImageError(path, "not an image that can be read", fix=_READABLE) from None
@@ -99,9 +115,14 @@ def _decode_tiff(path: str | os.PathLike[str], data: bytes) -> Decoded:
 def _decode_image(path: str | os.PathLike[str], image: Image.Image, data: bytes, orientation: int) -> Decoded:
     if getattr(image, "is_animated", False):
         image.seek(0)
-    exif, xmp = _exif(image, data), image.info.get("xmp")  # before load(), which may close the file
     name = image.format or "unknown"
-    icc = image.info.get("icc_profile") or None
+    if name == "PNG":
+        texts = _png.texts(data)
+        image.info |= {"xmp": texts.get(_PNG_XMP), "Raw profile type exif": texts.get(_PNG_OLD_EXIF)}
+        image.info["icc_profile"] = _png.profile(data)
+    exif, xmp = _exif(image, data), image.info.get("xmp")  # before load(), which may close the file
+    icc = _stated_profile(path, image, data, exif)
+    resolution, not_read = _resolution(image, data), ("iptc",) * _has_iptc(image, data)
     image.load()
     is_deep = (name == "PNG" and _png.bit_depth(data) == 16) or (name == "TIFF" and _is_deep_tiff(path, data))
     if is_deep and not image.mode.startswith("I"):
@@ -112,7 +133,53 @@ def _decode_image(path: str | os.PathLike[str], image: Image.Image, data: bytes,
         icc = None
     if isinstance(xmp, str):
         xmp = xmp.encode()
-    return Decoded(turn(pixels, orientation), icc, exif, _xmp.make_upright(xmp) if xmp else None, name)
+    xmp = _xmp.make_upright(xmp) if xmp else None
+    return Decoded(turn(pixels, orientation), icc, exif, xmp, name, resolution, not_read)
+
+
+def _stated_profile(path: str | os.PathLike[str], image: Image.Image, data: bytes, exif: bytes | None) -> bytes | None:
+    """The pixels' ICC profile: what a PNG's cICP says before its iCCP, a HEIC's nclx and EXIF's Adobe RGB where there
+    is no profile.
+
+    Raises:
+        ImageError: HDR, or a colour space that is not known.
+    """
+    icc = image.info.get("icc_profile") or None
+    codes = _png.colour_codes(data) if image.format == "PNG" else None
+    nclx = image.info.get("nclx_profile")
+    if codes is None and icc is None and isinstance(nclx, dict):
+        codes = int(nclx.get("color_primaries", 2)), int(nclx.get("transfer_characteristics", 2))
+    if codes is not None:
+        try:
+            return profile_of_codes(*codes)
+        except ColourCodeError as error:
+            fix = "export it in standard dynamic range, as sRGB or Display P3"
+            raise ImageError(path, str(error), fix=fix) from None
+    with contextlib.suppress(_tiff.TiffError):
+        if icc is None and exif is not None and _tiff.is_adobe_rgb(exif):
+            return adobe_rgb()
+    return icc
+
+
+def _resolution(image: Image.Image, data: bytes) -> tuple[float, float] | None:
+    """Dots per inch, across and down, from PNG's pHYs or JPEG's JFIF header; EXIF carries its own."""
+    if image.format == "PNG":
+        metres = _png.pixels_per_metre(data)
+        return None if metres is None else (metres[0] * _METRES_PER_INCH, metres[1] * _METRES_PER_INCH)
+    unit, density = image.info.get("jfif_unit"), image.info.get("jfif_density")
+    if unit not in (1, 2) or not density or min(density) < 1:
+        return None
+    scale = 1.0 if unit == 1 else 2.54  # dots per inch, or per centimetre
+    return density[0] * scale, density[1] * scale
+
+
+def _has_iptc(image: Image.Image, data: bytes) -> bool:
+    """Whether there are IPTC records (captions, credits): in a JPEG's or a TIFF's Photoshop block or tag."""
+    if image.format == "TIFF":
+        tiff = _tiff.Tiff(data)
+        return _TIFF_IPTC in tiff.directory(tiff.first)[0]
+    blocks = image.info.get("photoshop")
+    return isinstance(blocks, dict) and _PHOTOSHOP_IPTC in blocks
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -127,12 +194,12 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _pixel_limit() -> Iterator[None]:
-    """Pillow's own limit is one global number, and warns at half of it: replaced while a file is being read."""
+def _pillow_limit_off() -> Iterator[None]:
+    """Pillow's own limit is one global number, and warns at half of it: off while a file is being read (ours holds)."""
     with _pillow_limit_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow raises above twice its limit
+        Image.MAX_IMAGE_PIXELS = None
         try:
             yield
         finally:
@@ -143,10 +210,10 @@ def _open(path: str | os.PathLike[str], data: bytes) -> Image.Image:
     Image.init()
     image = Image.open(io.BytesIO(data), formats=[name for name in _DECODERS if name in Image.OPEN])
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels.get():
         image.close()
-        message = f"too large: {width}x{height} pixels; the limit is {MAX_PIXELS}"
-        raise ImageError(path, message, fix="scale it down, or cut it into parts")
+        message = f"too large: {width}x{height} pixels; the limit is {max_pixels.get():,}"
+        raise ImageError(path, message, fix=_TOO_LARGE)
     return image
 
 
@@ -173,8 +240,9 @@ def _exif(image: Image.Image, data: bytes) -> bytes | None:
         if image.format == "TIFF":
             return _tiff.extract_exif(data)
         block = image.info.get("exif")
-        if block is None and "Raw profile type exif" in image.info:  # how PNGs held EXIF before 2017
-            block = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
+        old = image.info.get("Raw profile type exif")
+        if block is None and old:  # how PNGs held EXIF before 2017
+            block = bytes.fromhex("".join(old.decode("latin-1").split("\n")[3:]))
         return _tiff.set_number(block.removeprefix(b"Exif\0\0"), _tiff.ORIENTATION, 1) if block else None
     except ValueError:
         return None
@@ -217,7 +285,7 @@ def _to_rgb(path: str | os.PathLike[str], image: Image.Image, icc: bytes | None)
 
     Alpha is dropped and the colours under it kept (nothing is composited). CMYK, Lab and grey with a grey profile go
     to sRGB through the profile where it can be used. 16- and 32-bit integers become 16 bit. Floats are taken as
-    [0, 1], or as [0, 255] or [0, 65535] where their largest value says so, and become 16 bit.
+    [0, 1], or as [0, 255] or [0, 65535] where their bright pixels say so, clipped, and become 16 bit.
     """
     mode = image.mode
     if mode.startswith("I"):  # I;16 and its byte orders, I: integers of 32 bits
@@ -242,8 +310,8 @@ def _grey(plane: np.ndarray) -> np.ndarray:
 def _unit_to_16_bit(path: str | os.PathLike[str], plane: np.ndarray) -> np.ndarray:
     if not np.isfinite(plane).all():
         raise ImageError(path, "holds infinite values or NaN", fix="save it as a 16-bit PNG or TIFF")
-    top = float(plane.max())
-    full_scale = next((limit for limit in (1.0, 255.0) if top <= limit), 65535.0)
+    top = float(np.percentile(plane, _BRIGHT_PERCENT))
+    full_scale = next((scale for limit, scale in _FULL_SCALES if top <= limit), 65535.0)
     return np.rint(plane.astype(np.float64).clip(0, full_scale) * (65535 / full_scale)).astype(np.uint16)
 
 

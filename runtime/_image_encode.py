@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,10 +21,13 @@ from PIL import Image
 
 from livemoments.errors import OutputError, UsageError
 from livemoments.runtime import _png, _tiff, _xmp
+from livemoments.runtime._still_exif import is_video_mark, without_video_link
 from livemoments.types import Size
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
 DEEP_FORMATS = ("PNG", "TIFF")
+_WITHOUT_RESOLUTION = ("TIFF", "WEBP")  # beside EXIF's: of TIFF it is a tag of the same directory
+_METRES_PER_INCH = 0.0254
 _MAX_SIDE_PX = {"PNG": (1 << 31) - 1, "TIFF": (1 << 32) - 1, "JPEG": 65500, "WEBP": 16383}  # libjpeg's, libwebp's
 _JPEG_SEGMENT_BYTES = 65533  # a segment's 16-bit length counts itself
 _JPEG_EXIF_BYTES = _JPEG_SEGMENT_BYTES - len(b"Exif\0\0")
@@ -39,6 +43,7 @@ class Metadata:
     icc_profile: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+    resolution_dpi: tuple[float, float] | None = None
     text: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -67,8 +72,8 @@ def encode(
         quality: of JPEG and WebP, 1 to 100.
 
     Returns:
-        The file's bytes, and the names of the metadata it could not hold: ``exif`` (malformed, or above 64 KB in a
-        JPEG) and ``xmp`` (malformed, or above 64 KB in a JPEG).
+        The file's bytes, and the names of the metadata it could not hold: ``exif`` and ``xmp`` (malformed, or above
+        64 KB in a JPEG), ``resolution`` (in a TIFF or WebP, where EXIF states none).
 
     Raises:
         OutputError: the picture is larger than the format allows.
@@ -84,12 +89,16 @@ def encode(
     icc, xmp = metadata.icc_profile or None, _xmp.make_still(metadata.xmp) if metadata.xmp else None
     if name == "JPEG" and xmp is not None and len(xmp) > _JPEG_XMP_BYTES:
         xmp = None
+    dpi = metadata.resolution_dpi
     lost = ("exif",) * is_exif_lost + ("xmp",) * bool(metadata.xmp and xmp is None)
     if name == "PNG":
-        return _encode_png(pixels, icc, exif, xmp, metadata.text), lost
+        return _encode_png(pixels, icc, exif, xmp, dpi, metadata.text), lost
+    if name in _WITHOUT_RESOLUTION and dpi is not None and not _tiff.has_resolution(exif):
+        lost += ("resolution",)
     if name == "TIFF":
         return _tiff.encode_tiff(pixels, icc_profile=icc, exif=exif, xmp=xmp), lost
-    return _encode_lossy(name, pixels, quality, {"icc_profile": icc, "exif": exif, "xmp": xmp}), lost
+    held = {"icc_profile": icc, "exif": exif, "xmp": xmp, "dpi": dpi if name == "JPEG" else None}
+    return _encode_lossy(name, pixels, quality, held), lost
 
 
 def _exif(name: str, size: Size, metadata: Metadata) -> tuple[bytes | None, bool]:
@@ -98,7 +107,9 @@ def _exif(name: str, size: Size, metadata: Metadata) -> tuple[bytes | None, bool
     text = metadata.text if name != "PNG" else {}
     if given is not None:
         try:
-            edited = _tiff.edit_exif(given, size=size, comment=_comment(_tiff.user_comment(given), text))
+            before = _tiff.user_comment(given)
+            comment = _comment("", text) or "" if is_video_mark(before) else _comment(before, text)
+            edited = _tiff.edit_exif(without_video_link(given), size=size, comment=comment)
         except _tiff.TiffError:
             edited = None
         if edited is not None and (name != "JPEG" or len(edited) <= _JPEG_EXIF_BYTES):
@@ -113,9 +124,15 @@ def _comment(before: str, text: Mapping[str, str]) -> str | None:
 
 
 def _encode_png(
-    pixels: np.ndarray, icc: bytes | None, exif: bytes | None, xmp: bytes | None, text: Mapping[str, str]
+    pixels: np.ndarray,
+    icc: bytes | None,
+    exif: bytes | None,
+    xmp: bytes | None,
+    dpi: tuple[float, float] | None,
+    text: Mapping[str, str],
 ) -> bytes:
     chunks = [_png.icc_chunk(icc)] if icc else []
+    chunks += [_png.resolution_chunk(*(round(value / _METRES_PER_INCH) for value in dpi))] if dpi else []
     chunks += [_png.exif_chunk(exif)] if exif else []
     chunks += [_png.xmp_chunk(xmp)] if xmp else []
     chunks += _png.text_chunks(text)
@@ -123,7 +140,7 @@ def _encode_png(
     return _png.insert(cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION])[1].tobytes(), chunks)
 
 
-def _encode_lossy(name: str, pixels: np.ndarray, quality: int, metadata: Mapping[str, bytes | None]) -> bytes:
+def _encode_lossy(name: str, pixels: np.ndarray, quality: int, metadata: Mapping[str, Any]) -> bytes:
     options = {"subsampling": "4:4:4"} if name == "JPEG" and quality >= _FULL_CHROMA_QUALITY else {}
     held = {key: value for key, value in metadata.items() if value}
     if "exif" in held:

@@ -12,6 +12,9 @@ from livemoments.errors import UsageError
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = len(SIGNATURE) + 25  # IHDR: length, name, 13 bytes, CRC
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+_TEXT_CHUNKS = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
+MAX_INFLATED_BYTES = 64 << 20
+"""Of a profile or text. Pillow ends at 1 MiB, which real profiles (printers', cameras') pass."""
 
 
 class PngError(ValueError):
@@ -59,6 +62,69 @@ def only_pixels(png: bytes) -> bytes:
     return b"".join([SIGNATURE, *parts])
 
 
+def without_texts(png: bytes) -> bytes:
+    """The same picture without profile and texts, for a decoder that refuses large ones."""
+    parts = [png[chunk.start : chunk.end] for chunk in walk(png) if chunk.name not in _TEXT_CHUNKS]
+    return b"".join([SIGNATURE, *parts])
+
+
+def profile(png: bytes) -> bytes | None:
+    """iCCP's profile; ``None`` without one, or where it is broken or longer than ``MAX_INFLATED_BYTES``."""
+    for body in _bodies(png, b"iCCP"):
+        _, _, coded = body.partition(b"\0")
+        return _inflated(coded[1:])
+    return None
+
+
+def colour_codes(png: bytes) -> tuple[int, int] | None:
+    """cICP's colour primaries and transfer function, as H.273 numbers them; ``None`` without one."""
+    for body in _bodies(png, b"cICP"):
+        if len(body) == 4:
+            return body[0], body[1]
+    return None
+
+
+def pixels_per_metre(png: bytes) -> tuple[int, int] | None:
+    """pHYs' resolution, x and y; ``None`` without one, or where it states an aspect ratio only."""
+    for body in _bodies(png, b"pHYs"):
+        if len(body) == 9 and body[8] == 1:
+            x, y = struct.unpack(">II", body[:8])
+            return x, y
+    return None
+
+
+def texts(png: bytes) -> dict[str, bytes]:
+    """The texts of tEXt, zTXt and iTXt by keyword, as they were coded; broken and endless ones are left out."""
+    found: dict[str, bytes] = {}
+    for chunk in walk(png):
+        body = png[chunk.start + 8 : chunk.end - 4]
+        keyword, _, rest = body.partition(b"\0")
+        text: bytes | None = None
+        if chunk.name == b"tEXt":
+            text = rest
+        elif chunk.name == b"zTXt":
+            text = _inflated(rest[1:])
+        elif chunk.name == b"iTXt" and len(rest) >= 2:
+            coded = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+            text = _inflated(coded) if rest[0] else coded
+        if text is not None:
+            found[keyword.decode("latin-1")] = text
+    return found
+
+
+def _bodies(png: bytes, name: bytes) -> Iterator[bytes]:
+    return (png[chunk.start + 8 : chunk.end - 4] for chunk in walk(png) if chunk.name == name)
+
+
+def _inflated(coded: bytes) -> bytes | None:
+    stream = zlib.decompressobj()
+    try:
+        plain = stream.decompress(coded, MAX_INFLATED_BYTES)
+    except zlib.error:
+        return None
+    return plain if stream.eof else None
+
+
 def insert(png: bytes, chunks: Iterable[bytes]) -> bytes:
     """Put chunks (made by the functions below) behind IHDR."""
     return b"".join([png[:_HEADER_END], *chunks, png[_HEADER_END:]])
@@ -67,6 +133,11 @@ def insert(png: bytes, chunks: Iterable[bytes]) -> bytes:
 def icc_chunk(profile: bytes) -> bytes:
     """iCCP."""
     return _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
+
+
+def resolution_chunk(x: int, y: int) -> bytes:
+    """pHYs: pixels per metre."""
+    return _chunk(b"pHYs", struct.pack(">IIB", x, y, 1))
 
 
 def exif_chunk(exif: bytes) -> bytes:

@@ -23,6 +23,8 @@ _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 
 PHOTOMETRIC, ORIENTATION, XMP, ICC = 262, 274, 700, 34675
 EXIF_IFD, GPS_IFD, INTEROP_IFD = 34665, 34853, 40965
+_X_RESOLUTION = 282
+_COLOR_SPACE, _UNCALIBRATED, _ADOBE_RGB = 40961, 65535, 2
 _USER_COMMENT, _PIXEL_WIDTH, _PIXEL_HEIGHT = 37510, 40962, 40963
 _THUMBNAIL_AT, _THUMBNAIL_BYTES = 513, 514
 # What describes how pixels lie in a file, as against what they show: never carried from one file to the next.
@@ -32,6 +34,10 @@ _LAYOUT_TAGS = frozenset(
 _STRIP_BYTES = 1 << 20
 _DEFLATE_LEVEL = 4  # level 6 is 1 % smaller on a 12-megapixel photo and takes 25 % longer
 MAX_PIXEL_BYTES = (1 << 32) - (1 << 26)  # classic TIFF's offsets have 32 bits; 64 MiB are left for everything else
+
+
+MAX_ENTRIES = 1000
+"""Of a directory that is carried over: cameras write about a hundred, and readers refuse thousands."""
 
 
 class TiffError(ValueError):
@@ -194,6 +200,35 @@ def _copy_directory(tiff: Tiff, offset: int, editor: _Editor, *, nested: bool = 
     return copied
 
 
+def has_resolution(exif: bytes | None) -> bool:
+    """Whether an EXIF block states a resolution.
+
+    Raises:
+        TiffError: the block is broken.
+    """
+    if exif is None:
+        return False
+    tiff = Tiff(exif)
+    return _X_RESOLUTION in tiff.directory(tiff.first)[0]
+
+
+def is_adobe_rgb(exif: bytes) -> bool:
+    """Whether an EXIF block says that the pixels are Adobe RGB, as cameras do that embed no profile: ColorSpace is 2,
+    or 65535 with the interoperability index R03 (DCF 2.0).
+
+    Raises:
+        TiffError: the block is broken.
+    """
+    tiff = Tiff(exif)
+    entries, _ = tiff.directory(tiff.first)
+    inner = tiff.directory(tiff.number(entries[EXIF_IFD]))[0] if EXIF_IFD in entries else {}
+    space = tiff.number(inner.get(_COLOR_SPACE))
+    if space != _UNCALIBRATED or INTEROP_IFD not in inner:
+        return space == _ADOBE_RGB
+    index = tiff.directory(tiff.number(inner[INTEROP_IFD]))[0].get(1)
+    return index is not None and tiff.value(index).startswith(b"R03")
+
+
 def user_comment(exif: bytes) -> str:
     """UserComment of an EXIF block, stripped; empty where there is none or it is in an unknown code.
 
@@ -215,7 +250,7 @@ def edit_exif(exif: bytes | None, *, size: Size, comment: str | None) -> bytes |
     Args:
         exif: the block, without ``Exif\\0\\0``; None: none yet.
         size: the picture's size in pixels.
-        comment: replaces UserComment where given.
+        comment: replaces UserComment where given; empty: removes it.
 
     Returns:
         The block; None where there was none and there is no comment.
@@ -223,7 +258,7 @@ def edit_exif(exif: bytes | None, *, size: Size, comment: str | None) -> bytes |
     Raises:
         TiffError: the block is broken.
     """
-    if exif is None and comment is None:
+    if exif is None and not comment:
         return None
     editor = _Editor()
     entries: dict[int, Entry] = {}
@@ -233,6 +268,8 @@ def edit_exif(exif: bytes | None, *, size: Size, comment: str | None) -> bytes |
         entries, following = tiff.directory(tiff.first)
         if EXIF_IFD in entries:
             inner = tiff.directory(tiff.number(entries[EXIF_IFD]))[0]
+        if max(len(entries), len(inner)) > MAX_ENTRIES:
+            raise TiffError(f"a directory has more than {MAX_ENTRIES} entries")
         editor = _Editor(exif[: _thumbnail_start(tiff, following)])
         entries = {tag: e for tag, e in entries.items() if e.at + e.n_bytes <= len(editor.blob)}
         inner = {tag: e for tag, e in inner.items() if e.at + e.n_bytes <= len(editor.blob)}
@@ -241,10 +278,13 @@ def edit_exif(exif: bytes | None, *, size: Size, comment: str | None) -> bytes |
         for tag, length in zip(tags, (size.width, size.height), strict=True):
             if tag in directory:
                 directory[tag] = editor.integers(LONG, [length])
-    if comment is not None:
+    if comment == "":
+        inner.pop(_USER_COMMENT, None)
+    elif comment is not None:
         utf16 = "utf-16-le" if editor.order == "<" else "utf-16-be"
         coded = b"ASCII\0\0\0" + comment.encode() if comment.isascii() else b"UNICODE\0" + comment.encode(utf16)
         inner[_USER_COMMENT] = editor.add(UNDEFINED, coded)
+    entries.pop(EXIF_IFD, None)
     if inner:
         entries[EXIF_IFD] = editor.integers(LONG, [editor.add_directory(inner)])
     return editor.finish(entries)

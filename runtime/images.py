@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from livemoments.errors import ImageError, UsageError
+from livemoments.pixel_limit import MAX_PIXELS
 from livemoments.runtime._atomic import check_writable, write_atomically
-from livemoments.runtime._image_decode import MAX_PIXELS, decode
+from livemoments.runtime._image_decode import decode
 from livemoments.runtime._image_encode import DEEP_FORMATS, Metadata, encode, format_of, to_bit_depth
 from livemoments.types import Size
 
@@ -33,7 +34,7 @@ __all__ = [
 
 MIN_SIDE_PX = 64  # below this there are too few latent pixels for the motion encoder's four halvings
 ASPECT_TOLERANCE = 0.01  # relative: rounding video sizes to even numbers stays below, 16:9 against 4:3 does not
-_MAX_FILE_BYTES = 1 << 32  # an uncompressed 16-bit photo of MAX_PIXELS is 2.4 GB: larger files are no photos
+_MAX_FILE_BYTES = 1 << 32  # an uncompressed 16-bit photo of MAX_PIXELS is 1.5 GB: larger files are no photos
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,8 @@ class Photo:
         xmp: the XMP packet, without an orientation.
         path: where it was read from.
         format: Pillow's name of the file's format, e.g. PNG, JPEG, TIFF, WEBP.
+        resolution_dpi: dots per inch, across and down, that a PNG's or JPEG's header states.
+        not_read: metadata that the file holds and this project does not carry: ``iptc``.
     """
 
     pixels: np.ndarray
@@ -55,6 +58,8 @@ class Photo:
     xmp: bytes | None = None
     path: Path | None = None
     format: str = "PNG"
+    resolution_dpi: tuple[float, float] | None = None
+    not_read: tuple[str, ...] = ()
 
     @property
     def size(self) -> Size:
@@ -78,11 +83,12 @@ def read_photo(path: str | os.PathLike[str]) -> Photo:
 
     PNG, JPEG (MPO too), TIFF, WebP and HEIC are read, whatever the suffix. PNG and TIFF keep 16 bits; all else becomes
     8 bit. Alpha is dropped and the colours under it kept. Animations and multi-page files give their first picture.
-    CMYK, Lab and grey-profiled pictures are converted to sRGB through their profile. HEIC needs pillow-heif.
+    CMYK, Lab and grey-profiled pictures are converted to sRGB through their profile. A colour space that is stated
+    otherwise (PNG's cICP, HEIC's nclx, Adobe RGB in EXIF) becomes the profile it stands for. HEIC needs pillow-heif.
 
     Raises:
         ImageError: there is no such file; it is a folder, empty, not an image, damaged, cut short, above
-            ``MAX_PIXELS``, or of a kind that cannot be read.
+            ``MAX_PIXELS``, HDR, or of a kind that cannot be read.
         ResourceError: memory ran out.
     """
     return decode_photo(path, read_image_bytes(path))
@@ -96,7 +102,16 @@ def decode_photo(path: str | os.PathLike[str], data: bytes) -> Photo:
         ResourceError: memory ran out.
     """
     decoded = decode(path, data)
-    return Photo(decoded.pixels, decoded.icc_profile, decoded.exif, decoded.xmp, Path(path), decoded.format)
+    return Photo(
+        decoded.pixels,
+        decoded.icc_profile,
+        decoded.exif,
+        decoded.xmp,
+        Path(path),
+        decoded.format,
+        decoded.resolution_dpi,
+        decoded.not_read,
+    )
 
 
 def read_image_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -173,8 +188,8 @@ def write_image(
 ) -> tuple[str, ...]:
     """Write an image file, complete or not at all; the suffix decides the format.
 
-    EXIF is carried with orientation 1, the new size and without its thumbnail. XMP is carried without claims of a
-    motion photo's video or of a gain map, which the output does not have.
+    EXIF is carried with orientation 1, the new size and without its thumbnail. EXIF and XMP are carried without claims
+    of a motion photo's video or of a gain map, which the output does not have.
 
     Args:
         path: ends in .png, .jpg, .jpeg, .tif, .tiff or .webp; missing folders are made.
@@ -188,7 +203,8 @@ def write_image(
         text: how the picture was made, say: to iTXt chunks in PNG, to EXIF's UserComment (JSON) elsewhere.
 
     Returns:
-        What the file could not hold or was malformed and left out: ``"exif"``, ``"xmp"``; empty as a rule.
+        What the file could not hold or was malformed and left out: ``"exif"``, ``"xmp"``, ``"resolution"``, and what
+        ``like`` held that is never carried: ``"iptc"``; empty as a rule.
 
     Raises:
         UsageError: the suffix, the pixels, the bit depth, the quality or a text item cannot be used.
@@ -207,11 +223,12 @@ def write_image(
         icc_profile=like.icc_profile if icc_profile is None and like else icc_profile,
         exif=like.exif if exif is None and like else exif,
         xmp=like.xmp if xmp is None and like else xmp,
+        resolution_dpi=like.resolution_dpi if like else None,
         text=text or {},
     )
     data, lost = encode(path, pixels, metadata, quality)
     write_atomically(path, data)
-    return lost
+    return (*lost, *like.not_read) if like else lost
 
 
 def ensure_writable(path: str | os.PathLike[str]) -> None:

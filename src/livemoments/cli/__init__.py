@@ -30,6 +30,7 @@ from livemoments.cli import (
 )
 from livemoments.cli.exits import EXIT_BUG, run
 from livemoments.cli.output import prepare_streams
+from livemoments.pixel_limit import MAX_PIXELS, pixel_limit
 from livemoments.version import __version__
 
 PROGRAM = "livemoments"
@@ -66,7 +67,14 @@ class Commands(click.Group):
     "Every command teaches itself: livemoments COMMAND --help.",
 )
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
-def cli() -> None:
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Refuse images of more pixels than this.  [default: {MAX_PIXELS}]",
+)
+@click.pass_context
+def cli(context: click.Context, max_pixels: int | None) -> None:
     """Export LiveMoments photo restoration to engines, run it without PyTorch, prove that it still matches.
 
     A checkpoint (LiveMoments' weights beside those of Stable Diffusion 3 medium) is exported once to a bundle: a
@@ -81,6 +89,8 @@ def cli() -> None:
       livemoments export CHECKPOINT -o BUNDLE --precision fp16
       livemoments restore BUNDLE --frame frame.png --photo photo.jpg -o restored.png
     """
+    if max_pixels is not None:
+        context.with_resource(pixel_limit(max_pixels))
 
 
 for _module in (
