@@ -6,8 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from livemoments.errors import CheckpointError, OutputError
-from livemoments.staging import StagedFolder, output_errors, stage_folder
+from livemoments.errors import CheckpointError
+from livemoments.store.errors import output_errors
+from livemoments.store.folders import StagedFolder, check_destination, stage_folder
 
 NAMES = ("small",)
 CARD_NAME = "README.md"
@@ -68,15 +69,12 @@ def copy_trained_checkpoint(folder: str | os.PathLike[str], name: str = "small",
         OutputError: the folder exists and is not such a copy, or cannot be written.
     """
     source = trained_checkpoint(name)
-    target = Path(folder).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        if _title(target) != _title(source):
-            raise OutputError(target, "exists already and is not a copy of it", fix="name a folder that does not")
-        if not overwrite:
-            raise OutputError(target, "exists already", fix="pass --overwrite to replace it")
+    target = check_destination(
+        folder, is_ours=lambda there: _title(there) == _title(source), kind="a copy of it", overwrite=overwrite
+    )
     with output_errors(target), stage_folder(target) as staged:
         shutil.copytree(source, staged, dirs_exist_ok=True)
-        StagedFolder(target, staged).publish()
+        StagedFolder(target, staged, overwrite=overwrite).publish()
     return Path(folder)
 
 

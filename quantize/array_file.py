@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from livemoments.runtime._atomic import write_atomically
+from livemoments.store.files import write_file
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 """The earliest that zip files can say."""
@@ -40,7 +40,7 @@ def write_arrays(
             np.lib.format.write_array(data, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
             file.writestr(entry, data.getvalue())
     content = buffer.getvalue()
-    write_atomically(path, content + hashlib.sha256(content).digest())
+    write_file(path, content + hashlib.sha256(content).digest())
 
 
 def read_arrays(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, np.ndarray]]:

@@ -6,7 +6,6 @@ selects, and no weight without influence, so that a wrong graph shows in its out
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import math
@@ -21,13 +20,14 @@ from typing import Literal
 import torch
 from diffusers.models.embeddings import PatchEmbed
 
-from livemoments.errors import OutputError, ResourceError, UsageError
+from livemoments.errors import ResourceError, UsageError
 from livemoments.progress import SILENT, Progress, Task
 from livemoments.reference.checkpoint_sizes import COMPONENTS, SIZES, CheckpointSizes, Component
 from livemoments.reference.layout import CONFIG_NAME, FLOW_KEY
 from livemoments.reference.random_weights import CHUNK_ELEMENTS, draw, fill_of, stream_key
 from livemoments.reference.streamed_safetensors import ITEM_BYTES, write_sharded
-from livemoments.staging import StagedFolder, stage_folder
+from livemoments.store.errors import output_errors
+from livemoments.store.folders import StagedFolder, check_destination, stage_folder
 from livemoments.types import FlowNetwork
 from livemoments.version import __version__
 
@@ -41,7 +41,6 @@ _SPARE_BYTES = 1 << 24  # configuration files, pickles' own structure
 _STEM = "diffusion_pytorch_model"
 _POSITION_TABLE = "pos_embed.pos_embed"
 _MOST_WORKERS = 8
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 _FOLDERS: dict[Component, str] = {
     "vae": "sd3/vae",
@@ -112,11 +111,12 @@ def make_checkpoint(
         ResourceError: the disk is too small, or memory ran out.
     """
     sizes = _check_request(size, seed, dtype, only)
-    target = Path(folder).absolute()
-    _check_destination(target, overwrite)
+    target = check_destination(
+        folder, is_ours=lambda there: (there / RECORD_NAME).is_file(), kind="a random checkpoint", overwrite=overwrite
+    )
     parts = [component for component in sizes.components if only is None or component in only]
     try:
-        with stage_folder(target) as staged:
+        with output_errors(target), stage_folder(target) as staged:
             _check_space(target, staged, sum(_stored_bytes(sizes, part, dtype) for part in parts))
             writer = _Writer(staged, sizes, seed, dtype, shard_bytes)
             total = sum(_stored_bytes(sizes, part, dtype) for part in parts)
@@ -126,13 +126,7 @@ def make_checkpoint(
             (staged / CONFIG_NAME).write_text(_INFERENCE_CONFIG.format(flow=_FLOW[sizes.flow]), "utf-8")
             record = {"sizes": asdict(sizes), "seed": seed, "dtype": dtype, "components": parts, "version": __version__}
             (staged / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-            StagedFolder(target, staged).publish()
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise ResourceError(
-                f"{target}: no space left on the disk", fix="free some, or name another place"
-            ) from None
-        raise OutputError(target, f"cannot be written ({error.strerror or error})", fix="name another folder") from None
+            StagedFolder(target, staged, overwrite=overwrite).publish()
     except MemoryError:
         raise ResourceError(f"out of memory while making {target}", fix="use a smaller size, or only=...") from None
     return Path(folder)
@@ -156,15 +150,6 @@ def _check_request(
             f"a checkpoint with flow: {sizes.flow} has no {absent[0]}", fix=f"use some of {', '.join(sizes.components)}"
         )
     return sizes
-
-
-def _check_destination(target: Path, overwrite: bool) -> None:
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not (target / RECORD_NAME).is_file():
-        raise OutputError(target, "exists already and is not a random checkpoint", fix="name a folder that does not")
-    if not overwrite:
-        raise OutputError(target, "exists already", fix="pass --overwrite to replace it")
 
 
 def _check_space(target: Path, place: Path, needed_bytes: int) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 
 from livemoments.errors import ImageError, UsageError
 from livemoments.pixel_limit import MAX_PIXELS
-from livemoments.runtime._atomic import check_writable, write_atomically
 from livemoments.runtime._image_decode import decode
 from livemoments.runtime._image_encode import DEEP_FORMATS, Metadata, encode, format_of, to_bit_depth
+from livemoments.store.files import check_file, write_file
 from livemoments.types import Size
 
 __all__ = [
@@ -227,7 +227,7 @@ def write_image(
         text=text or {},
     )
     data, lost = encode(path, pixels, metadata, quality)
-    write_atomically(path, data)
+    write_file(path, data)
     return (*lost, *like.not_read) if like else lost
 
 
@@ -239,4 +239,4 @@ def ensure_writable(path: str | os.PathLike[str]) -> None:
         OutputError: a file cannot be written there.
     """
     format_of(path)
-    check_writable(path)
+    check_file(path)

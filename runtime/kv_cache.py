@@ -8,21 +8,20 @@ and carry a checksum: a damaged one is a miss, never data.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from livemoments.errors import OutputError, ResourceError
+from livemoments.errors import OutputError
 from livemoments.runtime.kv_codecs import Codec, NativeCodec
-from livemoments.staging import remove_leftovers
+from livemoments.store.claims import claim, remove_left_behind
+from livemoments.store.errors import output_errors
+from livemoments.store.files import PARTIAL
 
 _MAGIC = b"livemoments-kv 1\n"
 _DIGEST_BYTES = 32
@@ -63,7 +62,7 @@ class KvCache:
         self.misses = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.folder, ".partial-")
+            remove_left_behind(self.folder, PARTIAL)
         except OSError as error:
             raise OutputError(
                 folder, f"cannot hold the cache ({error.strerror})", fix="choose another --kv-cache"
@@ -97,28 +96,18 @@ class KvCache:
     def _save(self, path: Path, stored: Mapping[str, np.ndarray], dtypes: Mapping[str, np.dtype]) -> None:
         header = json.dumps([[n, a.dtype.str, a.shape, dtypes[n].str] for n, a in stored.items()]).encode() + b"\n"
         pieces: list[bytes | memoryview] = [_MAGIC, header, *map(_bytes, stored.values())]
-        temporary = None
-        try:
-            handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".partial-{os.getpid()}-")
-            temporary = Path(name)
-            digest = hashlib.sha256()
-            with os.fdopen(handle, "wb") as stream:
-                for piece in pieces:
-                    digest.update(piece)
-                    stream.write(piece)
-                stream.write(digest.digest())
-            temporary.replace(path)
-            temporary = None
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ResourceError(
-                    f"{self.folder}: the disk is full", fix="empty the cache or drop --kv-cache"
-                ) from None
-            raise OutputError(self.folder, f"the cache cannot be written ({error.strerror})") from None
-        finally:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
+        with output_errors(self.folder, fix="choose another --kv-cache"):
+            own = claim(self.folder, PARTIAL)
+            try:
+                digest = hashlib.sha256()
+                with own.path.open("xb") as stream:
+                    for piece in pieces:
+                        digest.update(piece)
+                        stream.write(piece)
+                    stream.write(digest.digest())
+                own.path.replace(path)
+            finally:
+                own.remove()
 
     def _load(self, path: Path) -> dict[str, np.ndarray] | None:
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,10 +17,11 @@ from typing import Literal
 
 import numpy as np
 
-from livemoments.errors import OutputError, ResourceError, UsageError
+from livemoments.errors import ResourceError, UsageError
 from livemoments.runtime.backends.base import Array, to_host
 from livemoments.runtime.kv_codecs import Codec, find_codec
-from livemoments.staging import remove_leftovers
+from livemoments.store.claims import Claim, claim, remove_left_behind
+from livemoments.store.errors import output_errors
 
 KvKey = tuple[int, int]
 """(number of the tile batch within its group, schedule point)."""
@@ -172,11 +172,11 @@ def open_store(
         finally:
             store.clear()
     elif kind == "disk":
-        folder = _make_folder(Path(tempfile.gettempdir()) if parent is None else parent)
+        own = _make_folder(Path(tempfile.gettempdir()) if parent is None else parent)
         try:
-            yield DiskStore(found, folder)
+            yield DiskStore(found, own.path)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            own.remove()
     else:
         raise UsageError(f"'{kind}' is no place for keys and values", fix="use host or disk")
 
@@ -190,14 +190,13 @@ def budget_error(needed_bytes: int, budget_bytes: int) -> ResourceError:
     )
 
 
-def _make_folder(parent: Path) -> Path:
-    try:
-        remove_leftovers(parent, _DISK_PREFIX)
-        return Path(tempfile.mkdtemp(dir=parent, prefix=f"{_DISK_PREFIX}{os.getpid()}-"))
-    except OSError as error:
-        raise OutputError(
-            parent, f"no temporary folder can be made here ({error.strerror})", fix="set TMPDIR"
-        ) from None
+def _make_folder(parent: Path) -> Claim:
+    """A temporary folder that nobody else may look into."""
+    with output_errors(parent, fix="set TMPDIR to a folder that can be written"):
+        remove_left_behind(parent, _DISK_PREFIX)
+        own = claim(parent, _DISK_PREFIX)
+        own.path.mkdir(mode=0o700)
+    return own
 
 
 def _disk_error(folder: Path, error: OSError, needed_bytes: int) -> ResourceError:

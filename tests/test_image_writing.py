@@ -10,9 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+from hidden_entries import being_written, left_behind
 from image_files import noise
 
-from livemoments.errors import OutputError, UsageError
+from livemoments.errors import OutputError, ResourceError, UsageError
 from livemoments.runtime.images import ensure_writable, write_image
 
 MAX_READ_COPIES = 5.0  # peak memory of reading a 16-bit PNG, in sizes of its pixels
@@ -66,7 +67,7 @@ def test_a_failed_write_leaves_nothing_new(tmp_path, monkeypatch, failure, exist
         raise failure
 
     monkeypatch.setattr(os, "fsync", fail)
-    expected = OutputError if isinstance(failure, OSError) else KeyboardInterrupt
+    expected = ResourceError if isinstance(failure, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         write_image(target, noise(1))
     assert [p.name for p in tmp_path.iterdir()] == (["a.png"] if exists else [])
@@ -85,7 +86,7 @@ def test_a_full_disk_is_an_output_error(tmp_path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert "cannot be written (File too large)" in run.stderr
+    assert "cannot be written (file too large)" in run.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -98,7 +99,7 @@ def test_a_folder_without_permission_is_an_output_error(tmp_path) -> None:
         "failures = 0\n"
         "for work in (ensure_writable, lambda path: write_image(path, np.zeros((9, 9, 3), np.uint8))):\n"
         "    try:\n        work(sys.argv[1])\n"
-        "    except OutputError as error:\n        failures += 'Permission denied' in error.message\n"
+        "    except OutputError as error:\n        failures += 'permission denied' in error.message\n"
         "sys.exit(failures)\n"
     )
     tmp_path.chmod(0o555)
@@ -108,14 +109,13 @@ def test_a_folder_without_permission_is_an_output_error(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_writers_leftovers_go_with_the_next_write(tmp_path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    for name in ("a.png", "b[1].png"):
-        (tmp_path / f".{name}.partial-{dead.pid}-0a1b").write_bytes(b"half")
-        (tmp_path / f".{name}.partial-{os.getpid()}-0a1b").write_bytes(b"another thread's")
+@pytest.mark.parametrize("name", ["a.png", "b[1].png"])
+def test_a_killed_writers_leftovers_go_with_the_next_write(tmp_path, name) -> None:
+    left_behind(tmp_path / f".{name}.partial-1234abcd", is_folder=False)
+    with being_written(tmp_path / f".{name}.partial-5678abcd", is_folder=False):
         write_image(tmp_path / name, noise(1))
-        assert {p.name for p in tmp_path.iterdir() if name in p.name} == {name, f".{name}.partial-{os.getpid()}-0a1b"}
+        running = {f".{name}.partial-5678abcd", f".{name}.partial-5678abcd.lock"}
+        assert {p.name for p in tmp_path.iterdir()} == {name, *running}
 
 
 def test_places_that_cannot_be_written(tmp_path) -> None:

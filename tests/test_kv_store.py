@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from hidden_entries import left_behind
 
 from livemoments.errors import OutputError, ResourceError, UsageError
 from livemoments.runtime.kv_cache import KvCache, content_key
@@ -105,9 +106,7 @@ def test_disk_folder_is_gone_after_use_error_and_interrupt(
 
 
 def test_folders_of_killed_processes_are_removed(tmp_path: Path) -> None:
-    dead = tmp_path / ".livemoments-kv.partial-999999999-x"
-    dead.mkdir()
-    (dead / "0.npy").write_bytes(b"x")
+    dead = left_behind(tmp_path / ".livemoments-kv.partial-1234abcd")
     with open_store("disk", parent=tmp_path):
         assert not dead.exists()
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
+from hidden_entries import left_behind
 from torch import Tensor, nn
 
 from livemoments.errors import OutputError, ResourceError, UsageError
@@ -405,9 +406,7 @@ def test_progress_adds_up_and_an_interrupt_leaves_nothing(tmp_path: Path) -> Non
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
-    left = tmp_path / ".x.partial-999999999-abc"
-    left.mkdir()
-    (left / "shard").write_bytes(b"half")
+    left_behind(tmp_path / ".x.partial-1234abcd")
     make_checkpoint(tmp_path / "x", only=["scheduler"])
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 

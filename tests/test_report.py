@@ -16,12 +16,13 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
+from hidden_entries import left_behind
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from report_samples import sample_report
 
-from livemoments.errors import FileError, OutputError, UsageError
-from livemoments.staging import write_whole
+from livemoments.errors import FileError, OutputError, ResourceError, UsageError
+from livemoments.store.files import write_file
 from livemoments.validate.report import numbers
 from livemoments.validate.report.gate import gate
 from livemoments.validate.report.junit import junit_xml
@@ -188,23 +189,22 @@ def test_an_unknown_format_is_refused_before_anything_is_written(tmp_path: Path)
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "report.json"
-    write_whole(file, b"old")
+    write_file(file, b"old")
 
     def broken(self: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", broken)
-        with pytest.raises(OutputError, match=r"report\.json: cannot be written \(No space left"):
-            write_whole(file, b"new")
+        with pytest.raises(ResourceError, match=r"the disk of .*report\.json is full"):
+            write_file(file, b"new")
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
-    dead = tmp_path / f".report.json.partial-{2**22 + 1}-abc"  # past Linux's largest process id
-    dead.write_bytes(b"half")
-    write_whole(tmp_path / "report.json", b"whole")
+    left_behind(tmp_path / ".report.json.partial-1234abcd", is_folder=False)
+    write_file(tmp_path / "report.json", b"whole")
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 

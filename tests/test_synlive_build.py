@@ -21,6 +21,7 @@ from synlive_videos import moving_frames, tree_bytes, write_video
 from livemoments.cli.synlive import command
 from livemoments.errors import FileError, ImageError, OutputError, UsageError
 from livemoments.runtime.images import read_photo, write_image
+from livemoments.store.claims import only_one
 from livemoments.types import Size
 from livemoments.validate.datasets.index import open_dataset
 from livemoments.validate.simulated_clip import synthetic_photograph
@@ -117,7 +118,7 @@ build_set(sys.argv[1], sys.argv[2], count=8, crop=Size(128, 160), seed=3)
 
 
 def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(videos: Path, built: Path, tmp_path: Path) -> None:
-    journal = tmp_path / ".set.partial-synlive" / "journal.jsonl"
+    journal = tmp_path / ".set.unfinished" / "journal.jsonl"
 
     def finished() -> int:
         return journal.read_bytes().count(b'"pair"') if journal.exists() else 0
@@ -136,9 +137,9 @@ def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(videos: Path, built
     # what a kill in the middle of writing leaves
     with journal.open("ab") as stream:
         stream.write(b'{"pair":{"name":"0009_half')
-    stray = tmp_path / ".set.partial-synlive" / "set" / "lr" / "9999_stray.png"
+    stray = tmp_path / ".set.unfinished" / "set" / "lr" / "9999_stray.png"
     stray.write_bytes(b"half an image")
-    damaged = next((tmp_path / ".set.partial-synlive" / "set" / "gt").glob("0001_*"))
+    damaged = next((tmp_path / ".set.unfinished" / "set" / "gt").glob("0001_*"))
     damaged.write_bytes(damaged.read_bytes()[:100])
     result = build_set(videos, tmp_path / "set", count=8, crop=CROP, seed=3)
     assert result.resumed == before - 1
@@ -151,24 +152,21 @@ def test_what_another_build_left_is_not_mixed_in(videos: Path, tmp_path: Path) -
         build_set(videos, tmp_path / "set", count=500, crop=CROP, gap=9)
     found = int(caught.value.message.split("gave ")[1].split()[0])
     assert f"--count {found} or less" in (caught.value.fix or "")
-    assert (tmp_path / ".set.partial-synlive").is_dir()
+    assert (tmp_path / ".set.unfinished").is_dir()
     result = build_set(videos, tmp_path / "set", count=2, crop=CROP, gap=9)
     assert result.resumed == 2, "the same settings: finished pairs are kept"
     assert len(open_dataset(tmp_path / "set").items) == 2
-    assert not (tmp_path / ".set.partial-synlive").exists()
+    assert not (tmp_path / ".set.unfinished").exists()
     with pytest.raises(ImageError, match="of 500 pairs"):
         build_set(videos, tmp_path / "second", count=500, crop=CROP, gap=9)
     assert build_set(videos, tmp_path / "second", count=2, crop=CROP, gap=9, seed=1).resumed == 0
 
 
 def test_only_one_build_at_a_time(videos: Path, tmp_path: Path) -> None:
-    fcntl = pytest.importorskip("fcntl")
-    partial = tmp_path / ".set.partial-synlive"
+    partial = tmp_path / ".set.unfinished"
     partial.mkdir()
-    with (partial / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="another build is writing there"):
-            build_set(videos, tmp_path / "set", count=1, crop=CROP)
+    with only_one(partial / "lock"), pytest.raises(OutputError, match="another build is writing there"):
+        build_set(videos, tmp_path / "set", count=1, crop=CROP)
 
 
 def test_other_folders_are_never_replaced(videos: Path, built: Path, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from livemoments.errors import BundleError, FileError, OutputError, UsageError
+from livemoments.errors import BundleError, FileError, UsageError
 from livemoments.manifest import SCHEMA_VERSION, FileEntry, Graph, Manifest, StageEntry
-from livemoments.staging import StagedFolder, restore_retired, stage_folder
+from livemoments.store.folders import StagedFolder, check_destination, stage_folder
 from livemoments.types import ReferencePolicy, Size, Stage, TensorSpec
 
 MANIFEST_NAME = "manifest.json"
@@ -266,22 +266,10 @@ def write_bundle(destination: str | os.PathLike[str], *, overwrite: bool = False
     Raises:
         OutputError: the destination exists (and ``overwrite`` is false), is not a bundle, or cannot be written.
     """
-    target = Path(destination).absolute()
-    restore_retired(target)
-    _check_destination(destination, target, overwrite)
+    target = check_destination(destination, is_ours=_is_bundle, kind="a bundle", overwrite=overwrite)
     with stage_folder(target) as folder:
-        yield BundleWriter(target, folder)
+        yield BundleWriter(target, folder, overwrite=overwrite)
 
 
-def _check_destination(destination: str | os.PathLike[str], target: Path, overwrite: bool) -> None:
-    try:
-        if not os.path.lexists(target):
-            return
-        is_bundle = (target / MANIFEST_NAME).is_file()
-        is_empty = target.is_dir() and not any(target.iterdir())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(destination, f"cannot be written ({reason})", fix="choose another folder") from None
-    if not is_empty and not (is_bundle and overwrite):
-        fix = "pass --overwrite to replace it" if is_bundle else "name a folder that does not exist yet"
-        raise OutputError(destination, "exists already" + ("" if is_bundle else " and is not a bundle"), fix=fix)
+def _is_bundle(folder: Path) -> bool:
+    return (folder / MANIFEST_NAME).is_file()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from livemoments.errors import CheckpointError, OutputError
-from livemoments.staging import write_whole
+from livemoments.store.files import write_file
 
 STATE_NAME = "state.pt"
 LOG_NAME = "log.jsonl"
@@ -63,7 +63,7 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_whole(folder / STATE_NAME, buffer.getvalue())
+    write_file(folder / STATE_NAME, buffer.getvalue())
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from livemoments.errors import OutputError
 from livemoments.reference.checkpoint_sizes import CheckpointSizes
-from livemoments.staging import StagedFolder, stage_folder
+from livemoments.store.folders import StagedFolder, stage_folder
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _CARD = "README.md"
@@ -64,7 +64,7 @@ def write_checkpoint(folder: Path, sizes: CheckpointSizes, vae: AutoencoderKL, m
         (staged / "inference_config.yml").write_text(_INFERENCE_CONFIG, "utf-8")
         if card is not None:
             (staged / _CARD).write_text(card, "utf-8")
-        StagedFolder(target, staged).publish()
+        StagedFolder(target, staged, overwrite=True).publish()
     return written
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +12,11 @@ from typing import Any
 
 import msgspec
 
-from livemoments.errors import OutputError, UsageError
+from livemoments.errors import UsageError
 from livemoments.line_journal import LineJournal
-from livemoments.staging import StagedFolder, stage_folder
+from livemoments.store.claims import BusyError, only_one
+from livemoments.store.errors import output_errors
+from livemoments.store.folders import StagedFolder, stage_folder
 from livemoments.validate.harness.image_files import ImageFiles
 from livemoments.validate.harness.image_worker import FinishedImage
 from livemoments.validate.harness.key import key_difference
@@ -139,7 +140,7 @@ class RunStore:
         with stage_folder(target) as staged:
             for role, data in pictures.items():
                 (staged / f"{role}.jpg").write_bytes(data)
-            StagedFolder(target, staged).publish()
+            StagedFolder(target, staged, overwrite=True).publish()
         return {role: f"{PICTURES}/{folder}/{role}.jpg" for role in ROLES if role in pictures}
 
     def _sweep(self) -> None:
@@ -155,6 +156,9 @@ class RunStore:
             path.unlink(missing_ok=True)
 
 
+_LOCK = ".lock"
+
+
 @contextlib.contextmanager
 def only_run_in(work: Path) -> Iterator[None]:
     """Refuse a second run in one folder, while the first is alive.
@@ -163,23 +167,14 @@ def only_run_in(work: Path) -> Iterator[None]:
         UsageError: another process is working there.
         OutputError: the folder cannot be made.
     """
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    except OSError as error:
-        raise OutputError(work, f"cannot be written ({error.strerror})", fix="choose another folder") from None
-    handle = os.open(work, os.O_RDONLY)
-    try:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            with output_errors(work):
+                work.mkdir(parents=True, exist_ok=True)
+                held.enter_context(only_one(work / _LOCK))
+        except BusyError:
             raise UsageError(f"another run is working in {work}", fix="wait for it, or choose another folder") from None
         yield
-    finally:
-        os.close(handle)  # which lets go of the lock
 
 
 def features_file(work: Path, name: str) -> Path:

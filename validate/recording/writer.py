@@ -19,7 +19,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -27,8 +27,10 @@ import numpy as np
 from livemoments.bundle import hash_file
 from livemoments.errors import OutputError
 from livemoments.manifest import FileEntry
-from livemoments.runtime._atomic import write_atomically
-from livemoments.staging import StagedFolder, output_errors, restore_retired, sync_file
+from livemoments.store.claims import BusyError, only_one
+from livemoments.store.errors import output_errors
+from livemoments.store.files import sync_file, write_file
+from livemoments.store.folders import StagedFolder, check_destination
 from livemoments.validate.recording.schema import META_NAME, ImageEntry, RecordingMeta, StorageType
 from livemoments.validate.recording.tensor_file import TensorWriter
 
@@ -136,8 +138,9 @@ class RecordingWriter:
         folder: where files go.
     """
 
-    def __init__(self, destination: Path, work: Path) -> None:
+    def __init__(self, destination: Path, work: Path, *, overwrite: bool) -> None:
         self.folder = work / "recording"
+        self._overwrite = overwrite
         self._destination = destination
         self._work = work
         self._entries: dict[str, _Finished] = {}
@@ -185,7 +188,7 @@ class RecordingWriter:
         with output_errors(self._destination):
             for path in files:
                 sync_file(self.folder / path)
-        write_atomically(self._work / "finished" / f"{name}.json", msgspec.json.encode(done, order="sorted"))
+        write_file(self._work / "finished" / f"{name}.json", msgspec.json.encode(done, order="sorted"))
         self._entries[name] = done
 
     def commit(self, meta: RecordingMeta) -> None:
@@ -200,7 +203,7 @@ class RecordingWriter:
         encoded = msgspec.json.format(msgspec.json.encode(complete, order="sorted"), indent=1)
         with output_errors(self._destination):
             (self.folder / META_NAME).write_bytes(encoded + b"\n")
-        StagedFolder(self._destination, self.folder).publish()
+        StagedFolder(self._destination, self.folder, overwrite=self._overwrite).publish()
         shutil.rmtree(self._work, ignore_errors=True)
 
 
@@ -213,53 +216,25 @@ def write_recording(destination: str | os.PathLike[str], *, overwrite: bool = Fa
             another process is writing it.
         ResourceError: the disk is full.
     """
-    target = Path(destination).absolute()
-    restore_retired(target)
-    check_destination(destination, overwrite=overwrite)
+    target = check_destination(destination, is_ours=_is_recording, kind="a recording", overwrite=overwrite)
     work = target.with_name(f".{target.name}.unfinished")
-    with output_errors(target):
-        for part in ("recording", "finished"):
-            (work / part).mkdir(parents=True, exist_ok=True)
-        lock = (work / "lock").open("w")
-    with lock:
-        _acquire(lock, target)
+    with contextlib.ExitStack() as held:
         try:
-            yield RecordingWriter(target, work)
+            with output_errors(target):
+                for part in ("recording", "finished"):
+                    (work / part).mkdir(parents=True, exist_ok=True)
+                held.enter_context(only_one(work / "lock"))
+        except BusyError:
+            raise OutputError(target, "is being recorded by another process", fix="wait for it, or end it") from None
+        try:
+            yield RecordingWriter(target, work, overwrite=overwrite)
         finally:
             if work.is_dir() and not any((work / "finished").iterdir()):
                 shutil.rmtree(work, ignore_errors=True)
 
 
-def check_destination(destination: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Whether a recording may be written there.
-
-    Raises:
-        OutputError: it may not.
-    """
-    target = Path(destination).absolute()
-    try:
-        if not os.path.lexists(target):
-            return
-        is_recording = (target / META_NAME).is_file()
-        is_empty = target.is_dir() and not any(target.iterdir())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(destination, f"cannot be written ({reason})", fix="choose another folder") from None
-    if not is_empty and not (is_recording and overwrite):
-        fix = "pass --overwrite to replace it" if is_recording else "name a folder that does not exist yet"
-        raise OutputError(destination, "exists already" + ("" if is_recording else " and is not a recording"), fix=fix)
-
-
-def _acquire(lock: IO[str], target: Path) -> None:
-    """Until the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: nothing keeps two processes apart
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise OutputError(target, "is being recorded by another process", fix="wait for it, or end it") from None
+def _is_recording(folder: Path) -> bool:
+    return (folder / META_NAME).is_file()
 
 
 def _read_finished(file: Path, folder: Path) -> _Finished | None:

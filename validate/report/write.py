@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from livemoments.errors import UsageError
-from livemoments.staging import write_whole
+from livemoments.store.files import write_file
 from livemoments.validate.report.junit import junit_xml
 from livemoments.validate.report.markdown import summary_markdown
 from livemoments.validate.report.page import render_page
@@ -62,5 +62,5 @@ def write_reports(
     for name in FILES:
         if name in formats:
             written[name] = place / FILES[name]
-            write_whole(written[name], make_content[name]())
+            write_file(written[name], make_content[name]())
     return written

@@ -29,7 +29,7 @@ from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size
 from livemoments.validate.synlive.codec import Codec, sample_codec, through_codec
 from livemoments.validate.synlive.degradation import Degradation, apply, image_rng, sample_degradation
-from livemoments.validate.synlive.journal import Build, check_destination, open_build
+from livemoments.validate.synlive.journal import Build, check_place, open_build
 from livemoments.validate.synlive.manifest import Pair, Settings, Skip, SourceEntry, SynliveManifest
 from livemoments.validate.synlive.presets import PRESETS
 from livemoments.validate.synlive.sources import WHOLE_MULTIPLE_PX, RawPair, Source, Wish, open_sources
@@ -112,7 +112,7 @@ def build_set(
         seed=seed,
     )
     _check(settings, crop, count)
-    target = check_destination(Path(destination), overwrite=overwrite)
+    target = check_place(Path(destination), overwrite=overwrite)
     wish = Wish(gap, crop, neighbours=degradation == "codec")
     sources, unusable = open_sources(
         Path(folder), wish, photographs=photographs, skip_unusable=skip_unusable, progress=progress
@@ -132,7 +132,7 @@ def build_set(
     skipped: list[Skip] = []
     resumed = 0
     key = hashlib.sha256(blank.encode()).hexdigest()
-    with open_build(target, key) as build, progress.task("Making pairs", wanted) as task:
+    with open_build(target, key, overwrite=overwrite) as build, progress.task("Making pairs", wanted) as task:
         for entry, was_there in _entries(sources, settings, build):
             if isinstance(entry, Skip):
                 skipped.append(entry)

@@ -7,14 +7,15 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from livemoments.bundle import hash_file
 from livemoments.errors import OutputError
-from livemoments.runtime._atomic import check_writable
-from livemoments.staging import PARTIAL, StagedFolder, output_errors, restore_retired
+from livemoments.store.claims import BusyError, only_one
+from livemoments.store.errors import output_errors
+from livemoments.store.files import check_file
+from livemoments.store.folders import StagedFolder, check_destination
 from livemoments.validate.synlive.manifest import MANIFEST_NAME, Pair, Skip, SynliveManifest, is_set
 
 _JOURNAL = "journal.jsonl"
@@ -35,9 +36,9 @@ class Build:
         folder: where images go.
     """
 
-    def __init__(self, target: Path, partial: Path, key: str) -> None:
+    def __init__(self, target: Path, partial: Path, key: str, *, overwrite: bool) -> None:
         self.folder = partial / "set"
-        self._target, self._partial = target, partial
+        self._target, self._partial, self._overwrite = target, partial, overwrite
         self._journal = partial / _JOURNAL
         self._done: dict[tuple[str, int], Pair | Skip] = {}
         with output_errors(target):
@@ -89,7 +90,7 @@ class Build:
                 if path.is_file() and path not in known:
                     path.unlink()
             (self.folder / MANIFEST_NAME).write_bytes(manifest.encode())
-        StagedFolder(self._target, self.folder).publish()
+        StagedFolder(self._target, self.folder, overwrite=self._overwrite).publish()
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def _read(self) -> list[_Line]:
@@ -102,66 +103,42 @@ class Build:
         return lines
 
 
-def check_destination(destination: Path, *, overwrite: bool) -> Path:
+def check_place(destination: Path, *, overwrite: bool) -> Path:
     """The absolute place of a new set.
 
     Raises:
-        OutputError: it exists, and is not a set, or may not be replaced.
+        OutputError: it exists, and is not a set, or may not be replaced; or it cannot be written.
     """
-    target = destination.absolute()
-    with output_errors(destination):
-        restore_retired(target)
-        if not os.path.lexists(target):
-            check_writable(target)
-            return target
-        if target.is_dir() and not any(target.iterdir()):
-            return target
-    was_built = is_set(target)
-    if not (was_built and overwrite):
-        fix = "pass --overwrite to replace it" if was_built else "name a folder that does not exist yet"
-        raise OutputError(destination, "exists already" + ("" if was_built else " and is not a set"), fix=fix)
+    target = check_destination(destination, is_ours=is_set, kind="a set", overwrite=overwrite)
+    if not os.path.lexists(target):
+        check_file(target)
     return target
 
 
 @contextlib.contextmanager
-def open_build(target: Path, key: str) -> Iterator[Build]:
-    """The hidden folder ``.NAME.partial-synlive`` beside the set; it stays until the set is published.
+def open_build(target: Path, key: str, *, overwrite: bool) -> Iterator[Build]:
+    """The hidden folder ``.NAME.unfinished`` beside the set; it stays until the set is published.
 
     Args:
         target: absolute.
         key: of everything that shapes the pairs; what a build with another key left behind is removed.
+        overwrite: whether a set that is there by then may be replaced.
 
     Raises:
         OutputError: the place cannot be written, or another build writes there.
     """
-    partial = target.parent / f".{target.name}{PARTIAL}synlive"
-    with output_errors(target):
-        partial.mkdir(parents=True, exist_ok=True)
-    with _locked(partial):
-        build = Build(target, partial, key)
+    partial = target.with_name(f".{target.name}.unfinished")
+    with contextlib.ExitStack() as held:
+        try:
+            with output_errors(target):
+                partial.mkdir(parents=True, exist_ok=True)
+                held.enter_context(only_one(partial / "lock"))
+        except BusyError:
+            fix = "wait for it, or choose another -o"
+            raise OutputError(partial, "another build is writing there", fix=fix) from None
+        build = Build(target, partial, key, overwrite=overwrite)
         try:
             yield build
         finally:
             if build.is_empty:
                 shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    """One build at a time; a killed one's lock is gone with it. Where the system has no such locks there is none."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    lock: Any
-    with contextlib.ExitStack() as stack:
-        with output_errors(partial):
-            lock = stack.enter_context((partial / "lock").open("w"))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OutputError(
-                partial, "another build is writing there", fix="wait for it, or choose another -o"
-            ) from None
-        yield

@@ -13,7 +13,7 @@ import msgspec
 from livemoments.cli.exits import EXIT_CHECK_FAILED
 from livemoments.cli.output import write_json
 from livemoments.errors import OutputError
-from livemoments.staging import write_whole
+from livemoments.store.files import write_file
 
 
 class Report(Protocol):
@@ -60,4 +60,4 @@ def write_report(report: Report, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    write_whole(path, msgspec.json.format(msgspec.json.encode(report.to_json()), indent=2) + b"\n")
+    write_file(path, msgspec.json.format(msgspec.json.encode(report.to_json()), indent=2) + b"\n")

@@ -84,10 +84,10 @@ def command(
         from livemoments.quantize.recipes import load_recipe
         from livemoments.quantize.sensitivity import measure_sensitivity
         from livemoments.quantize.to_budget import read_probe_photos
-        from livemoments.runtime._atomic import check_writable, write_atomically
+        from livemoments.store.files import check_file, write_file
 
         chosen = load_recipe(recipe)
-        check_writable(output / _NAMES["json"])
+        check_file(output / _NAMES["json"])
         source = open_checked(bundle, progress)
         probes = read_probe_photos(calibration, limit=photos, progress=progress)
         work = output / "work"
@@ -117,7 +117,7 @@ def command(
             (_NAMES["table"], report.to_text()),
             (_NAMES["plot"], draw_sensitivity(report).removesuffix("\n")),
         ):
-            write_atomically(output / name, f"{text}\n".encode())
+            write_file(output / name, f"{text}\n".encode())
     if as_json:
         write_json(report.to_json())
     else:
