@@ -6,6 +6,7 @@ How files become pixels is in ``_image_decode``, how pixels become files in ``_i
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,10 @@ def read_image_bytes(path: str | os.PathLike[str]) -> bytes:
     try:
         if file.is_dir():
             raise ImageError(file, "is a folder, not an image", fix="name one image file")
-        size = file.stat().st_size
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ImageError(file, "is a pipe or a device, not an image file", fix="name one image file")
+        size = found.st_size
         if size > _MAX_FILE_BYTES:
             raise ImageError(file, f"is {size / 1e9:.1f} GB large, which no photo is", fix="name an image file")
         data = file.read_bytes()

@@ -120,7 +120,7 @@ def test_json_after_a_double_dash_is_a_name() -> None:
     ("raised", "words"),
     [
         (MemoryError("tile"), "out of memory (tile)"),
-        (OSError(errno.ENOSPC, "No space left on device", "b/weights.bin"), "b/weights.bin: no space left"),
+        (OSError(errno.ENOSPC, "No space left on device", "b/weights.bin"), "the disk of b/weights.bin is full"),
     ],
 )
 def test_limits_of_the_machine_are_not_bugs(monkeypatch: pytest.MonkeyPatch, raised: BaseException, words: str) -> None:

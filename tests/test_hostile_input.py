@@ -179,3 +179,51 @@ def test_a_stream_that_the_caller_closed(closed: str, tmp_path: Path) -> None:
     command = f"{shlex.quote(sys.executable)} -m livemoments inspect {shlex.quote(str(bundle.path))} {closed}"
     done = subprocess.run(["sh", "-c", command], timeout=60, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names must be Unicode")
+@pytest.mark.parametrize("as_json", [False, True])
+def test_names_that_are_no_utf8(as_json: bool, tmp_path: Path) -> None:
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/f\xff")
+    make_fake_bundle(Path(name))
+    command = [sys.executable, "-m", "livemoments", "inspect", name, *(["--json"] if as_json else [])]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode("utf-8")  # whole, and valid
+    assert (json.loads(text)["bundle"].endswith("f\\xff")) if as_json else ("f\\udcff" in text)
+
+
+@pytest.mark.parametrize("option", ["--frame", "--photo", "-o"])
+def test_a_files_name_does_not_end_like_a_folders(
+    option: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = {"--frame": "f.png", "--photo": "p.png", "-o": "o.png"} | {option: "x.png/"}
+    arguments = [part for pair in given.items() for part in pair]
+    code, _, err = run(capfd, "restore", tmp_path, *arguments)
+    assert code == 2
+    assert "'x.png/' cannot be used (it ends like a folder's name" in err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_no_image_and_no_part_of_a_bundle(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="is a pipe or a device"):
+        read_photo(tmp_path / "pipe.png")
+    bundle = make_fake_bundle(tmp_path / "bundle")
+    file = next(path for path in bundle.path.rglob("*") if path.suffix == ".onnx")
+    file.unlink()
+    os.mkfifo(file)
+    code, _, err = run(capfd, "inspect", bundle.path)
+    assert code == 2
+    assert file.name in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a folder in use cannot be removed")
+def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = "import os, sys; os.rmdir(os.getcwd()); from livemoments.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "make-checkpoint", "c", "--size", "small"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=gone, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the working folder is gone\n  fix: ")

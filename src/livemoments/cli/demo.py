@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from livemoments.cli.extras import needs_extra
-from livemoments.cli.options import PATH, result_options
+from livemoments.cli.options import FILE, PATH, result_options
 from livemoments.cli.output import stdout_is_ours
 from livemoments.cli.reports import finish
 from livemoments.progress import Progress
@@ -23,8 +23,8 @@ from livemoments.progress import Progress
     show_default=True,
     help="Folder for the restored photo, the report and the before / after / truth picture.",
 )
-@click.option("--photo", metavar="IMAGE", type=PATH, help="Your own key photo instead of the embedded one.")
-@click.option("--frame", metavar="IMAGE", type=PATH, help="The video frame to restore; goes with --photo.")
+@click.option("--photo", metavar="IMAGE", type=FILE, help="Your own key photo instead of the embedded one.")
+@click.option("--frame", metavar="IMAGE", type=FILE, help="The video frame to restore; goes with --photo.")
 @click.option(
     "--full",
     is_flag=True,

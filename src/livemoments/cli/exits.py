@@ -28,6 +28,7 @@ import click
 
 from livemoments.cli.output import printable, shortened, write_json
 from livemoments.errors import FileError, LiveMomentsError, ResourceError
+from livemoments.store.errors import DISK_FULL_FIX, disk_full
 
 EXIT_CHECK_FAILED = 1
 EXIT_MISTAKE = 2
@@ -110,14 +111,25 @@ def run(group: click.Group, args: Sequence[str], prog_name: str) -> int:
     except OSError as error:
         where = f"{shortened(os.fsdecode(error.filename))}: " if error.filename else ""
         if error.errno not in _DISK_FULL:
+            if _is_working_folder_gone():
+                message, fix = "the working folder is gone", "change to a folder that exists"
+                return _report(FileError.__name__, message, fix, EXIT_MISTAKE, as_json=as_json)
             if not where or not error.strerror:  # no path that anyone named: a bug
                 raise
             fix = "check the path and its permissions"
             message = f"{where}{error.strerror.lower()}"
             return _report(FileError.__name__, message, fix, EXIT_MISTAKE, as_json=as_json, path=str(error.filename))
-        fix = "free space, or write to another disk"
-        return _report(ResourceError.__name__, f"{where}no space left", fix, EXIT_MISTAKE, as_json=as_json)
+        full = disk_full(error.filename) if error.filename else ResourceError("the disk is full", fix=DISK_FULL_FIX)
+        return _report(ResourceError.__name__, full.message, full.fix, EXIT_MISTAKE, as_json=as_json)
     return 0
+
+
+def _is_working_folder_gone() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 - Path.cwd() is the same with more words
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _report(kind: str, message: str, fix: str | None, code: int, *, as_json: bool, path: str | None = None) -> int:

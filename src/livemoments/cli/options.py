@@ -108,9 +108,16 @@ class BytesType(click.ParamType):
 
 
 class PathType(click.ParamType):
-    """A path that the system can look up; whether anything is there is for the command to say."""
+    """A path that the system can look up; whether anything is there is for the command to say.
+
+    Args:
+        is_file: a file is meant, so that a slash at the end, which Python's paths drop, is a mistake.
+    """
 
     name = "path"
+
+    def __init__(self, *, is_file: bool = False) -> None:
+        self._is_file = is_file
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if isinstance(value, Path):
@@ -118,6 +125,8 @@ class PathType(click.ParamType):
         try:
             if not value.strip():
                 raise ValueError("an empty name")
+            if self._is_file and value.endswith(("/", os.sep)):
+                raise ValueError("it ends like a folder's name, and a file is meant")
             os.lstat(value)
         except (FileNotFoundError, NotADirectoryError):
             pass
@@ -134,6 +143,7 @@ COUNTS = CountsType()
 STAGES = StagesType()
 BYTES = BytesType()
 PATH = PathType()
+FILE = PathType(is_file=True)
 
 
 def result_options(function: Function) -> Function:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,10 @@ def prepare_streams() -> None:
 
 def write_json(document: Any) -> None:
     """Write one JSON document and a newline to stdout; NumPy scalars and paths are converted, NaN becomes null."""
-    encoded = msgspec.json.encode(document, enc_hook=_plain)
+    try:
+        encoded = msgspec.json.encode(document, enc_hook=_plain)
+    except UnicodeEncodeError:  # a file name that is no UTF-8, which Python holds as lone surrogates
+        encoded = msgspec.json.encode(_escaped(document))
     click.echo(msgspec.json.format(encoded, indent=2).decode())
 
 
@@ -90,6 +93,18 @@ def human_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _escaped(value: Any) -> Any:
+    """A document whose texts are valid: bytes of a file name that is no UTF-8 are shown as ``\\xff``."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if isinstance(value, Mapping):
+        return {_escaped(key): _escaped(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_escaped(entry) for entry in value]
+    plain = value if value is None or isinstance(value, (bool, int, float)) else _plain(value)
+    return plain if plain is value else _escaped(plain)
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from livemoments.cli.extras import needs_extra
-from livemoments.cli.options import PATH, POLICY, SIZE, BadValue, overwrite_option, result_options
+from livemoments.cli.options import FILE, PATH, POLICY, SIZE, BadValue, overwrite_option, result_options
 from livemoments.cli.output import human_bytes, plural, stdout_is_ours, write_json
 from livemoments.progress import Progress
 from livemoments.types import ReferencePolicy, Size
@@ -46,10 +46,10 @@ _NUMBERS = _NumbersType()
     help="Photos: frames in DIR/lr, photos of the same names in DIR/ref, and perhaps frames at the photos' instants in "
     "DIR/ref_lr and ground truth in DIR/gt.",
 )
-@click.option("--frame", metavar="IMAGE", type=PATH, help="Instead of --dataset a single photo: the video frame.")
-@click.option("--photo", metavar="IMAGE", type=PATH, help="The key photo beside it.")
+@click.option("--frame", metavar="IMAGE", type=FILE, help="Instead of --dataset a single photo: the video frame.")
+@click.option("--photo", metavar="IMAGE", type=FILE, help="The key photo beside it.")
 @click.option(
-    "--photo-frame", metavar="IMAGE", type=PATH, help="The video frame at the photo's instant, if there is one."
+    "--photo-frame", metavar="IMAGE", type=FILE, help="The video frame at the photo's instant, if there is one."
 )
 @click.option("-o", "--output", metavar="RECORDING", type=PATH, required=True, help="The recording's folder.")
 @click.option(

@@ -11,6 +11,7 @@ import click
 from livemoments.cli.bundles import open_checked
 from livemoments.cli.options import (
     BYTES,
+    FILE,
     PATH,
     POLICY,
     SIZE,
@@ -31,19 +32,19 @@ if TYPE_CHECKING:
 
 @click.command("restore", short_help="Restore a video frame with its key photo.")
 @click.argument("bundle", type=PATH)
-@click.option("--frame", metavar="IMAGE", type=PATH, required=True, help="The video frame to restore.")
-@click.option("--photo", metavar="IMAGE", type=PATH, required=True, help="The key photo: sharp, of the same scene.")
+@click.option("--frame", metavar="IMAGE", type=FILE, required=True, help="The video frame to restore.")
+@click.option("--photo", metavar="IMAGE", type=FILE, required=True, help="The key photo: sharp, of the same scene.")
 @click.option(
     "--photo-frame",
     metavar="IMAGE",
-    type=PATH,
+    type=FILE,
     help="The video frame at the photo's instant.  [default: derived from the photo, and the metadata says so]",
 )
 @click.option(
     "-o",
     "--output",
     metavar="IMAGE",
-    type=PATH,
+    type=FILE,
     required=True,
     help="The result; the suffix decides the format (png, jpg, tif, webp). An existing file is replaced.",
 )

@@ -12,6 +12,7 @@ from livemoments.cli.bundles import open_checked
 from livemoments.cli.exits import EXIT_CHECK_FAILED
 from livemoments.cli.extras import needs_extra
 from livemoments.cli.options import (
+    FILE,
     PATH,
     POLICY,
     SIZE,
@@ -55,10 +56,10 @@ class _LevelsType(click.ParamType):
     "--checkpoint", type=PATH, help="The checkpoint that BUNDLE was exported from: the reference, by PyTorch."
 )
 @click.option("--recording", type=PATH, help="Instead: what 'livemoments record' kept of it; needs no PyTorch.")
-@click.option("--frame", metavar="IMAGE", type=PATH, help="A video frame to restore both ways; goes with --photo.")
-@click.option("--photo", metavar="IMAGE", type=PATH, help="The key photo beside it.  [default: a made-up pair]")
+@click.option("--frame", metavar="IMAGE", type=FILE, help="A video frame to restore both ways; goes with --photo.")
+@click.option("--photo", metavar="IMAGE", type=FILE, help="The key photo beside it.  [default: a made-up pair]")
 @click.option(
-    "--photo-frame", metavar="IMAGE", type=PATH, help="The video frame at the photo's instant, if there is one."
+    "--photo-frame", metavar="IMAGE", type=FILE, help="The video frame at the photo's instant, if there is one."
 )
 @click.option(
     "--dataset",
@@ -77,8 +78,8 @@ class _LevelsType(click.ParamType):
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most this many images, spread evenly.")
 @click.option("-o", "--output", metavar="REPORT", type=PATH, help="Folder for the report, or a .json file.")
 @click.option("--gate", "is_gate", is_flag=True, help="For CI: exit 1 with the reasons, also if nothing was compared.")
-@click.option("--baseline", metavar="FILE", type=PATH, help="An earlier report.json: what is worse beyond noise fails.")
-@click.option("--limits", metavar="FILE", type=PATH, help="Limits (TOML) instead of those that ship with the package.")
+@click.option("--baseline", metavar="FILE", type=FILE, help="An earlier report.json: what is worse beyond noise fails.")
+@click.option("--limits", metavar="FILE", type=FILE, help="Limits (TOML) instead of those that ship with the package.")
 @click.option(
     "--levels",
     type=_LevelsType(),

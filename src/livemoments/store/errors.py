@@ -11,6 +11,7 @@ from pathlib import Path
 from livemoments.errors import OutputError, ResourceError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_FIX = "free some space, or choose another disk"
 _IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR)
 
 
@@ -50,4 +51,4 @@ def output_error(
 
 def disk_full(place: str | os.PathLike[str]) -> ResourceError:
     """The one error for a full disk."""
-    return ResourceError(f"the disk of {os.fspath(place)} is full", fix="free some space, or choose another disk")
+    return ResourceError(f"the disk of {os.fspath(place)} is full", fix=DISK_FULL_FIX)
