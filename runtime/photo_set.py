@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from livemoments.errors import ImageError, UsageError
+from livemoments.runtime._damage import container
 
 FRAMES, PHOTOS, PHOTO_FRAMES, TRUTHS = "lr", "ref", "ref_lr", "gt"
 """Upstream's names: reselected video frames, key photos, video frames at the key photos' instants, ground truth."""
 _LAYOUT_FIX = "name a folder with lr/ (video frames), ref/ (key photos) and, if you have them, ref_lr/ (key frames)"
 _MOST_NAMED = 5
+READABLE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".tif", ".tiff", ".webp"),
+    *(".heic", ".heif", ".hif"),  # with pillow-heif
+)
+"""Of files that :func:`livemoments.runtime.images.read_photo` reads, in any case; what is inside decides there."""
+_OTHER_PICTURES = (
+    *(".avif", ".jxl", ".jp2", ".bmp", ".gif", ".psd", ".exr"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".orf"),
+)
+"""Of pictures that it does not read: they are named, not passed over."""
+_HEAD_BYTES = 64
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is meant as a picture: by its suffix, in any case, else by its first bytes. Sidecars
+    (``x.png.json``), ``Thumbs.db`` and the like are not; a link to nothing with a picture's suffix is."""
+    if path.suffix.lower() in (*READABLE_SUFFIXES, *_OTHER_PICTURES):
+        return path.is_file() or is_broken_link(path)
+    if not path.is_file():
+        return False
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        return container(stream.read(_HEAD_BYTES)) is not None
+    return False
+
+
+def is_broken_link(path: Path) -> bool:
+    """Whether a path is a link whose target is not there."""
+    return path.is_symlink() and not path.exists()
 
 
 def list_photos(
@@ -26,7 +57,8 @@ def list_photos(
         optional: parts that may be missing as a whole.
 
     Returns:
-        For each part that is there its files by name without suffix, in the order of names.
+        For each part that is there its pictures by name without suffix, in the order of names. Names are in Unicode's
+        composed form (NFC), as ``ü`` of one system's files is the ``u`` with dots of another's (NFD).
 
     Raises:
         ImageError: there is no such folder, a part of it is missing or empty, or names do not match.
@@ -52,14 +84,18 @@ def _files(root: Path, part: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise ImageError(root, f"there is no folder '{part}' in it", fix=_LAYOUT_FIX)
     try:
-        found = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        present = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        found = [path for path in present if is_picture(path)]
     except OSError as error:
         raise ImageError(folder, f"cannot be read ({error.strerror})", fix="check its permissions") from None
     if not found:
-        raise ImageError(folder, "holds no images", fix=_LAYOUT_FIX)
+        others = f", only {listed([path.name for path in present])}" if present else ""
+        raise ImageError(folder, f"holds no images{others}", fix=_LAYOUT_FIX)
     files: dict[str, Path] = {}
     for path in found:
-        if (other := files.setdefault(path.stem, path)) is not path:
+        if is_broken_link(path):
+            raise ImageError(path, "is a link to nothing", fix="mend or remove the link")
+        if (other := files.setdefault(unicodedata.normalize("NFC", path.stem), path)) is not path:
             raise ImageError(folder, f"{other.name} and {path.name} have one name", fix="keep one of them")
     return dict(sorted(files.items()))
 

@@ -52,6 +52,57 @@ def test_seeking_lands_on_the_frame_in_long_videos(tmp_path: Path) -> None:
         np.testing.assert_array_equal(next(clip.read(index, index)), everything[index])
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        ("ts", "libx264", {"g": "12", "bf": "2", "x264-params": "open-gop=1:keyint=12:min-keyint=12", "crf": "10"}),
+        ("mpg", "mpeg2video", {"g": "12", "bf": "2", "b": "4M"}),
+    ],
+)
+def test_containers_without_an_index_are_read_at_random(
+    suffix: str, codec: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    frames = moving_frames(60, Size(64, 96))
+    clip = VideoClip(write_video(tmp_path / f"long.{suffix}", frames, codec=codec, options=options), "long")
+    everything = list(clip.read(0, clip.info.frames - 1))
+    assert len(everything) == clip.info.frames >= 58
+    for index in (1, 11, 12, 13, 30, 47, clip.info.frames - 1):
+        np.testing.assert_array_equal(next(clip.read(index, index)), everything[index])
+
+
+def test_a_cover_picture_is_no_video(tmp_path: Path, video: Path) -> None:
+    import av
+
+    cover = cv2.imencode(".jpg", FRAMES[0])[1].tobytes()
+    with av.open(str(video)) as source, av.open(str(tmp_path / "covered.mp4"), "w") as target:
+        picture = target.add_stream("mjpeg", rate=1)
+        picture.width, picture.height, picture.pix_fmt = 256, 192, "yuvj420p"
+        picture.disposition = av.stream.Disposition.attached_pic
+        copied = target.add_stream_from_template(source.streams.video[0])
+        packet = av.Packet(cover)
+        packet.stream, packet.pts, packet.dts = picture, 0, 0
+        packet.is_keyframe = True
+        target.mux(packet)
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = copied
+                target.mux(packet)
+    clip = VideoClip(tmp_path / "covered.mp4", "covered")
+    assert clip.info.frames == 24
+    assert psnr_db(next(clip.read(9, 9)), FRAMES[9], 255) > 30
+
+
+def test_a_video_whose_size_changes_within_is_named(tmp_path: Path) -> None:
+    for name, size, start in (("a.ts", Size(64, 96), 0), ("b.ts", Size(96, 128), 12)):
+        options = {"g": "6", "crf": "10", "bf": "0"}
+        write_video(tmp_path / name, moving_frames(12, size), times=range(start, start + 12), options=options)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    clip = VideoClip(joined, "joined")
+    with pytest.raises(FileError, match=r"joined\.ts: frame \d+ is 128x96, the first is 96x64"):
+        list(clip.read(0, clip.info.frames - 1))
+
+
 def test_variable_frame_rates_count_frames(tmp_path: Path) -> None:
     times = np.cumsum([0, 1, 1, 5, 1, 2, 1, 1, 9, 1, 1, 1]).tolist()
     clip = VideoClip(write_video(tmp_path / "vfr.mp4", FRAMES[:12], times=times), "vfr")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from livemoments.validate.datasets.descriptors import paper_rows
 from livemoments.validate.datasets.index import Dataset, open_dataset
 from livemoments.validate.harness.key import bundle_digest
 from livemoments.validate.harness.run import run_images
+from livemoments.validate.harness.run_store import has_results
 from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.harness.summary import aggregate_metrics, image_checks
 from livemoments.validate.ladder.bisect import bisect
@@ -230,8 +232,15 @@ def _check_writable(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _folder(output: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """The report's folder; one that was made here goes again with an error, unless finished images are in it."""
     if output is not None:
-        yield Path(output)
+        folder, made = Path(output), not os.path.lexists(output)
+        try:
+            yield folder
+        except BaseException:
+            if made and not has_results(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         return
     with tempfile.TemporaryDirectory(prefix="livemoments-validate-") as name:
         yield Path(name)

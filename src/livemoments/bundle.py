@@ -214,12 +214,15 @@ def _check_paths(folder: Path, manifest: Manifest) -> None:
         escapes = parts.is_absolute() or ".." in parts.parts or "\\" in name or not name
         if not name.isprintable():
             raise BundleError(folder / MANIFEST_NAME, f"names {name!r}, which is no file name", fix=_EXPORT_AGAIN)
-        if escapes or not Path(os.path.realpath(folder / name)).is_relative_to(root):
+        if escapes:
             raise BundleError(
                 folder / MANIFEST_NAME,
                 f"names '{name}', which leaves the bundle's folder",
                 fix="do not use this bundle unless you trust who made it; export again",
             )
+        if not Path(os.path.realpath(folder / name)).is_relative_to(root):  # as in the caches of model hubs
+            message = f"'{name}' is a link out of the bundle's folder, which engines do not follow"
+            raise BundleError(folder, message, fix="copy what the links lead to, e.g. cp -rL BUNDLE COPY, and use that")
     for name in named:
         if name not in manifest.files:
             raise BundleError(folder / MANIFEST_NAME, f"uses '{name}' but lists no hash for it", fix=_EXPORT_AGAIN)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from livemoments.errors import OutputError, ResourceError
+from livemoments.store.errors import output_errors
 
 
 class LineJournal:
@@ -38,7 +36,7 @@ class LineJournal:
         self.lines: list[Any] = []
         self._ends: list[int] = []  # in bytes: where each of the lines ends
         self._head_end = 0
-        with _errors(path):
+        with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             data = path.read_bytes() if path.exists() else b""
             self._read(data)
@@ -52,7 +50,7 @@ class LineJournal:
             OutputError: the file cannot be written.
             ResourceError: the disk is full.
         """
-        with _errors(self.path):
+        with output_errors(self.path):
             temporary = self.path.with_name(f".{self.path.name}.new")
             line = _line(head)
             _write(temporary, line, "wb")
@@ -68,7 +66,7 @@ class LineJournal:
         """
         assert self.head is not None, "start() comes first"
         line = _line(piece)
-        with _errors(self.path):
+        with output_errors(self.path):
             try:
                 _write(self.path, line, "ab")
             except BaseException:
@@ -86,7 +84,7 @@ class LineJournal:
         """
         if count < len(self.lines):
             del self.lines[count:], self._ends[count:]
-            with _errors(self.path):
+            with output_errors(self.path):
                 os.truncate(self.path, self._end)
 
     @property
@@ -121,13 +119,3 @@ def _write(path: Path, data: bytes, mode: str) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-@contextlib.contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"{path}: the disk is full", fix="free some space, or choose another disk") from None
-        raise OutputError(path, f"cannot be written ({error.strerror})", fix="choose another folder") from None

@@ -16,6 +16,7 @@ import numpy as np
 from livemoments.bundle import Bundle
 from livemoments.errors import BundleError, EngineError, ImageError, ResourceError, UsageError
 from livemoments.progress import SILENT, Progress
+from livemoments.runtime._profiles import match_profile
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.images import Photo
 from livemoments.runtime.inputs import load_inputs
@@ -132,6 +133,8 @@ class ImageWorker:
     def _run(self, files: ImageFiles, progress: Progress) -> FinishedImage:
         frame, photo = files.required("lr"), files.required("ref")
         photo_frame, truth, recorded = files.photo("ref_lr"), files.photo("gt"), files.photo("recorded")
+        if truth is not None:  # the result is in the photo's colours
+            truth, _ = match_profile(truth, photo)
         started_s = time.perf_counter()
         result = restore(
             self.bundle,

@@ -159,6 +159,11 @@ class RunStore:
 _LOCK = ".lock"
 
 
+def has_results(work: Path) -> bool:
+    """Whether a folder holds finished images of a run, which another can go on from."""
+    return (work / JOURNAL_NAME).is_file() and len(LineJournal(work / JOURNAL_NAME).lines) > 0
+
+
 @contextlib.contextmanager
 def only_run_in(work: Path) -> Iterator[None]:
     """Refuse a second run in one folder, while the first is alive.

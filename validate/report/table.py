@@ -20,6 +20,7 @@ _FIXED: tuple[tuple[str, Callable[[ImageResult], object]], ...] = (
     ("seam", lambda image: image.seam),
     ("worker", lambda image: image.worker),
 )
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\n")
 PCR = ("mean_shift_px", "clamp_rate", "corners_differ")
 """What is known of the alignment of an image's reference tiles; there may be more."""
 
@@ -57,5 +58,9 @@ def images_csv(report: ValidationReport) -> str:
 
 
 def _cell(value: object) -> object:
-    """A lone carriage return, which the writer does not quote, becomes a line feed."""
-    return value.replace("\r\n", "\n").replace("\r", "\n") if isinstance(value, str) else value
+    """A lone carriage return, which the writer does not quote, becomes a line feed; a text that a spreadsheet would run
+    as a formula begins with an apostrophe, which it takes for the mark of a text."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text

@@ -14,16 +14,19 @@ import numpy.typing as npt
 
 from livemoments.bundle import hash_file
 from livemoments.errors import FileError, ImageError, LiveMomentsError
-from livemoments.runtime.images import read_photo
-from livemoments.runtime.photo_set import joint_sha256
+from livemoments.runtime._profiles import match_profile
+from livemoments.runtime.images import Photo, read_photo
+from livemoments.runtime.photo_set import is_broken_link, is_picture, joint_sha256
 from livemoments.types import Size
 from livemoments.validate.synlive.yuv import UnusableFrameError, frame_to_rgb
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mts", ".m2ts", ".ts", ".mpg", ".mpeg", ".3gp")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 FOLDER_RATE = Fraction(30)
 """Frames a second that a folder of frames is taken for."""
 _ANOTHER = "copy it again, or use another video"
+_LEADS = (0, 48, 300, None)
+"""Frames before the wanted one at which decoding begins, one after the other where it did not come; ``None``: at the
+start. Streams without an index (MPEG-TS, MPEG-PS) and open groups of pictures seek past what they should."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ class VideoClip:
 
         self.name = name
         self._path = path
+        self._size: Size | None = None
         digest = hash_file(path).sha256
         try:
             with av.open(str(path)) as container:
@@ -113,10 +117,10 @@ class VideoClip:
                 if not self._times:
                     raise self._error("holds no frames")
                 rate = self._rate(stream)
-            first = next(self.read(0, 0))
+            self._size = Size(*next(self.read(0, 0)).shape[:2])
         except (av.FFmpegError, UnusableFrameError, EOFError) as error:
             raise self._trouble(error) from None
-        self.info = ClipInfo(digest, len(self._times), Size(*first.shape[:2]), rate)
+        self.info = ClipInfo(digest, len(self._times), self._size, rate)
 
     def read(self, first: int, last: int) -> Iterator[npt.NDArray[np.uint8]]:
         """See :class:`Clip`.
@@ -126,33 +130,53 @@ class VideoClip:
         """
         import av
 
-        wanted = self._times[first : last + 1]
+        at = first
         try:
-            with av.open(str(self._path)) as container:
-                stream = self._stream(container)
-                stream.thread_type = "AUTO"
-                if first:
-                    container.seek(wanted[0], stream=stream, backward=True, any_frame=False)
-                found = 0
-                for frame in container.decode(stream):
-                    if frame.pts is None or frame.pts < wanted[found]:
-                        continue
-                    if frame.pts > wanted[found] or frame.is_corrupt:
-                        break
-                    if frame.interlaced_frame:
-                        raise self._error("is interlaced")
-                    yield frame_to_rgb(frame)
-                    found += 1
-                    if found == len(wanted):
-                        return
+            for lead in _LEADS:
+                for pixels in self._decode(at, last, lead):
+                    if self._size not in (None, Size(*pixels.shape[:2])):
+                        message = f"frame {at} is {pixels.shape[1]}x{pixels.shape[0]}, the first is {self._size}"
+                        raise self._error(message)
+                    yield pixels
+                    at += 1
+                if at > last:
+                    return
         except (av.FFmpegError, UnusableFrameError, EOFError) as error:
             raise self._trouble(error) from None
-        raise self._error(f"frame {first + found} is damaged or missing")
+        raise self._error(f"frame {at} is damaged or missing")
+
+    def _decode(self, first: int, last: int, lead: int | None) -> Iterator[npt.NDArray[np.uint8]]:
+        """Frames from ``first`` on, as many as come one after the other; decoding begins ``lead`` frames before."""
+        import av
+
+        wanted = self._times[first : last + 1]
+        with av.open(str(self._path)) as container:
+            stream = self._stream(container)
+            stream.thread_type = "AUTO"
+            if lead is not None and first > lead:
+                container.seek(self._times[first - lead], stream=stream, backward=True, any_frame=False)
+            found = 0
+            for frame in container.decode(stream):
+                if frame.pts is None or frame.pts < wanted[found]:
+                    continue
+                if frame.pts > wanted[found] or frame.is_corrupt:
+                    return
+                if frame.interlaced_frame:
+                    raise self._error("is interlaced")
+                yield frame_to_rgb(frame)
+                found += 1
+                if found == len(wanted):
+                    return
 
     def _stream(self, container: Any) -> Any:
-        if not container.streams.video:
+        """The first video; a cover picture, which players show for sound, is none."""
+        import av
+
+        cover = av.stream.Disposition.attached_pic
+        videos = [stream for stream in container.streams.video if not stream.disposition & cover]
+        if not videos:
             raise self._error("holds no video")
-        return container.streams.video[0]
+        return videos[0]
 
     def _rate(self, stream: Any) -> Fraction:
         steps = sorted(later - earlier for earlier, later in zip(self._times, self._times[1:], strict=False))
@@ -172,8 +196,13 @@ class VideoClip:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files in a folder by their suffixes, in the order of their names."""
-    return [path for path in visible(folder) if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES]
+    """The pictures in a folder, in the order of their names."""
+    return [path for path in visible(folder) if is_picture(path)]
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file is a video by its suffix; a link to nothing with such a suffix counts, so that it is named."""
+    return path.suffix.lower() in VIDEO_SUFFIXES and (path.is_file() or is_broken_link(path))
 
 
 def visible(folder: Path) -> list[Path]:
@@ -185,8 +214,9 @@ def visible(folder: Path) -> list[Path]:
 
 
 def read_8_bit(path: Path) -> npt.NDArray[np.uint8]:
-    """A picture as (H, W, 3) uint8 RGB."""
+    """A picture as (H, W, 3) uint8 sRGB, whatever its colour profile."""
     photo = read_photo(path)
+    photo, _ = match_profile(photo, Photo(photo.pixels[:1, :1]))
     if photo.bit_depth == 8:
         return photo.pixels
     return np.rint(photo.unit() * 255).astype(np.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,11 +19,11 @@ from livemoments.runtime.photo_set import listed
 from livemoments.types import Size
 from livemoments.validate.simulated_clip import MARGIN_FRACTION, simulate_live_photo
 from livemoments.validate.synlive.clips import (
-    VIDEO_SUFFIXES,
     Clip,
     FolderClip,
     VideoClip,
     images_in,
+    is_video,
     read_8_bit,
     visible,
 )
@@ -272,16 +272,40 @@ def _open(place: Path, name: str, wish: Wish, photographs: bool) -> Source:
 
 def _clips(folder: Path) -> list[Path]:
     """Videos, and folders that hold images and no videos (a video's folder may hold its key photos)."""
-    found = [path for path in visible(folder) if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES]
-    if not found and len(images_in(folder)) > 1:
-        found = [folder]
-    inner = [clip for path in visible(folder) if path.is_dir() for clip in _clips(path)]
-    return sorted(found + inner)
+    found = []
+    for inner in _folders(folder):
+        videos = [path for path in visible(inner) if is_video(path)]
+        found += videos if videos or len(images_in(inner)) < 2 else [inner]
+    return _each_once(sorted(found))
 
 
 def _photographs(folder: Path) -> list[Path]:
-    inner = [photo for path in visible(folder) if path.is_dir() for photo in _photographs(path)]
-    return sorted(images_in(folder) + inner)
+    return _each_once(sorted(path for inner in _folders(folder) for path in images_in(inner)))
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """A folder and those in it at any depth, each once: a link may lead back up."""
+    seen, left = set(), [folder]
+    while left:
+        inner = left.pop()
+        status = inner.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield inner
+        left += [path for path in reversed(visible(inner)) if path.is_dir()]
+
+
+def _each_once(paths: Sequence[Path]) -> list[Path]:
+    """Without further names (links of either kind) of what is there already; links to nothing stay."""
+    found: dict[object, Path] = {}
+    for path in paths:
+        try:
+            status = path.stat()
+            found.setdefault((status.st_dev, status.st_ino), path)
+        except OSError:
+            found[path] = path
+    return list(found.values())
 
 
 def _crop(image: Pixels, size: Size | None, rng: np.random.Generator) -> tuple[int, int, tuple[slice, slice]]:
