@@ -21,6 +21,7 @@ from livemoments.manifest import (
     StageParity,
 )
 from livemoments.progress import SILENT, Progress
+from livemoments.reference.own_tiles import MIN_TILE_PX, default_overlap, default_tile
 from livemoments.schedule import DEFAULT_STEPS, build_schedule
 from livemoments.types import ReferencePolicy, Size, Stage, whole_bundle
 from livemoments.version import __version__
@@ -28,7 +29,6 @@ from livemoments.version import __version__
 if TYPE_CHECKING:
     from livemoments.export.plan import Planner, StageGraph
     from livemoments.export.references import References
-    from livemoments.reference.checkpoint import Configs
 
 Verify = Literal["full", "sampled", "finite", "none"]
 
@@ -38,7 +38,6 @@ VERIFY = ("full", "sampled", "finite", "none")
 DEFAULT_STEP_COUNTS = (1, 2, 3, 4, 6)
 DEFAULT_KV_LAYOUT = "per-block"
 _KV_LAYOUTS = ("per-block", "stacked")
-_MIN_TILE_PX = 64  # below that RAFT's correlation pyramid has empty levels
 _TOOLS = ("torch", "diffusers", "safetensors", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -129,20 +128,6 @@ def export_bundle(
     return Bundle.open(output, verify_hashes=False)
 
 
-def default_tile(configs: Configs, own: int | None = None) -> Size:
-    """The checkpoint's training size in pixels: what its ``inference_config.yml`` says, else the networks'
-    ``sample_size``, which is in latent cells; at least what RAFT needs."""
-    side = max(own or configs.vae.scale * configs.transformer.sample_size, _MIN_TILE_PX)
-    return Size(side, side)
-
-
-def default_overlap(configs: Configs, sizes: Sequence[Size]) -> int:
-    """A sixteenth of the smallest side, as upstream's 64 of 1024 pixels, in whole tokens and at least one."""
-    cell = configs.vae.scale * configs.transformer.patch_size
-    smallest = min(min(size.height, size.width) for size in sizes)
-    return max(1, round(smallest / 16 / cell)) * cell
-
-
 def _check_choices(target: str, precision: str, verify: str, kv_layout: str | None) -> None:
     for what, value, allowed in (
         ("target", target, TARGETS),
@@ -173,10 +158,10 @@ def _check_tiles(planner: Planner, sizes: Sequence[Size], overlap: int) -> None:
     largest = cell * configs.transformer.pos_embed_max_size
     for size in sizes:
         for side in (size.height, size.width):
-            if side % cell or not _MIN_TILE_PX <= side <= largest:
+            if side % cell or not MIN_TILE_PX <= side <= largest:
                 raise UsageError(
                     f"tiles of {size} are not possible with this checkpoint",
-                    fix=f"use multiples of {cell} px from {_MIN_TILE_PX} to {largest} px",
+                    fix=f"use multiples of {cell} px from {MIN_TILE_PX} to {largest} px",
                 )
 
 

@@ -9,11 +9,12 @@ from export_support import make_nano
 
 from livemoments.checkpoints import copy_trained_checkpoint
 from livemoments.errors import CheckpointError, UsageError
-from livemoments.export.pipeline import default_overlap, default_tile, export_bundle
+from livemoments.export.pipeline import export_bundle
 from livemoments.export.to_onnx import traced_batches
 from livemoments.reference.checkpoint import read_configs
 from livemoments.reference.checkpoint_sizes import SIZES
 from livemoments.reference.layout import locate
+from livemoments.reference.own_tiles import default_overlap, default_tile
 from livemoments.types import Size, Stage
 
 

@@ -13,6 +13,7 @@ from livemoments.errors import ResourceError
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.checkpoint import Reference, load_reference, model_of, read_configs, read_prompt
 from livemoments.reference.layout import CheckpointFiles, locate
+from livemoments.reference.own_tiles import default_overlap, default_tile
 from livemoments.runtime.images import write_image
 from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.tiles import TilePlan, plan_balanced
@@ -54,8 +55,6 @@ from livemoments.validate.recording.writer import ImageWriter, RecordingWriter, 
 from livemoments.validate.reference_photo import restore_like_runtime
 from livemoments.version import __version__
 
-_DEFAULT_TILE = Size(1024, 1024)
-_DEFAULT_OVERLAP_PX = 64
 _PRODUCER = f"livemoments-deploy {__version__}"
 
 
@@ -65,8 +64,8 @@ def record(
     output: str | os.PathLike[str],
     *,
     dtype: StorageType = "float32",
-    tile: Size = _DEFAULT_TILE,
-    overlap: int = _DEFAULT_OVERLAP_PX,
+    tile: Size | None = None,
+    overlap: int | None = None,
     steps: int = DEFAULT_STEPS,
     policy: str | ReferencePolicy = "per-step",
     seed: int = 0,
@@ -93,8 +92,9 @@ def record(
         output: the recording's folder.
         dtype: what floats are stored as; they are computed in float32 in any case. ``float16`` halves the size and
             rounds by up to 5e-4, relatively.
-        tile: size of every tile; both sides are multiples of a token (16 px with upstream's networks).
-        overlap: least overlap of neighbours, pixels.
+        tile: size of every tile; both sides are multiples of a token (16 px with upstream's networks). ``None``: what
+            the checkpoint was trained for, as an export takes.
+        overlap: least overlap of neighbours, pixels; ``None``: likewise.
         steps: Euler steps.
         policy: when ReferenceNet runs.
         seed: of the noise.
@@ -126,14 +126,18 @@ def record(
         steps=sorted_numbers(detail_steps, "step"),
         blocks=sorted_numbers(blocks, "block"),
     )
+    files = locate(Path(checkpoint))
+    configs = read_configs(files)
+    if overlap is None and tile is None:
+        overlap = files.overlap
+    tile = tile or default_tile(configs, files.tile)
+    overlap = default_overlap(configs, (tile,)) if overlap is None else overlap
     settings = make_settings(tile, overlap, steps, policy, seed, selection)
     check_detail(detail, dtype)
     place = find_device(device)
     with write_recording(output, overwrite=overwrite) as writer:  # first: a place that cannot be written is known now
         items = find_photos(photos, limit, progress)
         selection = select_images(selection, detail_images, [item.name for item in items])
-        files = locate(Path(checkpoint))
-        configs = read_configs(files)
         check_blocks(blocks, configs)
         check_tile(tile, configs)
         meta = RecordingMeta(

@@ -53,15 +53,15 @@ _NUMBERS = _NumbersType()
 )
 @click.option("-o", "--output", metavar="RECORDING", type=PATH, required=True, help="The recording's folder.")
 @click.option(
-    "--tile", type=SIZE, default="1024x1024", show_default=True, help="Tile size in pixels, as the bundle will have it."
+    "--tile",
+    type=SIZE,
+    help="Tile size in pixels, as the bundle will have it.  [default: the checkpoint's own, as export takes]",
 )
 @click.option(
     "--overlap",
     type=click.IntRange(min=0),
-    default=64,
-    show_default=True,
     metavar="PIXELS",
-    help="Least overlap of neighbouring tiles, likewise.",
+    help="Least overlap of neighbouring tiles, likewise.  [default: the checkpoint's own, or in proportion]",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=6, show_default=True, metavar="N", help="Sampling steps.")
 @click.option(
@@ -133,7 +133,7 @@ def command(
     photo: Path | None,
     photo_frame: Path | None,
     output: Path,
-    tile: Size,
+    tile: Size | None,
     policy: ReferencePolicy,
     as_json: bool,
     progress: Progress,
