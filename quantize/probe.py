@@ -16,7 +16,7 @@ from livemoments.bundle import Bundle
 from livemoments.errors import OutputError, UsageError
 from livemoments.quantize.memo import Call, Memo, MemoBackend, MemoEngine
 from livemoments.runtime.backends.base import Backend, Engine
-from livemoments.runtime.images import Photo
+from livemoments.runtime.images import MIN_SIDE_PX, Photo
 from livemoments.runtime.restore import restore
 from livemoments.runtime.schedule import plan_steps
 from livemoments.types import ReferencePolicy, Size, Stage
@@ -45,8 +45,11 @@ class ProbePhoto:
     truth: np.ndarray | None = None
 
     def centre(self, tile: Size) -> ProbePhoto:
-        """The middle of the picture, one tile large; a smaller picture stays as it is."""
+        """The middle of the picture, one tile large, or as large as the least frame asks; a smaller picture stays as it
+        is."""
         photo, frame = self.photo.size, self.frame.size
+        least_px = math.ceil(MIN_SIDE_PX * photo.height / frame.height)
+        tile = Size(max(tile.height, least_px), max(tile.width, least_px))
         if photo.height <= tile.height and photo.width <= tile.width:
             return self
         scale = photo.height / frame.height
@@ -215,7 +218,7 @@ def open_probe(
 
     Args:
         bundle: the source; needs all six stages.
-        photos: at least one; of each, the middle of one tile is used.
+        photos: at least one; of each, the middle of one tile is used (:meth:`ProbePhoto.centre`).
         backend: what runs the source's graphs; onnxruntime on the CPU by default.
         size: the tiles' size; the bundle's smallest by default.
         seed: of the noise.

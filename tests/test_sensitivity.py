@@ -274,7 +274,13 @@ def test_plot_is_a_self_contained_picture_with_every_number(report: Sensitivity,
         assert re.fullmatch("#[0-9a-f]{6}", box.attrib["fill"])
 
 
-@pytest.mark.parametrize(("height", "width", "scale"), [(400, 300, 2), (400, 600, 4), (208, 512, 2), (100, 90, 1)])
+def test_centre_of_a_photo_is_large_enough_for_a_frame() -> None:
+    whole = ProbePhoto(*(Photo(np.zeros((side, side, 3), np.uint8)) for side in (200, 400)))
+    cut = whole.centre(Size(64, 64))
+    assert (cut.frame.size, cut.photo.size) == (Size(64, 64), Size(128, 128))
+
+
+@pytest.mark.parametrize(("height", "width", "scale"), [(400, 300, 2), (208, 512, 2), (100, 90, 1)])
 def test_centre_of_a_photo_is_one_tile_of_matching_places(height: int, width: int, scale: int) -> None:
     ramp = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)
     pixels = np.concatenate([ramp, ramp[..., :1] * 0], axis=-1).astype(np.uint16)
