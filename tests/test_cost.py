@@ -196,7 +196,7 @@ def test_phase_split_bundles_never_load_both_networks(tmp_path: Path) -> None:
     assert not any({Stage.REFERENCE, Stage.RESTORATION} <= stages for stages in backend.most_open)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_whole_tiles_are_batches_without_loading(bundle: Bundle, batch: int, nvml: FakeNvml) -> None:
     def slow_decoder(stage: Stage, run: int) -> None:
         if stage is Stage.VAE_DECODER:

@@ -96,14 +96,12 @@ def distance(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 TILE_STAGES = [Stage.VAE_ENCODER, Stage.MOTION, Stage.REFERENCE, Stage.RESTORATION, Stage.VAE_DECODER]
+FAST_AND_SLOW = [pytest.param(stage, marks=[pytest.mark.slow] if "vae" in stage else []) for stage in TILE_STAGES]
 
 
 # every stage in fp32 is compared by test_validate too, as the tiny bundle has it
 @pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
-@pytest.mark.parametrize(
-    "stage",
-    [pytest.param(stage, marks=[pytest.mark.slow] if "vae" in stage else []) for stage in TILE_STAGES],
-)
+@pytest.mark.parametrize("stage", FAST_AND_SLOW)
 def test_stage_within_its_limit(files: CheckpointFiles, export: Export, stage: Stage, precision: str) -> None:
     written = export(stage, precision)
     onnx.checker.check_model(str(written.paths[0]))
@@ -216,7 +214,7 @@ def test_initializers_have_the_checkpoints_names(files: CheckpointFiles, export:
     assert not [name for name in found if "norm1.linear" in name or "time_text_embed" in name]
 
 
-@pytest.mark.parametrize("stage", TILE_STAGES)
+@pytest.mark.parametrize("stage", FAST_AND_SLOW)
 def test_half_precision_keeps_float32_where_it_must(export: Export, stage: Stage) -> None:
     written = export(stage, "fp16")
     model = onnx.load(written.paths[0], load_external_data=False)

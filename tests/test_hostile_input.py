@@ -185,7 +185,7 @@ def test_a_stream_that_the_caller_closed(closed: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("as_json", [False, True])
 def test_names_that_are_no_utf8(as_json: bool, tmp_path: Path) -> None:
     name = os.fsdecode(os.fsencode(tmp_path) + b"/f\xff")
-    make_fake_bundle(Path(name))
+    make_fake_bundle(tmp_path / "plain").path.rename(name)
     command = [sys.executable, "-m", "livemoments", "inspect", name, *(["--json"] if as_json else [])]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
