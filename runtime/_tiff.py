@@ -74,7 +74,7 @@ class Tiff:
     def _unpack(self, code: str, at: int) -> int:
         try:
             return int(struct.unpack_from(self.order + code, self.data, at)[0])
-        except struct.error:
+        except (struct.error, OverflowError):  # the latter for offsets past what any memory has
             raise TiffError("the data ends inside a directory") from None
 
     def directory(self, offset: int) -> tuple[dict[int, Entry], int]:

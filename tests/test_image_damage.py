@@ -195,3 +195,13 @@ def test_pairs_that_do_not_fit(frame, photo, photo_frame, words, fix) -> None:
     with pytest.raises(ImageError, match=words) as caught:
         check_pair_sizes(_blank(*frame), _blank(*photo), third)
     assert fix in (caught.value.fix or "")
+
+
+@pytest.mark.parametrize("count", [1 << 20, 1 << 40, 1 << 60, (1 << 64) - 1])
+def test_a_bigtiff_that_claims_more_than_there_is(count: int, tmp_path) -> None:
+    head = b"II+\0" + struct.pack("<HHQ", 8, 0, 16)
+    entry = struct.pack("<HHQQ", 273, 16, count, 16)
+    for body in (struct.pack("<Q", count) + bytes(100), struct.pack("<Q", 1) + entry + bytes(8)):
+        (tmp_path / "a.tif").write_bytes(head + body)
+        with pytest.raises(ImageError, match="damaged or cut short"):
+            read_photo(tmp_path / "a.tif")

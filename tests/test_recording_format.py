@@ -429,3 +429,14 @@ def test_memory_does_not_grow_with_what_a_file_holds(tmp_path: Path) -> None:
     assert not [value for value in vars(file).values() if isinstance(value, np.ndarray)]
     file.close()
     assert writer_module.condition_key([1]) != writer_module.condition_key([2])
+
+
+def test_what_stayed_of_a_recording_that_was_published_goes_with_the_next_command(tmp_path: Path) -> None:
+    small_recording(tmp_path / "r")
+    left = tmp_path / ".r.unfinished" / "finished"
+    left.mkdir(parents=True)  # the process was killed when its folder 'recording' had just been moved
+    (left / "a.json").write_text("{}")
+    with pytest.raises(OutputError, match="exists already"), write_recording(tmp_path / "r"):
+        pass
+    assert not (tmp_path / ".r.unfinished").exists()
+    open_recording(tmp_path / "r")

@@ -30,7 +30,7 @@ from livemoments.manifest import FileEntry
 from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
 from livemoments.store.files import sync_file, write_file
-from livemoments.store.folders import StagedFolder, check_destination
+from livemoments.store.folders import StagedFolder, check_destination, remove_emptied
 from livemoments.validate.recording.schema import META_NAME, ImageEntry, RecordingMeta, StorageType
 from livemoments.validate.recording.tensor_file import TensorWriter
 
@@ -216,8 +216,10 @@ def write_recording(destination: str | os.PathLike[str], *, overwrite: bool = Fa
             another process is writing it.
         ResourceError: the disk is full.
     """
-    target = check_destination(destination, is_ours=_is_recording, kind="a recording", overwrite=overwrite)
+    target = Path(destination).absolute()
     work = target.with_name(f".{target.name}.unfinished")
+    remove_emptied(work, "recording")
+    check_destination(destination, is_ours=_is_recording, kind="a recording", overwrite=overwrite)
     with contextlib.ExitStack() as held:
         try:
             with output_errors(target):

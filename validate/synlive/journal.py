@@ -15,10 +15,11 @@ from livemoments.errors import OutputError
 from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
 from livemoments.store.files import check_file
-from livemoments.store.folders import StagedFolder, check_destination
+from livemoments.store.folders import StagedFolder, check_destination, remove_emptied
 from livemoments.validate.synlive.manifest import MANIFEST_NAME, Pair, Skip, SynliveManifest, is_set
 
 _JOURNAL = "journal.jsonl"
+_SET = "set"
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -37,7 +38,7 @@ class Build:
     """
 
     def __init__(self, target: Path, partial: Path, key: str, *, overwrite: bool) -> None:
-        self.folder = partial / "set"
+        self.folder = partial / _SET
         self._target, self._partial, self._overwrite = target, partial, overwrite
         self._journal = partial / _JOURNAL
         self._done: dict[tuple[str, int], Pair | Skip] = {}
@@ -109,10 +110,15 @@ def check_place(destination: Path, *, overwrite: bool) -> Path:
     Raises:
         OutputError: it exists, and is not a set, or may not be replaced; or it cannot be written.
     """
+    remove_emptied(_unfinished(destination.absolute()), _SET)
     target = check_destination(destination, is_ours=is_set, kind="a set", overwrite=overwrite)
     if not os.path.lexists(target):
         check_file(target)
     return target
+
+
+def _unfinished(target: Path) -> Path:
+    return target.with_name(f".{target.name}.unfinished")
 
 
 @contextlib.contextmanager
@@ -127,7 +133,7 @@ def open_build(target: Path, key: str, *, overwrite: bool) -> Iterator[Build]:
     Raises:
         OutputError: the place cannot be written, or another build writes there.
     """
-    partial = target.with_name(f".{target.name}.unfinished")
+    partial = _unfinished(target)
     with contextlib.ExitStack() as held:
         try:
             with output_errors(target):

@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from livemoments.errors import OutputError
-from livemoments.store.claims import Claim, claim, hidden_prefix, left_behind, remove_left_behind
+from livemoments.store.claims import (
+    BusyError,
+    Claim,
+    claim,
+    hidden_prefix,
+    left_behind,
+    only_one,
+    remove_left_behind,
+)
 from livemoments.store.errors import check_name, output_errors
 from livemoments.store.files import PARTIAL, sync_file
 
@@ -126,6 +134,20 @@ def restore_retired(destination: Path) -> None:
     for one in by_age:
         _put_back(one.path, destination)
         _tidy(one, destination)
+
+
+def remove_emptied(work: Path, part: str) -> None:
+    """Remove a resumable folder whose content ``part`` was moved into place by a process that was killed right then.
+
+    Args:
+        work: the folder; its lock is the file ``lock`` in it.
+        part: the folder in it that is published.
+    """
+    with contextlib.suppress(BusyError, OSError):
+        if work.is_dir() and not (work / part).exists():
+            with only_one(work / "lock"):
+                if not (work / part).exists():
+                    shutil.rmtree(work, ignore_errors=True)
 
 
 def check_destination(
