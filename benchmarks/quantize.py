@@ -32,11 +32,13 @@ import numpy as np
 from common import photograph, run_worker, summary, write_record
 
 from livemoments.bundle import Bundle
+from livemoments.live_photo import LivePhoto
 from livemoments.measures import sqnr_db
-from livemoments.quantize.probe import Probe, ProbePhoto, open_probe
+from livemoments.quantize.probe import Probe, open_probe
 from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.sensitivity import stage_sqnr_db
 from livemoments.runtime.backends.ort import OrtBackend
+from livemoments.runtime.images import Photo
 from livemoments.runtime.kv_codecs import KV_DTYPES, find_codec
 from livemoments.types import Size, Stage
 from livemoments.validate.simulated_clip import simulate_live_photo
@@ -133,10 +135,10 @@ def stage_bytes(bundle: Bundle, *stages: Stage) -> int:
     return sum(bundle.manifest.files[name].bytes for name in names)
 
 
-def probe_photo() -> ProbePhoto:
+def probe_photo() -> LivePhoto[Photo]:
     """A simulated Live Photo of a photograph that calibration does not see; a probe cuts one tile from its middle."""
     clip = simulate_live_photo(photograph(round(TILE.height * _MARGIN), round(TILE.width * _MARGIN)), seed=9)
-    return ProbePhoto(*clip.as_photos(), truth=clip.truth)
+    return clip.map(Photo)
 
 
 def compare(work: Path, names: list[str]) -> dict[str, dict[str, Any]]:

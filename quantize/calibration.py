@@ -18,6 +18,7 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, UsageError
+from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress, Task
 from livemoments.quantize.activations import ActivationStats
 from livemoments.quantize.array_file import read_arrays, write_arrays
@@ -27,7 +28,7 @@ from livemoments.quantize.calibration_result import (
     fill_unseen,
     source_digest,
 )
-from livemoments.quantize.calibration_set import CalibrationItem, read_set, set_sha256
+from livemoments.quantize.calibration_set import read_set, set_sha256
 from livemoments.quantize.observers import DEFAULT_PERCENTILE, Observer, Percentile, find_observer
 from livemoments.quantize.plan import LinearId
 from livemoments.quantize.segments import Tap
@@ -234,14 +235,14 @@ def _step_counts(bundle: Bundle, steps: Sequence[int] | None) -> tuple[int, ...]
     return counts
 
 
-def photo_seed(seed: int, item: CalibrationItem) -> int:
+def photo_seed(seed: int, item: LivePhoto[Path]) -> int:
     """The seed of one photo's noise: photos of a set get different noise, whatever else is in the set."""
     return int(_digest({"seed": seed}, item.sha256)[:8], 16)
 
 
 def _restore_one(
     bundle: Bundle,
-    item: CalibrationItem,
+    item: LivePhoto[Path],
     counts: Sequence[int],
     seed: int,
     flow: FlowKind,

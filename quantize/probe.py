@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import OutputError, UsageError
+from livemoments.live_photo import LivePhoto
 from livemoments.quantize.memo import Call, Memo, MemoBackend, MemoEngine
+from livemoments.quantize.probe_photos import centre
 from livemoments.runtime.backends.base import Backend, Engine
-from livemoments.runtime.images import MIN_SIDE_PX, Photo
+from livemoments.runtime.images import Photo
 from livemoments.runtime.restore import restore
 from livemoments.runtime.schedule import plan_steps
 from livemoments.types import ReferencePolicy, Size, Stage
@@ -26,55 +27,6 @@ TRANSFORMERS = (Stage.REFERENCE, Stage.RESTORATION)
 _BIT_DEPTH = 16
 _TOP = 65535.0
 """Photos are compared in 16 bits: one layer's error often stays below half a level of 8."""
-
-
-@dataclass(frozen=True, eq=False)
-class ProbePhoto:
-    """One Live Photo to try networks on.
-
-    Attributes:
-        frame: the video frame that is restored.
-        photo: the key photo.
-        photo_frame: the video frame at its instant; derived where missing.
-        truth: what a perfect restoration would be, (H, W, 3) of the photo's size and depth; simulated ones have it.
-    """
-
-    frame: Photo
-    photo: Photo
-    photo_frame: Photo | None = None
-    truth: np.ndarray | None = None
-
-    def centre(self, tile: Size) -> ProbePhoto:
-        """The middle of the picture, one tile large, or as large as the least frame asks; a smaller picture stays as it
-        is."""
-        photo, frame = self.photo.size, self.frame.size
-        least_px = math.ceil(MIN_SIDE_PX * photo.height / frame.height)
-        tile = Size(max(tile.height, least_px), max(tile.width, least_px))
-        if photo.height <= tile.height and photo.width <= tile.width:
-            return self
-        scale = photo.height / frame.height
-        small = Size(_part(tile.height, scale, frame.height), _part(tile.width, scale, frame.width))
-        y, x = (frame.height - small.height) // 2, (frame.width - small.width) // 2
-        large = Size(min(tile.height, photo.height), min(tile.width, photo.width))
-        top = min(round(y * scale), photo.height - large.height)
-        left = min(round(x * scale), photo.width - large.width)
-        inner = (slice(y, y + small.height), slice(x, x + small.width))
-        outer = (slice(top, top + large.height), slice(left, left + large.width))
-        return ProbePhoto(
-            _cut(self.frame, inner),
-            _cut(self.photo, outer),
-            None if self.photo_frame is None else _cut(self.photo_frame, inner),
-            None if self.truth is None else self.truth[outer],
-        )
-
-    def digest(self) -> str:
-        """SHA-256 of the pixels."""
-        digest = hashlib.sha256()
-        arrays = [self.frame.pixels, self.photo.pixels, *(p.pixels for p in [self.photo_frame] if p), self.truth]
-        for array in arrays:
-            if array is not None:
-                digest.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +65,14 @@ class Probe:
     """
 
     def __init__(
-        self, bundle: Bundle, photos: Sequence[ProbePhoto], size: Size, backend: MemoBackend, *, seed: int, folder: Path
+        self,
+        bundle: Bundle,
+        photos: Sequence[LivePhoto[Photo]],
+        size: Size,
+        backend: MemoBackend,
+        *,
+        seed: int,
+        folder: Path,
     ) -> None:
         self.bundle, self.photos, self.size = bundle, tuple(photos), size
         self.points = plan_steps(bundle.manifest.schedule)
@@ -168,7 +127,7 @@ class Probe:
         with contextlib.ExitStack() as stack:
             return self.score({s: stack.enter_context(backend.open(candidate, s, self.size)) for s in changed})
 
-    def _restore(self, photo: ProbePhoto) -> _Restored:
+    def _restore(self, photo: LivePhoto[Photo]) -> _Restored:
         kept: dict[str, np.ndarray] = {}
 
         def observe(name: str, value: np.ndarray) -> None:
@@ -193,21 +152,17 @@ class Probe:
     def _score(self, found: Sequence[_Restored]) -> Score:
         stitched = _mean(_mse(a.stitched / 2, b.stitched / 2) for a, b in zip(found, self._source, strict=True))
         images = _mean(_mse(a.image / _TOP, b.image / _TOP) for a, b in zip(found, self._source, strict=True))
-        truths = [photo.truth for photo in self.photos]
+        truths = [photo.truth for photo in self.photos if photo.truth is not None]
         truth = None
-        if all(t is not None for t in truths):
-            truth = _mean(
-                _mse(a.image / _TOP, t / np.iinfo(t.dtype).max)
-                for a, t in zip(found, truths, strict=True)
-                if t is not None
-            )
+        if len(truths) == len(found):
+            truth = _mean(_mse(a.image / _TOP, _unit(t.pixels)) for a, t in zip(found, truths, strict=True))
         return Score(max(stitched, images), truth)
 
 
 @contextlib.contextmanager
 def open_probe(
     bundle: Bundle,
-    photos: Sequence[ProbePhoto],
+    photos: Sequence[LivePhoto[Photo]],
     *,
     backend: Backend | None = None,
     size: Size | None = None,
@@ -218,7 +173,7 @@ def open_probe(
 
     Args:
         bundle: the source; needs all six stages.
-        photos: at least one; of each, the middle of one tile is used (:meth:`ProbePhoto.centre`).
+        photos: at least one; of each, the middle of one tile is used (:func:`centre`).
         backend: what runs the source's graphs; onnxruntime on the CPU by default.
         size: the tiles' size; the bundle's smallest by default.
         seed: of the noise.
@@ -246,7 +201,7 @@ def open_probe(
         folder = Path(name)
         memo = MemoBackend(backend, folder)
         try:
-            yield Probe(bundle, [p.centre(tile) for p in photos], tile, memo, seed=seed, folder=folder)
+            yield Probe(bundle, [centre(photo, tile) for photo in photos], tile, memo, seed=seed, folder=folder)
         finally:
             memo.close()
 
@@ -265,14 +220,11 @@ def _mse(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
 
 
+def _unit(pixels: np.ndarray) -> np.ndarray:
+    unit: np.ndarray = pixels / np.iinfo(pixels.dtype).max
+    return unit
+
+
 def _mean(values: Iterator[float]) -> float:
     found = list(values)
     return sum(found) / len(found)
-
-
-def _part(tile_px: int, scale: float, frame_px: int) -> int:
-    return max(1, min(round(tile_px / scale), frame_px))
-
-
-def _cut(photo: Photo, window: tuple[slice, slice]) -> Photo:
-    return replace(photo, pixels=np.ascontiguousarray(photo.pixels[window]))

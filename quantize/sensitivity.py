@@ -20,15 +20,18 @@ import onnx_ir as ir
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, UsageError
+from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.quantize.candidate import load_graph, open_candidate
 from livemoments.quantize.journal import Journal
 from livemoments.quantize.memo import Call
 from livemoments.quantize.plan import Action, LayerPlan, Linear, find_linears
-from livemoments.quantize.probe import TRANSFORMERS, Probe, ProbePhoto, open_probe
+from livemoments.quantize.probe import TRANSFORMERS, Probe, open_probe
+from livemoments.quantize.probe_photos import pixels_sha256
 from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.sensitivity_report import LayerSensitivity, Sensitivity
 from livemoments.runtime.backends.base import Backend, Engine, to_host
+from livemoments.runtime.images import Photo
 from livemoments.types import Size, Stage
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ Alter = Callable[[ir.Model, Sequence[Linear], LayerPlan], None]
 
 def measure_sensitivity(
     bundle: Bundle,
-    photos: Sequence[ProbePhoto],
+    photos: Sequence[LivePhoto[Photo]],
     *,
     recipe: str | Recipe,
     calibration: CalibrationResult | None = None,
@@ -215,7 +218,7 @@ def _key(
         "recipe": msgspec.to_builtins(recipe),
         "action": action.value,
         "calibration": None if calibration is None else calibration.sha256,
-        "photos": [photo.digest() for photo in probe.photos],
+        "photos": [pixels_sha256(photo) for photo in probe.photos],
         "size": str(probe.size),
         "points": list(probe.points),
         "per_step_photo": per_step_photo,

@@ -13,18 +13,19 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import CheckFailedError
+from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.quantize.budget import Budget, Goal, layer_cost
 from livemoments.quantize.calibration_set import read_set
 from livemoments.quantize.candidate import load_graph, open_candidate
 from livemoments.quantize.plan import Action, LayerPlan, find_linears
-from livemoments.quantize.probe import TRANSFORMERS, Probe, ProbePhoto, Score, open_probe
+from livemoments.quantize.probe import TRANSFORMERS, Probe, Score, open_probe
 from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.search import SearchResult, search
 from livemoments.quantize.sensitivity import Alter, measure_sensitivity, recipe_alter
 from livemoments.quantize.sensitivity_report import Sensitivity
 from livemoments.runtime.backends.base import Backend, Engine
-from livemoments.runtime.images import read_photo
+from livemoments.runtime.images import Photo, read_photo
 from livemoments.types import Stage
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def read_probe_photos(
     with_truth: bool = False,
     seed: int = 0,
     progress: Progress = SILENT,
-) -> list[ProbePhoto]:
+) -> list[LivePhoto[Photo]]:
     """Photos of a calibration folder.
 
     Real clips have no truth. For a budget of quality a clip is simulated from each key photo, whose moved view is the
@@ -64,14 +65,7 @@ def read_probe_photos(
     """
     items = read_set(folder, limit=limit, progress=progress)
     if not with_truth:
-        return [
-            ProbePhoto(
-                read_photo(item.frame),
-                read_photo(item.photo),
-                None if item.photo_frame is None else read_photo(item.photo_frame),
-            )
-            for item in items
-        ]
+        return [item.map(read_photo) for item in items]
     from livemoments.validate.simulated_clip import simulate_live_photo
 
     found = []
@@ -79,13 +73,13 @@ def read_probe_photos(
         photo = read_photo(item.photo)
         pixels = photo.pixels if photo.bit_depth == 8 else np.rint(photo.pixels / 257).astype(np.uint8)
         live = simulate_live_photo(pixels, seed=seed + number)
-        found.append(ProbePhoto(*live.as_photos(), truth=live.truth))
+        found.append(live.map(Photo))
     return found
 
 
 def find_mix(
     bundle: Bundle,
-    photos: Sequence[ProbePhoto],
+    photos: Sequence[LivePhoto[Photo]],
     *,
     recipe: str | Recipe,
     budget: str | Budget,
@@ -264,7 +258,7 @@ def quantize_to_budget(
 def check_bundle(
     source: Bundle,
     quantized: Bundle,
-    photos: Sequence[ProbePhoto],
+    photos: Sequence[LivePhoto[Photo]],
     budget: Budget,
     *,
     seed: int = 0,

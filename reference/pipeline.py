@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.reference import photo
 from livemoments.reference.checkpoint import Reference
@@ -20,15 +21,6 @@ from livemoments.types import ReferencePolicy, Size, Tile
 
 Observer = Callable[[str, np.ndarray], None]
 """Is told every intermediate by its name in the golden format, e.g. ``tile0.step3.velocity``."""
-
-
-@dataclass(frozen=True, slots=True)
-class PhotoInputs:
-    """The three images, (1, 3, H, W), [0, 1]: reselected frame, key photo, the frame at the key photo's instant."""
-
-    lr: Tensor
-    ref: Tensor
-    ref_lr: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +78,7 @@ def _images(image: Tensor) -> Tensor:
 @torch.inference_mode()
 def restore_photo(
     reference: Reference,
-    inputs: PhotoInputs,
+    inputs: LivePhoto[Tensor],
     size: Size,
     noise: NoiseOfTile,
     settings: Settings,
@@ -99,7 +91,7 @@ def restore_photo(
 
     Args:
         reference: the loaded checkpoint.
-        inputs: the images; ``lr`` and ``ref_lr`` have one size, ``ref`` is expected at ``size``.
+        inputs: the images, (1, 3, H, W), [0, 1]; frame and photo frame of one size, the photo of ``size``.
         size: what the frames are upscaled to: ``int(frame size * ref_res / lr_res)``.
         noise: every tile's noise.
         settings: tiling, steps, policy, compatibility.
@@ -107,10 +99,12 @@ def restore_photo(
         observe: told every intermediate.
         progress: where to report.
     """
-    device = reference.device
-    flow = estimate_flow(reference.flow, _images(inputs.lr).to(device), _images(inputs.ref_lr).to(device)).cpu()
+    device, key_frame = reference.device, inputs.photo_frame
+    if key_frame is None:
+        raise ValueError("the reference derives no photo frame: it is given one")
+    flow = estimate_flow(reference.flow, _images(inputs.frame).to(device), _images(key_frame).to(device)).cpu()
     observe("photo.flow_lr", flow.numpy())
-    lr_up, ref_lr_up = (photo.resize_bicubic(image, size) for image in (inputs.lr, inputs.ref_lr))
+    lr_up, ref_lr_up = (photo.resize_bicubic(image, size) for image in (inputs.frame, key_frame))
     observe("photo.lq_up", lr_up.numpy())
     observe("photo.ref_lq_up", ref_lr_up.numpy())
 
@@ -120,7 +114,7 @@ def restore_photo(
     observe("lq_padded_shape", np.array([1, 3, padded.height, padded.width]))
     observe("tile_indices", np.array([(tile.y, tile.x) for tile in tiles]))
     lr_padded, ref_lr_padded, ref_padded = (
-        photo.pad_reflect(image, padded) for image in (lr_up, ref_lr_up, inputs.ref)
+        photo.pad_reflect(image, padded) for image in (lr_up, ref_lr_up, inputs.photo)
     )
     flow_padded = photo.pad_zero(photo.resize_flow(flow, size), padded)
     corners = tuple(photo.reference_corner(flow_padded, tile) for tile in tiles)

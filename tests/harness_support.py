@@ -14,11 +14,12 @@ import numpy as np
 from restore_images import shrunk, textured
 
 from livemoments.bundle import Bundle
+from livemoments.live_photo import LivePhoto
 from livemoments.runtime.images import write_image
 from livemoments.runtime.restore import RestoreResult
 from livemoments.runtime.tiles import TilePlan
 from livemoments.types import Size
-from livemoments.validate.datasets.index import Dataset, DatasetItem
+from livemoments.validate.datasets.index import Dataset
 from livemoments.validate.harness.measures import Measures
 from livemoments.validate.harness.run import run_images
 from livemoments.validate.quality.measure import ImageQuality
@@ -45,7 +46,8 @@ def make_dataset(
         paths = {part: folder / part / f"{name}.png" for part in pictures}
         for part, picture in pictures.items():
             write_image(paths[part], picture)
-        items.append(DatasetItem(name=name, sha256=f"sha-{name}", **paths))
+        parts = dict(zip(("frame", "photo", "photo_frame", "truth"), paths.values(), strict=True))
+        items.append(LivePhoto(**parts, name=name, sha256=f"sha-{name}"))
     return Dataset(
         name="tiny", root=folder, items=tuple(items), rejected=rejected, descriptor=None, sha256="all", has_truth=True
     )
@@ -56,13 +58,13 @@ def run(bundle: Bundle, dataset: Dataset, work: Path, **options: Any) -> tuple[I
     return run_images(bundle, dataset, work=work, **{"measures": simple_measures, **options})
 
 
-def spoil(item: DatasetItem) -> DatasetItem:
+def spoil(item: LivePhoto[Path]) -> LivePhoto[Path]:
     """Cut its photo short, as after the index was made."""
-    item.ref.write_bytes(item.ref.read_bytes()[:400])
+    item.photo.write_bytes(item.photo.read_bytes()[:400])
     return replace(item, sha256=item.sha256 + "-spoiled")
 
 
-def with_item(dataset: Dataset, index: int, item: DatasetItem) -> Dataset:
+def with_item(dataset: Dataset, index: int, item: LivePhoto[Path]) -> Dataset:
     items = list(dataset.items)
     items[index] = item
     return replace(dataset, items=tuple(items))

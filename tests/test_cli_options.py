@@ -14,8 +14,8 @@ from fake_bundle import make_fake_bundle
 
 from livemoments.bundle import Bundle
 from livemoments.errors import ParityError
+from livemoments.live_photo import LivePhoto
 from livemoments.types import ReferencePolicy, Size, Stage
-from livemoments.validate.clip import Clip
 from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.harness.measures import StandardMeasures
 from livemoments.validate.harness.settings import RunSettings
@@ -243,7 +243,7 @@ def test_validate_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: 
     del backend.options["progress"], backend.options["command"]
     assert backend.options == {
         "recording": None,
-        "clip": Clip(Path("f"), Path("p"), Path("v")),
+        "clip": LivePhoto(Path("f"), Path("p"), Path("v")),
         "data": DataPlan(
             Path("d"),
             "synlive260",

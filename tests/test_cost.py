@@ -20,9 +20,9 @@ from logging_backend import LoggingBackend
 from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_bundle
 from livemoments.errors import EngineError, ResourceError, UsageError
+from livemoments.live_photo import LivePhoto
 from livemoments.runtime.images import read_photo, write_image
 from livemoments.types import Size, Stage
-from livemoments.validate.clip import Clip
 from livemoments.validate.cost import machine, memory
 from livemoments.validate.cost.energy import count_energy
 from livemoments.validate.cost.latency import batch_photo, measure_stages, measure_tiles, percentiles
@@ -343,7 +343,7 @@ def test_on_macos_the_footprint_is_asked_for(bundle: Bundle, tmp_path: Path, mon
 
     monkeypatch.setattr(memory, "measure_process", measured)
     monkeypatch.setattr(memory.platform, "system", lambda: "Darwin")
-    photo = Clip(tmp_path / "f.png", tmp_path / "p.png")
+    photo = LivePhoto(tmp_path / "f.png", tmp_path / "p.png")
     found = restore_afresh(bundle, photo, RunSettings(provider="coreml"))
     assert commands[0][:2] == ["/usr/bin/time", "-l"]
     by_kind = {entry.kind: entry for entry in found.memory}
@@ -356,7 +356,7 @@ def test_on_macos_the_footprint_is_asked_for(bundle: Bundle, tmp_path: Path, mon
 
 
 def test_a_failing_restoration_is_an_error(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photo = Clip(tmp_path / "missing.png", tmp_path / "p.png")
+    photo = LivePhoto(tmp_path / "missing.png", tmp_path / "p.png")
     with pytest.raises(EngineError, match=r"failed in a process of its own: .*missing\.png: no such file"):
         restore_afresh(bundle, photo, RunSettings())
 
@@ -373,7 +373,7 @@ def test_the_cost_of_a_run_that_was_wanted_anyway(tmp_path: Path) -> None:
     frame, photo = batch_photo(bundle, bundle.tile_sizes[0], 2)
     for name, picture in (("f", frame), ("p", photo)):
         write_image(tmp_path / f"{name}.png", picture.pixels)
-    clip = Clip(tmp_path / "f.png", tmp_path / "p.png")
+    clip = LivePhoto(tmp_path / "f.png", tmp_path / "p.png")
     found = cost_of_run(bundle, RunSettings(flow="dis"), clip, tmp_path / "out.png")
     assert read_photo(tmp_path / "out.png").size == photo.size
     assert found.stages == ()

@@ -14,9 +14,9 @@ from livemoments.errors import ImageError, OutputError, UsageError
 from livemoments.measures import psnr_db
 from livemoments.quantize.calibration_set import read_set
 from livemoments.quantize.calibration_set import set_sha256 as calibration_sha256
+from livemoments.runtime import photo_index
 from livemoments.runtime.images import read_photo, write_image
 from livemoments.types import Size
-from livemoments.validate.datasets import index
 from livemoments.validate.datasets.embedded import write_embedded_set
 from livemoments.validate.datasets.index import open_dataset
 
@@ -39,7 +39,7 @@ def test_a_set_is_indexed(tmp_path: Path) -> None:
     dataset = open_dataset(folder)
     assert [item.name for item in dataset.items] == ["a", "b", "c"]
     assert (dataset.name, dataset.descriptor, dataset.rejected, dataset.has_truth) == ("My set", None, (), True)
-    assert dataset.items[1].gt == folder / "gt" / "b.png"
+    assert dataset.items[1].truth == folder / "gt" / "b.png"
     hashes = [hashlib.sha256((folder / part / "a.png").read_bytes()).hexdigest() for part in PARTS]
     assert dataset.items[0].sha256 == hashlib.sha256("".join(f"{h}\n" for h in hashes).encode()).hexdigest()
     lines = "".join(f"{item.name}:{item.sha256}\n" for item in dataset.items)
@@ -51,10 +51,10 @@ def test_a_set_without_truth_has_the_calibration_sets_hash(tmp_path: Path) -> No
     folder = write_set(tmp_path, parts=("lr", "ref", "ref_lr"))
     dataset = open_dataset(folder)
     assert not dataset.has_truth
-    assert dataset.items[0].gt is None
+    assert dataset.items[0].truth is None
     assert dataset.sha256 == calibration_sha256(read_set(folder))
     (folder / "ref_lr").rename(tmp_path / "elsewhere")
-    assert open_dataset(folder).items[0].ref_lr is None
+    assert open_dataset(folder).items[0].photo_frame is None
 
 
 def test_bad_images_are_rejected_one_by_one(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_checked_images_are_not_decoded_again(tmp_path: Path, monkeypatch: pytes
     folder, work = write_set(tmp_path / "set"), tmp_path / "work"
     (folder / "lr" / "c.png").write_bytes(b"no image")
     decoded: list[str] = []
-    monkeypatch.setattr(index, "read_photo", lambda path: decoded.append(path.name) or read_photo(path))
+    monkeypatch.setattr(photo_index, "read_photo", lambda path: decoded.append(path.name) or read_photo(path))
     first = open_dataset(folder, work=work)
     assert len(decoded) == 9  # c's first image ends it
     decoded.clear()
@@ -154,11 +154,11 @@ def test_the_embedded_set(tmp_path: Path) -> None:
     ]
     assert dataset.has_truth
     for item in dataset.items:
-        assert item.gt is not None
-        assert item.ref_lr is not None
-        assert read_photo(item.gt).size == read_photo(item.ref).size == Size(192, 256)
-        assert read_photo(item.lr).size == read_photo(item.ref_lr).size == Size(96, 128)
-        truth, photo, frame = (read_photo(path).pixels for path in (item.gt, item.ref, item.lr))
+        assert item.truth is not None
+        assert item.photo_frame is not None
+        assert read_photo(item.truth).size == read_photo(item.photo).size == Size(192, 256)
+        assert read_photo(item.frame).size == read_photo(item.photo_frame).size == Size(96, 128)
+        truth, photo, frame = (read_photo(path).pixels for path in (item.truth, item.photo, item.frame))
         half = truth.reshape(96, 2, 128, 2, 3).mean(axis=(1, 3))
         other = photo.reshape(96, 2, 128, 2, 3).mean(axis=(1, 3))
         assert 22 < psnr_db(frame, half, 255) < 40, "degraded, but the same instant"

@@ -80,10 +80,12 @@ def test_every_image_is_what_restore_makes_of_it(bundle: Bundle, dataset: Datase
     results = run(bundle, dataset, tmp_path, settings=settings)
     assert [result.name for result in results] == [item.name for item in dataset.items]
     for item, result in zip(dataset.items, results, strict=True):
-        alone = restore(bundle, item.lr, item.ref, item.ref_lr, seed=7, reference="every-2", flow="dis", batch=2)
-        assert item.gt is not None
-        truth, photo = read_photo(item.gt).pixels, read_photo(item.ref).pixels
-        upscaled = whole_image(load_inputs(item.lr, item.ref, item.ref_lr).frame_view, 8)
+        alone = restore(
+            bundle, item.frame, item.photo, item.photo_frame, seed=7, reference="every-2", flow="dis", batch=2
+        )
+        assert item.truth is not None
+        truth, photo = read_photo(item.truth).pixels, read_photo(item.photo).pixels
+        upscaled = whole_image(load_inputs(item.frame, item.photo, item.photo_frame).frame_view, 8)
         expected = scores(alone.image, upscaled, photo, truth) | {"endless": None}
         assert result.metrics == expected
         assert result.input_metrics == scores(upscaled, upscaled, photo, truth) | {"endless": None}
@@ -181,7 +183,7 @@ def test_pictures_of_the_report(bundle: Bundle, dataset: Dataset, tmp_path: Path
     roles = ("input", "output", "reference", "truth", "error")
     assert result.files == {role: f"images/{item.name}/{role}.jpg" for role in roles}
     photo = read_photo(tmp_path / result.files["reference"]).pixels.astype(int)
-    assert np.abs(photo - read_photo(item.ref).pixels).mean() < 6
+    assert np.abs(photo - read_photo(item.photo).pixels).mean() < 6
     none = run(bundle, dataset, tmp_path / "none", pictures=False)
     assert not (tmp_path / "none" / "images").exists()
     assert none[0].files == {}

@@ -45,7 +45,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def recording_of(bundle: Bundle, dataset: Dataset, folder: Path, **conditions: Any) -> tuple[Recording, list[Photo]]:
     entries, photos = {}, []
     for number, item in enumerate(dataset.items[:2]):
-        result = restore(bundle, item.lr, item.ref, item.ref_lr, folder / f"{item.name}.png", seed=3)
+        result = restore(bundle, item.frame, item.photo, item.photo_frame, folder / f"{item.name}.png", seed=3)
         photos.append(read_photo(folder / f"{item.name}.png"))
         tiles = [
             TileEntry(
@@ -86,7 +86,7 @@ def test_photos_are_compared_with_a_recording(bundle: Bundle, dataset: Dataset, 
     settings = RunSettings(seed=3)
     measures = StandardMeasures(("psnr_y",))
     found = run(bundle, dataset, tmp_path / "work", recording=recording, settings=settings, measures=measures)
-    ours = [restore(bundle, item.lr, item.ref, item.ref_lr, seed=3) for item in dataset.items[:2]]
+    ours = [restore(bundle, item.frame, item.photo, item.photo_frame, seed=3) for item in dataset.items[:2]]
     for result, own, photo in zip(found, ours, photos, strict=False):
         assert result.parity_psnr_db == pytest.approx(psnr_db(own.image, photo.pixels, peak=255))
     assert [result.pcr["corners_differ"] for result in found[:2]] == [
@@ -122,9 +122,9 @@ def test_the_packages_own_metrics_over_a_set(bundle: Bundle, dataset: Dataset, t
     psnr, ssim, lpips = aggregate_metrics(results, tmp_path, measures)
     own = []
     for item in dataset.items:
-        image = restore(bundle, item.lr, item.ref, item.ref_lr).image
-        assert item.gt is not None
-        luma = [pixels @ np.array([65.481, 128.553, 24.966]) / 255 for pixels in (image, read_photo(item.gt).pixels)]
+        image = restore(bundle, item.frame, item.photo, item.photo_frame).image
+        assert item.truth is not None
+        luma = [pixels @ np.array([65.481, 128.553, 24.966]) / 255 for pixels in (image, read_photo(item.truth).pixels)]
         own.append(10 * np.log10(255**2 / np.mean((luma[0] - luma[1]) ** 2)))
     assert [result.metrics["psnr_y"] for result in results] == pytest.approx(own, abs=1e-4)
     assert (psnr.count, psnr.mean, psnr.std) == (
@@ -147,7 +147,7 @@ def test_features_for_metrics_of_the_whole_set_are_kept(bundle: Bundle, dataset:
     files = [features_file(tmp_path, result.name) for result in results]
     first = load_features(files[0])["patches.output"]
     item = dataset.items[0]
-    assert (first == restore(bundle, item.lr, item.ref, item.ref_lr).image.reshape(-1, 3)[:5]).all()
+    assert (first == restore(bundle, item.frame, item.photo, item.photo_frame).image.reshape(-1, 3)[:5]).all()
     files[0].unlink()
     backend = LoggingBackend()
     run(bundle, dataset, tmp_path, backend=backend)

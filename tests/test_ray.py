@@ -251,8 +251,8 @@ def replace_files(dataset: Dataset, index: int, place: Path) -> Any:
     """An item with a copy of its photo, so that spoiling it leaves the others' data set whole."""
     item = dataset.items[index]
     place.mkdir()
-    copy = place / item.ref.name
-    copy.write_bytes(item.ref.read_bytes())
+    copy = place / item.photo.name
+    copy.write_bytes(item.photo.read_bytes())
     return replace(item, ref=copy)
 
 

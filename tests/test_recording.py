@@ -15,6 +15,7 @@ from restore_images import textured
 
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
+from livemoments.live_photo import LivePhoto
 from livemoments.measures import psnr_db, relative_l2
 from livemoments.reference.checkpoint import Reference, load_reference
 from livemoments.reference.mmdit import BlockGuidance, BlockKV
@@ -26,7 +27,6 @@ from livemoments.runtime.images import read_photo, write_image
 from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.tiles import plan_balanced
 from livemoments.types import Size, Stage
-from livemoments.validate.clip import Clip
 from livemoments.validate.recording import pipeline
 from livemoments.validate.recording.cases import recorded_case, schedule_point
 from livemoments.validate.recording.pipeline import record
@@ -236,7 +236,7 @@ def test_an_exported_bundle_is_held_against_a_recording(
     bundle = Bundle.open(tiny_bundle, verify_hashes=False)
     manifest = bundle.manifest
     size = bundle.tile_sizes[0]
-    live = Clip(photos / "lr" / "a.png", photos / "ref" / "a.png", name="one")  # the key frame is derived
+    live = LivePhoto(photos / "lr" / "a.png", photos / "ref" / "a.png", name="one")  # the key frame is derived
     options = {"tile": size, "overlap": manifest.overlap, "steps": STEPS, "detail_steps": (2,), "seed": 9}
     recording = record(tiny_checkpoint, live, tmp_path / "r", detail="keys-values", **options)
     for stage in Stage:
@@ -338,7 +338,7 @@ def test_keys_and_values_that_a_later_step_uses(tiny_checkpoint: Path, tmp_path:
     wide = textured(Size(128, 208), 3)
     for name, pixels in (("photo", wide), ("frame", np.ascontiguousarray(wide[::2, ::2]))):
         write_image(tmp_path / f"{name}.png", pixels)
-    live = Clip(tmp_path / "frame.png", tmp_path / "photo.png")
+    live = LivePhoto(tmp_path / "frame.png", tmp_path / "photo.png")
     options = {**OPTIONS, "policy": "every-2", "detail": "keys-values", "detail_tiles": (1,), "detail_steps": (1,)}
     recording = record(tiny_checkpoint, live, tmp_path / "r", **options)
     assert len(recording.entry("photo").tiles) == 2

@@ -13,8 +13,8 @@ from recording_support import write_set
 from livemoments.cli import cli
 from livemoments.cli import record as record_command
 from livemoments.errors import CheckpointError, ImageError, OutputError, UsageError
+from livemoments.live_photo import LivePhoto
 from livemoments.types import Size
-from livemoments.validate.clip import Clip
 from livemoments.validate.recording.pipeline import record
 from livemoments.validate.recording.store import open_recording
 
@@ -66,7 +66,7 @@ def test_photos_checkpoints_and_places_that_cannot_be_used(tiny_checkpoint: Path
         record(tiny_checkpoint, bad, tmp_path / "r", **OPTIONS)
     with pytest.raises(CheckpointError):
         record(photos, photos, tmp_path / "r", **OPTIONS)
-    live = Clip(photos / "lr" / "a.png", photos / "ref" / "a.png", name="../a")
+    live = LivePhoto(photos / "lr" / "a.png", photos / "ref" / "a.png", name="../a")
     with pytest.raises(UsageError, match="cannot be called"):
         record(tiny_checkpoint, live, tmp_path / "r", **OPTIONS)
     (tmp_path / "file").touch()

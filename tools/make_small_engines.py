@@ -19,9 +19,9 @@ from livemoments.checkpoints import trained_checkpoint
 from livemoments.demo import OVERLAP_PX, TILE
 from livemoments.demo_images import load_images
 from livemoments.export.pipeline import export_bundle
+from livemoments.live_photo import LivePhoto
 from livemoments.runtime.images import write_image
 from livemoments.types import Size
-from livemoments.validate.clip import Clip
 from livemoments.validate.recording.pipeline import record
 
 TARGET = Path(__file__).resolve().parent.parent / "checkpoints" / "small_engines"
@@ -50,7 +50,7 @@ def main() -> None:
             write_image(paths[kind], np.ascontiguousarray(part))
         record(
             checkpoint,
-            Clip(**paths, name="coffee"),
+            LivePhoto(**paths, name="coffee"),
             TARGET / "recording",
             tile=TILE,
             overlap=OVERLAP_PX,

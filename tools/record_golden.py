@@ -75,7 +75,7 @@ def _record(
     (folder / "meta.json").write_text(json.dumps(meta))
     draft = Recording(folder)
     inputs = load_inputs(draft)
-    frame, photo = (Size(*image.shape[-2:]) for image in (inputs.lr, inputs.ref))
+    frame, photo = (Size(*image.shape[-2:]) for image in (inputs.frame, inputs.photo))
     meta |= {"lr_res": float(frame.height), "ref_res": float(photo.height)}
     rng = np.random.Generator(np.random.Philox(seed))
 

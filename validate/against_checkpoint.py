@@ -13,18 +13,18 @@ from pathlib import Path
 
 from livemoments.bundle import Bundle
 from livemoments.limits import PrecisionLimits
+from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.layout import locate
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.images import write_image
 from livemoments.types import Size
-from livemoments.validate.clip import Clip
 from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.ladder.all_points import all_points, check_source
 from livemoments.validate.ladder.bisect import bisect
 from livemoments.validate.ladder.replay import climb
 from livemoments.validate.ladder.rungs import LEVELS, Level
-from livemoments.validate.policy_cost import made_up_clip, smallest_tile
+from livemoments.validate.policy_cost import made_up_live_photo, smallest_tile
 from livemoments.validate.recording.pipeline import record
 from livemoments.validate.recording.schema import Detail
 from livemoments.validate.report_data import Bisection, Rung
@@ -47,7 +47,7 @@ class Parity:
 def compare_with_checkpoint(
     bundle: Bundle,
     checkpoint: Path,
-    clip: Clip | None,
+    clip: LivePhoto[Path] | None,
     settings: RunSettings,
     *,
     levels: Collection[Level],
@@ -122,10 +122,10 @@ def inner_tensors_bytes(bundle: Bundle, tile: Size) -> int:
     return 2 * 2 * model.num_blocks * tokens * width * _WIDTHS_PER_BLOCK * 4
 
 
-def _write_made_up(folder: Path, tile: Size, seed: int) -> Clip:
-    """The made-up clip as files."""
-    clip = Clip(folder / "frame.png", folder / "photo.png", folder / "photo_frame.png", name="made-up")
-    paths = (clip.frame, clip.photo, folder / "photo_frame.png")
-    for path, photo in zip(paths, made_up_clip(tile, seed), strict=True):
-        write_image(path, photo.pixels)
-    return clip
+def _write_made_up(folder: Path, tile: Size, seed: int) -> LivePhoto[Path]:
+    """The made-up one as files."""
+    files = LivePhoto(folder / "frame.png", folder / "photo.png", folder / "photo_frame.png", name="made-up")
+    images = made_up_live_photo(tile, seed).parts()
+    for part, path in files.parts().items():
+        write_image(path, images[part].pixels)
+    return files

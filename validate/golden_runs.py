@@ -13,10 +13,11 @@ import torch
 from livemoments.bundle import Bundle, hash_file
 from livemoments.errors import BundleError, FileError
 from livemoments.limits import load_limits
+from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.checkpoint import load_reference
 from livemoments.reference.layout import locate
-from livemoments.reference.pipeline import Observer, PhotoInputs, Settings, recorded_noise, restore_photo
+from livemoments.reference.pipeline import Observer, Settings, recorded_noise, restore_photo
 from livemoments.reference.random_checkpoint import make_checkpoint
 from livemoments.runtime.images import read_photo
 from livemoments.runtime.noise import RecordedNoise, TileNoise
@@ -41,14 +42,14 @@ def checkpoint_of(recording: Recording) -> Iterator[Path]:
         yield make_checkpoint(Path(folder) / "checkpoint", **arguments)
 
 
-def load_inputs(recording: Recording) -> PhotoInputs:
+def load_inputs(recording: Recording) -> LivePhoto[torch.Tensor]:
     """The recording's images as the reference takes them."""
 
     def tensor(kind: str) -> torch.Tensor:
         pixels = read_photo(recording.image_paths[kind]).unit()
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
 
-    return PhotoInputs(lr=tensor("lr"), ref=tensor("ref"), ref_lr=tensor("ref_lr"))
+    return LivePhoto(frame=tensor("lr"), photo=tensor("ref"), photo_frame=tensor("ref_lr"))
 
 
 def check_reference(recording: Recording, *, progress: Progress = SILENT) -> list[Row]:
@@ -59,7 +60,7 @@ def check_reference(recording: Recording, *, progress: Progress = SILENT) -> lis
         restore_photo(
             load_reference(checkpoint),
             inputs,
-            recording.upscaled(Size(*inputs.lr.shape[-2:])),
+            recording.upscaled(Size(*inputs.frame.shape[-2:])),
             recorded_noise(recording.arrays),
             Settings(tile=recording.tile, overlap=recording.overlap, steps=recording.steps),
             only_tiles=lambda tile: recording.has_noise(tile.index),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from livemoments.bundle import Bundle
+from livemoments.live_photo import LivePhoto
 from livemoments.measures import psnr_db
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
@@ -31,17 +32,17 @@ def smallest_tile(bundle: Bundle) -> Size:
     return min(bundle.tile_sizes, key=lambda size: size.height * size.width)
 
 
-def made_up_clip(tile: Size, seed: int) -> tuple[Photo, Photo, Photo]:
-    """Frame, photo and photo frame with a photograph's spectrum, a little larger than a tile."""
+def made_up_live_photo(tile: Size, seed: int) -> LivePhoto[Photo]:
+    """One with a photograph's spectrum, a little larger than a tile."""
     height, width = round(tile.height * _TILES[0]), round(tile.width * _TILES[1])
     size = Size(max(height, _LEAST_SIDE_PX), max(width, _LEAST_SIDE_PX))
-    return simulate_live_photo(synthetic_photograph(size, seed=seed), seed=seed).as_photos()
+    return simulate_live_photo(synthetic_photograph(size, seed=seed), seed=seed).map(Photo)
 
 
 def policy_check(
     bundle: Bundle,
     settings: RunSettings,
-    clip: tuple[ImageSource, ImageSource, ImageSource | None],
+    live: LivePhoto[ImageSource],
     backend: Backend,
     progress: Progress = SILENT,
 ) -> Check | None:
@@ -54,7 +55,7 @@ def policy_check(
     if policy.exact:
         return None
     own, exact = (
-        _stitched(bundle, replace(settings, reference=name, pad_small=True), clip, backend, progress)
+        _stitched(bundle, replace(settings, reference=name, pad_small=True), live, backend, progress)
         for name in (str(policy), "per-step")
     )
     value = psnr_db(own, exact, peak=_STITCHED_PEAK)
@@ -72,7 +73,7 @@ def policy_check(
 def _stitched(
     bundle: Bundle,
     settings: RunSettings,
-    clip: tuple[ImageSource, ImageSource, ImageSource | None],
+    live: LivePhoto[ImageSource],
     backend: Backend,
     progress: Progress,
 ) -> np.ndarray:
@@ -82,5 +83,6 @@ def _stitched(
         if name == "photo.stitched":
             kept[name] = value
 
-    restore(bundle, *clip, **settings.restore_options(), observer=observe, backend=backend, progress=progress)
+    options = settings.restore_options() | {"observer": observe, "backend": backend, "progress": progress}
+    restore(bundle, live.frame, live.photo, live.photo_frame, **options)
     return kept["photo.stitched"]

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from livemoments.bundle import Bundle
+from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.checkpoint import Reference
 from livemoments.reference.pipeline import (
     Observer,
-    PhotoInputs,
     RestoredPhoto,
     Settings,
     TileNoise,
@@ -90,7 +90,7 @@ def restore_like_runtime(
         upstream_border=False,
         upstream_color=False,
     )
-    images = PhotoInputs(_tensor(inputs.frame), _tensor(inputs.photo), _tensor(inputs.photo_frame))
+    images = LivePhoto(_tensor(inputs.frame), _tensor(inputs.photo), _tensor(inputs.photo_frame))
     return restore_photo(reference, images, inputs.size, noise, settings, observe=observe, progress=progress)
 
 

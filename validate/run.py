@@ -16,10 +16,10 @@ import msgspec
 from livemoments.bundle import Bundle
 from livemoments.errors import OutputError, UsageError
 from livemoments.limits import load_limits
+from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.inputs import ImageSource
-from livemoments.validate.clip import Clip
 from livemoments.validate.cost.machine import machine_record
 from livemoments.validate.cost.measure import cost_checks, measure_cost
 from livemoments.validate.data_plan import DataPlan
@@ -36,7 +36,7 @@ from livemoments.validate.ladder.integer_products import check_integer_products
 from livemoments.validate.ladder.replay import climb
 from livemoments.validate.ladder.rungs import LEVELS, Level
 from livemoments.validate.ladder.selfcheck import self_checks
-from livemoments.validate.policy_cost import made_up_clip, policy_check, smallest_tile
+from livemoments.validate.policy_cost import made_up_live_photo, policy_check, smallest_tile
 from livemoments.validate.recording.schema import LR, REF, REF_LR
 from livemoments.validate.recording.store import Recording, open_recording
 from livemoments.validate.report.baseline import compare_with_baseline
@@ -65,7 +65,7 @@ def validate(
     checkpoint: str | os.PathLike[str] | None = None,
     *,
     recording: Recording | str | os.PathLike[str] | None = None,
-    clip: Clip | None = None,
+    clip: LivePhoto[Path] | None = None,
     data: DataPlan | str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     levels: Collection[Level] = LEVELS,
@@ -289,23 +289,23 @@ def _covers(recording: Recording, dataset: Dataset) -> bool:
 
 
 def _clip(
-    bundle: Bundle, clip: Clip | None, recording: Recording | None, settings: RunSettings
-) -> tuple[ImageSource, ImageSource, ImageSource | None]:
-    """Frame, photo and photo frame: those that were named, else recorded ones, else made-up ones."""
+    bundle: Bundle, clip: LivePhoto[Path] | None, recording: Recording | None, settings: RunSettings
+) -> LivePhoto[ImageSource]:
+    """The one that was named, else a recorded one, else a made-up one."""
     if clip is not None:
-        return clip.frame, clip.photo, clip.photo_frame
+        return clip
     if recording is not None:
         name = choose_image(recording, None)
         frame, photo, photo_frame = (recording.image_path(name, role) for role in (LR, REF, REF_LR))
         if frame is not None and photo is not None:
-            return frame, photo, photo_frame
-    return made_up_clip(smallest_tile(bundle), settings.seed)
+            return LivePhoto(frame, photo, photo_frame)
+    return made_up_live_photo(smallest_tile(bundle), settings.seed)
 
 
 def _cost(
     bundle: Bundle,
     settings: RunSettings,
-    clip: Clip | None,
+    clip: LivePhoto[Path] | None,
     runs: int,
     backend: Backend | None,
     progress: Progress,

@@ -6,14 +6,12 @@ quality. The camera's motion is a homography, so nothing in the scene moves by i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 
 from livemoments.errors import UsageError
+from livemoments.live_photo import LivePhoto
 from livemoments.natural_images import natural_image
-from livemoments.runtime.images import Photo
 from livemoments.types import Size
 
 MARGIN_FRACTION = 0.06
@@ -27,23 +25,6 @@ NOISE_SIGMA = 2.0
 JPEG_QUALITY = 55
 
 
-@dataclass(frozen=True, slots=True)
-class SimulatedLivePhoto:
-    """8-bit RGB images: ``photo`` and ``truth`` (H, W, 3), ``frame`` and ``photo_frame`` (H / scale, W / scale, 3).
-
-    ``truth`` is what ``frame`` would be in full quality; ``photo_frame`` is the clip's frame at the photo's instant.
-    """
-
-    photo: np.ndarray
-    frame: np.ndarray
-    photo_frame: np.ndarray
-    truth: np.ndarray
-
-    def as_photos(self) -> tuple[Photo, Photo, Photo]:
-        """``frame``, ``photo`` and ``photo_frame`` as the runtime takes them."""
-        return Photo(self.frame), Photo(self.photo), Photo(self.photo_frame)
-
-
 def synthetic_photograph(size: Size, *, seed: int = 0) -> np.ndarray:
     """A picture with a photograph's spectrum (amplitude as 1/f), (H, W, 3) uint8, where no photograph is at hand."""
     picture = natural_image(np.random.default_rng(seed), 1, 3, size)[0].transpose(1, 2, 0)
@@ -52,8 +33,11 @@ def synthetic_photograph(size: Size, *, seed: int = 0) -> np.ndarray:
     return np.clip(np.rint(127.5 + 50 * picture), 0, 255).astype(np.uint8)
 
 
-def simulate_live_photo(source: np.ndarray, *, seed: int = 0, scale: int = 2, multiple: int = 16) -> SimulatedLivePhoto:
-    """Simulate a Live Photo.
+def simulate_live_photo(
+    source: np.ndarray, *, seed: int = 0, scale: int = 2, multiple: int = 16
+) -> LivePhoto[np.ndarray]:
+    """Simulate a Live Photo: (H, W, 3) uint8 RGB; the frames are smaller by ``scale``, and the truth is what the frame
+    would be in full quality.
 
     Args:
         source: the photograph, (H, W, 3) uint8 RGB.
@@ -77,7 +61,7 @@ def simulate_live_photo(source: np.ndarray, *, seed: int = 0, scale: int = 2, mu
     window = (slice(top, top + inner_height), slice(left, left + inner_width))
     photo, truth = source[window], moved[window]
     blur = _motion_blur_kernel(rng, max(3, round(BLUR_LENGTH_FRACTION * width)))
-    return SimulatedLivePhoto(
+    return LivePhoto(
         photo=np.ascontiguousarray(photo),
         frame=_degrade(truth, blur, scale, rng),
         photo_frame=_degrade(photo, blur, scale, rng),

@@ -14,13 +14,13 @@ from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_bundle, trained_checkpoint, trained_recording
 from livemoments.demo_images import load_images
 from livemoments.errors import OutputError
+from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.images import read_photo, write_image
 from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.tiles import plan_balanced
 from livemoments.types import Size
-from livemoments.validate.clip import Clip
 from livemoments.validate.cost.latency import measure_tiles
 from livemoments.validate.cost.measure import cost_of_run
 from livemoments.validate.data_plan import DataPlan
@@ -171,7 +171,7 @@ def run_demo(
     paths = {kind: folder / f"{kind}.png" for kind in images}
     for kind, pixels in images.items():
         write_image(paths[kind], pixels)
-    clip = Clip(paths["frame"], paths["photo"], paths.get("photo_frame"))
+    clip = LivePhoto(paths["frame"], paths["photo"], paths.get("photo_frame"))
     settings = RunSettings(pad_small=True, batch=extent.batch)
     ready = Bundle.open(trained_bundle("small"))
     size = Size(*images["photo"].shape[:2])
@@ -229,7 +229,7 @@ def _export(folder: Path, progress: Progress) -> Bundle:
     )
 
 
-def _record(folder: Path, clip: Clip, progress: Progress) -> Recording:
+def _record(folder: Path, clip: LivePhoto[Path], progress: Progress) -> Recording:
     from livemoments.validate.recording.pipeline import record
 
     return record(

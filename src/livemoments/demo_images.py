@@ -37,7 +37,7 @@ def load_images(photo: Path | None, frame: Path | None, *, part: Size | None = N
         images = {"photo": _shrunk(key, MOST_PX), "frame": _shrunk(clip, MOST_PX // 2)}
     else:
         live = simulate_live_photo(embedded_photograph() if photo is None else _shrunk(read_photo(photo), MOST_PX))
-        images = {"photo": live.photo, "frame": live.frame, "photo_frame": live.photo_frame, "truth": live.truth}
+        images = live.parts()
     return images if part is None else _middle(images, part)
 
 

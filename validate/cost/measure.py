@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from livemoments.bundle import Bundle
+from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.images import write_image
 from livemoments.types import Size
-from livemoments.validate.clip import Clip
 from livemoments.validate.cost.latency import batch_photo, measure_stages, measure_tiles, percentiles
 from livemoments.validate.cost.machine import watch_state
 from livemoments.validate.cost.memory import restore_afresh, runtime_memory
@@ -24,7 +24,7 @@ def measure_cost(
     bundle: Bundle,
     settings: RunSettings | None = None,
     *,
-    photo: Clip | None = None,
+    photo: LivePhoto[Path] | None = None,
     sizes: Sequence[Size] | None = None,
     backend: Backend | None = None,
     runs: int = 20,
@@ -108,7 +108,7 @@ def measure_cost(
 
 
 def cost_of_run(
-    bundle: Bundle, settings: RunSettings, photo: Clip, output: Path, *, show_progress: bool = False
+    bundle: Bundle, settings: RunSettings, photo: LivePhoto[Path], output: Path, *, show_progress: bool = False
 ) -> Cost:
     """What one restoration in a process of its own cost, for a photo that is wanted anyway: nothing is run twice, so
     there are no single stages and no warm-up.
@@ -172,9 +172,9 @@ def cost_checks(cost: Cost) -> tuple[Check, ...]:
     )
 
 
-def _synthetic_photo(bundle: Bundle, tile: Size, settings: RunSettings, folder: Path) -> Clip:
+def _synthetic_photo(bundle: Bundle, tile: Size, settings: RunSettings, folder: Path) -> LivePhoto[Path]:
     frame, photo = batch_photo(bundle, tile, settings.batch, seed=settings.seed)
-    files = Clip(folder / "frame.png", folder / "photo.png", folder / "photo_frame.png")
+    files = LivePhoto(folder / "frame.png", folder / "photo.png", folder / "photo_frame.png")
     for path, picture in ((files.frame, frame), (files.photo, photo), (files.photo_frame, frame)):
         assert path is not None
         write_image(path, picture.pixels)

@@ -15,8 +15,8 @@ from types import TracebackType
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, ResourceError
+from livemoments.live_photo import LivePhoto
 from livemoments.runtime.backends.base import Backend
-from livemoments.validate.clip import Clip
 from livemoments.validate.cost.nvml import GPU_PROVIDERS, Gpu
 from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.meters import ProcessCost, measure_process
@@ -118,7 +118,7 @@ def family(pid: int) -> set[int]:
 
 def restore_afresh(
     bundle: Bundle,
-    photo: Clip,
+    photo: LivePhoto[Path],
     settings: RunSettings,
     *,
     output: Path | None = None,
@@ -191,7 +191,7 @@ def read_footprint(stderr: str) -> int | None:
     return int(found[-1]) if found else None
 
 
-def _command(bundle: Bundle, photo: Clip, settings: RunSettings, output: Path) -> list[str]:
+def _command(bundle: Bundle, photo: LivePhoto[Path], settings: RunSettings, output: Path) -> list[str]:
     # Apple's footprint counts what the GPU and the Neural Engine hold for a process; the resident set does not
     timed = [_TIME, "-l"] if platform.system() == "Darwin" else []
     command = [*timed, sys.executable, "-m", "livemoments", "restore", str(bundle.path)]

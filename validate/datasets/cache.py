@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 from livemoments.errors import OutputError
+from livemoments.runtime.photo_index import CheckedFile
 from livemoments.types import Size
 
 FILE_NAME = "checked-images.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedFile:
-    """What was found in an image file that could be decoded."""
-
-    sha256: str
-    size: Size
 
 
 class FileCache:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
@@ -18,11 +18,11 @@ from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.recording.schema import RESULT
 
 if TYPE_CHECKING:
-    from livemoments.validate.datasets.index import DatasetItem
+    from livemoments.live_photo import LivePhoto
     from livemoments.validate.recording.store import Recording
 
-Role = Literal["lr", "ref", "ref_lr", "gt", "recorded"]
-"""Upstream's names, and ``recorded``: the photo that the reference made of them."""
+Role = Literal["frame", "photo", "photo_frame", "truth", "recorded"]
+"""Of a Live Photo, and ``recorded``: the photo that the reference made of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +81,14 @@ class ImageFiles:
         return None if None in found or not found else np.array(found)
 
 
-def files_of(item: DatasetItem, recording: Recording | None = None) -> ImageFiles:
+def files_of(item: LivePhoto[Path], recording: Recording | None = None) -> ImageFiles:
     """An item's files, and the reference's photo if the recording has one under the same name."""
-    found: dict[Role, Path | None] = {"lr": item.lr, "ref": item.ref, "ref_lr": item.ref_lr, "gt": item.gt}
+    paths: dict[Role, Path] = {cast("Role", part): path for part, path in item.parts().items()}
     corners = {}
     if recording is not None and item.name in recording.images:
-        found["recorded"] = recording.image_path(item.name, RESULT)
+        result = recording.image_path(item.name, RESULT)
+        paths |= {} if result is None else {"recorded": result}
         corners = {(tile.y, tile.x): (tile.ref_y, tile.ref_x) for tile in recording.entry(item.name).tiles}
-    paths = {role: path for role, path in found.items() if path is not None}
     return ImageFiles(item.name, item.sha256, paths, corners=corners)
 
 

@@ -131,8 +131,8 @@ class ImageWorker:
         self.close()
 
     def _run(self, files: ImageFiles, progress: Progress) -> FinishedImage:
-        frame, photo = files.required("lr"), files.required("ref")
-        photo_frame, truth, recorded = files.photo("ref_lr"), files.photo("gt"), files.photo("recorded")
+        frame, photo = files.required("frame"), files.required("photo")
+        photo_frame, truth, recorded = files.photo("photo_frame"), files.photo("truth"), files.photo("recorded")
         if truth is not None:  # the result is in the photo's colours
             truth, _ = match_profile(truth, photo)
         started_s = time.perf_counter()
@@ -147,7 +147,7 @@ class ImageWorker:
         )
         elapsed_s = time.perf_counter() - started_s
         image = result.image
-        others: tuple[tuple[Role, Photo | None], ...] = (("gt", truth), ("recorded", recorded))
+        others: tuple[tuple[Role, Photo | None], ...] = (("truth", truth), ("recorded", recorded))
         for role, other in others:
             if other is not None and other.pixels.shape != image.shape:
                 message = f"is {other.size} pixels, the restored photo is {Photo(image).size}"

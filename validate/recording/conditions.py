@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import msgspec
 import torch
 
 from livemoments.bundle import hash_file
 from livemoments.errors import FileError, ImageError, UsageError
+from livemoments.live_photo import LivePhoto
 from livemoments.manifest import FileEntry, SchedulePoint, Source
 from livemoments.progress import Progress
 from livemoments.reference.checkpoint import Configs
@@ -20,8 +21,7 @@ from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.tiles import plan_balanced
 from livemoments.schedule import NOISE_LEVEL, sigma_at, step_indices
 from livemoments.types import ReferencePolicy, Size
-from livemoments.validate.clip import Clip
-from livemoments.validate.datasets.index import Dataset, DatasetItem, open_dataset
+from livemoments.validate.datasets.index import Dataset, open_dataset
 from livemoments.validate.recording.schema import DETAILS, Selection, Settings
 from livemoments.validate.recording.writer import condition_key
 
@@ -132,22 +132,22 @@ def select_images(selection: Selection, images: Collection[str] | int | None, na
 
 
 def find_photos(
-    photos: str | os.PathLike[str] | Dataset | Clip, limit: int | None, progress: Progress
-) -> tuple[DatasetItem, ...]:
+    photos: str | os.PathLike[str] | Dataset | LivePhoto[Path], limit: int | None, progress: Progress
+) -> tuple[LivePhoto[Path], ...]:
     """The photos, every one decoded and hashed.
 
     Raises:
         ImageError: a photo cannot be used.
         UsageError, FileError: a name or the limit cannot be used.
     """
-    if isinstance(photos, Clip):
+    if isinstance(photos, LivePhoto):
         if PurePath(photos.name).name != photos.name or photos.name.startswith("."):
             raise UsageError(f"a photo cannot be called '{photos.name}'", fix="use a plain file name")
         paths = [path for path in (photos.frame, photos.photo, photos.photo_frame) if path is not None]
         load_inputs(photos.frame, photos.photo, photos.photo_frame)  # names what cannot be used before hours of work
         digest = condition_key([hash_file(path).sha256 for path in paths])
-        items: tuple[DatasetItem, ...] = (
-            DatasetItem(photos.name, photos.frame, photos.photo, photos.photo_frame, None, digest),
+        items: tuple[LivePhoto[Path], ...] = (
+            LivePhoto(photos.frame, photos.photo, photos.photo_frame, name=photos.name, sha256=digest),
         )
     else:
         dataset = photos if isinstance(photos, Dataset) else open_dataset(photos, limit=limit, progress=progress)
@@ -161,7 +161,7 @@ def find_photos(
         items = dataset.items
     for item in items:
         if "\\" in item.name:  # a path separator where the recording may be read
-            raise FileError(item.ref, "has a backslash in its name", fix="rename it")
+            raise FileError(item.photo, "has a backslash in its name", fix="rename it")
     return items
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from livemoments.errors import ResourceError
+from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.checkpoint import Reference, load_reference, model_of, read_configs, read_prompt
 from livemoments.reference.layout import CheckpointFiles, locate
@@ -19,8 +20,7 @@ from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.tiles import TilePlan, plan_balanced
 from livemoments.schedule import DEFAULT_STEPS
 from livemoments.types import ReferencePolicy, Size
-from livemoments.validate.clip import Clip
-from livemoments.validate.datasets.index import Dataset, DatasetItem
+from livemoments.validate.datasets.index import Dataset
 from livemoments.validate.recording.capture import Capture, Wanted
 from livemoments.validate.recording.conditions import (
     check_blocks,
@@ -60,7 +60,7 @@ _PRODUCER = f"livemoments-deploy {__version__}"
 
 def record(
     checkpoint: str | os.PathLike[str],
-    photos: str | os.PathLike[str] | Dataset | Clip,
+    photos: str | os.PathLike[str] | Dataset | LivePhoto[Path],
     output: str | os.PathLike[str],
     *,
     dtype: StorageType = "float32",
@@ -160,7 +160,7 @@ def record(
 
 def _record_all(
     files: CheckpointFiles,
-    items: Sequence[DatasetItem],
+    items: Sequence[LivePhoto[Path]],
     meta: RecordingMeta,
     writer: RecordingWriter,
     device: torch.device,
@@ -190,20 +190,20 @@ def _record_all(
 
 def _record_image(
     reference: Reference,
-    item: DatasetItem,
+    item: LivePhoto[Path],
     meta: RecordingMeta,
     image: ImageWriter,
     folder: Path,
     progress: Progress,
 ) -> ImageEntry:
     settings = meta.settings
-    inputs = load_inputs(item.lr, item.ref, item.ref_lr)
+    inputs = load_inputs(item.frame, item.photo, item.photo_frame)
     plan = _plan(inputs.size, settings)
     detail = _detail_of(meta, item.name)
     wanted = Wanted(
         detail, meta.selection.tiles, meta.selection.steps, meta.selection.blocks, kv_steps=settings.kv_steps()
     )
-    sources = {LR: item.lr, REF: item.ref, REF_LR: item.ref_lr, TRUTH: item.gt}
+    sources = {LR: item.frame, REF: item.photo, REF_LR: item.photo_frame, TRUTH: item.truth}
     pictures = {role: image.copy(role, path) for role, path in sources.items() if path is not None}
     with Capture(reference, wanted, image.add) as capture:
         restored = restore_like_runtime(
@@ -244,7 +244,7 @@ def _detail_of(meta: RecordingMeta, name: str) -> Detail:
     return meta.detail if chosen is None or name in chosen else "stages"
 
 
-def _key(meta: RecordingMeta, item: DatasetItem) -> str:
+def _key(meta: RecordingMeta, item: LivePhoto[Path]) -> str:
     """Of everything that an image's files depend on."""
     selection = {"tiles": meta.selection.tiles, "steps": meta.selection.steps, "blocks": meta.selection.blocks}
     return condition_key(
@@ -256,6 +256,6 @@ def _key(meta: RecordingMeta, item: DatasetItem) -> str:
             "detail": _detail_of(meta, item.name),
             "selection": selection,
             "image": item.sha256,
-            "suffixes": [path and path.suffix for path in (item.lr, item.ref, item.ref_lr, item.gt)],
+            "suffixes": [path and path.suffix for path in (item.frame, item.photo, item.photo_frame, item.truth)],
         }
     )

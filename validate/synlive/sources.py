@@ -216,7 +216,7 @@ def moved_pair(photograph: Pixels, size: Size | None, *, seed: int) -> tuple[Pix
     """
     moved = simulate_live_photo(photograph, seed=seed, multiple=WHOLE_MULTIPLE_PX)
     height, width = (size.height, size.width) if size else moved.photo.shape[:2]
-    key, frame = (np.ascontiguousarray(image[:height, :width]) for image in (moved.photo, moved.truth))
+    key, frame = (np.ascontiguousarray(image[:height, :width]) for image in (moved.photo, moved.parts()["truth"]))
     return key, frame
 
 

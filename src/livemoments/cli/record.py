@@ -162,11 +162,11 @@ def command(
     if dataset is None and (frame is None or photo is None):
         raise click.UsageError("--frame and --photo go together: name both")
     with stdout_is_ours(), needs_extra("recording", "reference"):
-        from livemoments.validate.clip import Clip
+        from livemoments.live_photo import LivePhoto
         from livemoments.validate.recording.pipeline import record
 
         if frame is not None and photo is not None:
-            photos: Path | Clip = Clip(frame, photo, photo_frame, name=photo.stem)
+            photos: Path | LivePhoto[Path] = LivePhoto(frame, photo, photo_frame, name=photo.stem)
         else:
             assert dataset is not None
             photos = dataset

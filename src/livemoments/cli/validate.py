@@ -27,7 +27,7 @@ from livemoments.cli.reports import check_writable, write_report
 from livemoments.progress import Progress
 
 if TYPE_CHECKING:
-    from livemoments.validate.clip import Clip
+    from livemoments.live_photo import LivePhoto
     from livemoments.validate.data_plan import DataPlan
     from livemoments.validate.recording.store import Recording
     from livemoments.validate.report_data import ValidationReport
@@ -213,10 +213,10 @@ def command(
     _finish(report, output, is_gate=is_gate, as_json=as_json)
 
 
-def _clip(frame: Path | None, photo: Path | None, photo_frame: Path | None) -> Clip | None:
-    from livemoments.validate.clip import Clip
+def _clip(frame: Path | None, photo: Path | None, photo_frame: Path | None) -> LivePhoto[Path] | None:
+    from livemoments.live_photo import LivePhoto
 
-    return None if frame is None or photo is None else Clip(frame, photo, photo_frame)
+    return None if frame is None or photo is None else LivePhoto(frame, photo, photo_frame)
 
 
 def _data(options: dict[str, Any]) -> DataPlan | None:
