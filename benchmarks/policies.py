@@ -34,7 +34,7 @@ def time_reference(work: Path) -> list[float]:
     import torch
 
     from livemoments.reference.checkpoint import load_reference
-    from livemoments.reference.pipeline import Settings, TileImages, TileNoise, restore_tile
+    from livemoments.reference.pipeline import PipelineSettings, TileImages, TileNoise, restore_tile
     from livemoments.runtime.images import read_photo
     from livemoments.types import Size, Tile
 
@@ -53,7 +53,7 @@ def time_reference(work: Path) -> list[float]:
             images = TileImages(lr=cut, ref=cut, ref_lr=cut.roll(5, -1))
             started = time.perf_counter()
             restore_tile(
-                reference, images, Tile(index, 0, x, TILE_PX, TILE_PX), noise, Settings(Size(TILE_PX, TILE_PX))
+                reference, images, Tile(index, 0, x, TILE_PX, TILE_PX), noise, PipelineSettings(Size(TILE_PX, TILE_PX))
             )
             seconds.append(time.perf_counter() - started)
     return seconds[1:]

@@ -50,12 +50,12 @@ from livemoments.quantize.pipeline import quantize_bundle
 from livemoments.quantize.recipes import load_recipe
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.images import read_photo, write_image
+from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size
 from livemoments.validate.cost.latency import measure_tiles
 from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.embedded import NAMES, write_embedded_set
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.run import validate
 from livemoments.validate.synlive.build import build_set
 from livemoments.validate.synlive.clips import images_in
@@ -182,7 +182,7 @@ def measure(variant: Variant, dataset: Path, work: Path) -> dict[str, float]:
         variant.bundle,
         data=DataPlan(data),
         check_itself=False,
-        settings=RunSettings(**variant.settings),
+        settings=RestoreOptions(**variant.settings),
         progress=reporter(),
     )
     found = {metric.name: metric for metric in report.metrics}
@@ -200,7 +200,7 @@ def time_rows(rows: dict[str, Variant], rounds: int) -> dict[str, dict[str, floa
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names:
-            bundle, settings = Bundle.open(rows[name].bundle), RunSettings(**rows[name].settings)
+            bundle, settings = Bundle.open(rows[name].bundle), RestoreOptions(**rows[name].settings)
             found = measure_tiles(bundle, settings, OrtBackend(), runs=TIMED_RUNS, warmup=1)
             seconds[name].append(statistics.median(found.seconds))
         print(f"timed round {number + 1}/{rounds}", flush=True)

@@ -82,9 +82,9 @@ def write_dataset(folder: Path, count: int) -> None:
 
 def _run(folder: Path, count: int, work: Path) -> dict[str, int]:
     """One run in this process, with its resident set after a tenth of the images and at the end."""
+    from livemoments.runtime.options import RestoreOptions
     from livemoments.validate.datasets.index import open_dataset
     from livemoments.validate.harness.run import run_images
-    from livemoments.validate.harness.settings import RunSettings
     from livemoments.validate.report_data import ImageResult
 
     seen: list[int] = []
@@ -95,7 +95,7 @@ def _run(folder: Path, count: int, work: Path) -> dict[str, int]:
 
     dataset = open_dataset(folder / "data")
     dataset = replace(dataset, items=dataset.items[:count])
-    settings = RunSettings(steps=1, reference="frozen", flow="dis", threads=1)
+    settings = RestoreOptions(steps=1, reference="frozen", flow="dis", threads=1)
     results = run_images(folder / "bundle", dataset, work=work, settings=settings, on_result=look)
     assert all(result.status == "ok" for result in results)
     return {"early_bytes": seen[len(seen) // 10], "late_bytes": seen[-1]}

@@ -41,7 +41,7 @@ def _upstream_policy() -> ReferencePolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class PipelineSettings:
     """How a photo is restored.
 
     ``tiles`` and ``padded`` replace upstream's tiling where given. ``upstream_border`` keeps the grey border,
@@ -81,7 +81,7 @@ def restore_photo(
     inputs: LivePhoto[Tensor],
     size: Size,
     noise: NoiseOfTile,
-    settings: Settings,
+    settings: PipelineSettings,
     *,
     only_tiles: Callable[[Tile], bool] | None = None,
     observe: Observer = ignore,
@@ -139,7 +139,7 @@ def restore_photo(
     return RestoredPhoto(stitched, result, corners)
 
 
-def _finish(stitched: Tensor, lr_up: Tensor, settings: Settings, observe: Observer) -> Tensor:
+def _finish(stitched: Tensor, lr_up: Tensor, settings: PipelineSettings, observe: Observer) -> Tensor:
     content, style = stitched / 2 + 0.5, lr_up
     if settings.upstream_color:
         content, style = photo.to_bytes(content) / 255, photo.to_bytes_upstream(style) / 255
@@ -171,7 +171,7 @@ def restore_tile(
     images: TileImages,
     tile: Tile,
     noise: NoiseOfTile,
-    settings: Settings,
+    settings: PipelineSettings,
     observe: Observer = ignore,
 ) -> Tensor:
     """Restore one tile: (1, 3, h, w), nominally [-1, 1], not clamped.
@@ -225,7 +225,7 @@ def sample(
     z: Tensor,
     z_ref: Tensor,
     motion: Sequence[Tensor],
-    settings: Settings,
+    settings: PipelineSettings,
     tell: Callable[[str, Tensor], None],
 ) -> Tensor:
     """Euler steps from z at t = 0.2 to the restored latent, ``z += (sigma_next - sigma) v``; (B, 16, h, w)."""

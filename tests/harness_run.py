@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from livemoments.bundle import Bundle
+from livemoments.runtime.options import RestoreOptions
 from livemoments.validate.datasets.index import open_dataset
 from livemoments.validate.harness.run import run_images
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.report_data import ImageResult
 
 
@@ -30,7 +30,7 @@ def main() -> None:
         if len(said) == stop:
             time.sleep(60)
 
-    settings = RunSettings(flow="dis", reference="frozen", steps=6)
+    settings = RestoreOptions(flow="dis", reference="frozen", steps=6)
     run_images(Bundle.open(bundle), dataset, work=work, settings=settings, on_result=say)
     print(Path(work).name, "finished", flush=True)
 

@@ -15,8 +15,8 @@ from livemoments.validate.recording.schema import (
     RECORDING_SCHEMA,
     ImageEntry,
     RecordingMeta,
+    RecordingSettings,
     Selection,
-    Settings,
     StorageType,
     TileEntry,
 )
@@ -46,7 +46,7 @@ def small_meta(dtype: StorageType = "float32") -> RecordingMeta:
         producer="a test",
         source=Source(name="none", files={}),
         dtype=dtype,
-        settings=Settings(
+        settings=RecordingSettings(
             tile="128x128",
             overlap=32,
             steps=2,

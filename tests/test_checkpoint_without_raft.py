@@ -32,8 +32,8 @@ from livemoments.reference.random_checkpoint import make_checkpoint
 from livemoments.runtime import restore as restore_photo
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.flow import DisFlow
+from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size, Stage, Tile, whole_bundle
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.ladder.all_points import check_source
 from livemoments.validate.ladder.conditions import check_fits
 from livemoments.validate.ladder.selfcheck import self_checks
@@ -369,11 +369,11 @@ def test_the_commands_say_it(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_settings_name_what_estimates_the_flow(bundle: Bundle, tmp_path: Path) -> None:
     raft = make_fake_bundle(tmp_path / "raft")
-    assert RunSettings().for_bundle(bundle).flow == "dis"
-    assert RunSettings().for_bundle(raft).flow == "engine"
-    assert RunSettings(flow="dis").for_bundle(raft).flow == "dis"
+    assert RestoreOptions().for_bundle(bundle).flow == "dis"
+    assert RestoreOptions().for_bundle(raft).flow == "engine"
+    assert RestoreOptions(flow="dis").for_bundle(raft).flow == "dis"
     with pytest.raises(UsageError, match="has no flow engine"):
-        RunSettings(flow="engine").check(bundle)
+        RestoreOptions(flow="engine").check_for(bundle)
 
 
 def test_a_bundle_without_an_engine_checks_itself(bundle: Bundle) -> None:
@@ -394,7 +394,7 @@ def test_the_small_size_goes_the_whole_way(tmp_path: Path) -> None:
     tile = Size(128, 128)
     bundle = export_bundle(checkpoint, tmp_path / "bundle", tiles=(tile,), overlap=32, steps=(1, 2), verify="sampled")
     assert list(bundle.manifest.stages) == sorted(map(str, whole_bundle("dis")))
-    report = livemoments.validate(bundle, checkpoint, settings=RunSettings(steps=2), cost_runs=1, find_fault=True)
+    report = livemoments.validate(bundle, checkpoint, settings=RestoreOptions(steps=2), cost_runs=1, find_fault=True)
     assert report.passed
     assert report.settings["flow"] == "dis"
     assert report.bisection is not None
@@ -406,7 +406,7 @@ def test_the_small_size_goes_the_whole_way(tmp_path: Path) -> None:
 
     photos = write_set(tmp_path / "set")
     recording = record(checkpoint, photos, tmp_path / "recording", tile=tile, overlap=32, steps=2)
-    report = livemoments.validate(bundle, recording=recording, data=photos, settings=RunSettings(steps=2))
+    report = livemoments.validate(bundle, recording=recording, data=photos, settings=RestoreOptions(steps=2))
     assert report.passed
 
     quantized = quantize(

@@ -15,10 +15,10 @@ from fake_bundle import make_fake_bundle
 from livemoments.bundle import Bundle
 from livemoments.errors import ParityError
 from livemoments.live_photo import LivePhoto
+from livemoments.runtime.options import RestoreOptions
 from livemoments.types import ReferencePolicy, Size, Stage
 from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.harness.measures import StandardMeasures
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.report_data import BundleInfo, Check, Status, ValidationReport
 
 
@@ -110,10 +110,10 @@ def test_restore_passes_everything_on(
     backend = stand_in(monkeypatch, "livemoments.runtime.restore:restore", restored)
     images = ("--frame", "f.png", "--photo", "p.jpg")
     assert run("restore", bundle.path, *images, "-o", tmp_path / "x.png").exit_code == 0
-    opened, *paths = backend.positional
+    opened, live, given = backend.positional
     assert opened.manifest == bundle.manifest
-    assert paths == [Path("f.png"), Path("p.jpg"), None, tmp_path / "x.png"]
-    del backend.options["progress"]
+    assert live == LivePhoto(Path("f.png"), Path("p.jpg"), None)
+    assert backend.options["output"] == tmp_path / "x.png"
     defaults = {
         "steps": None,
         "seed": 0,
@@ -134,16 +134,16 @@ def test_restore_passes_everything_on(
         "bit_depth": None,
         "quality": 95,
     }
-    assert backend.options == defaults
+    assert given == RestoreOptions(**defaults) == RestoreOptions()
     options = (
         "--photo-frame v.png --steps 3 --seed 9 --compat upstream --provider cuda --threads 2 --reference frozen@1 "
         "--flow dis --tile-plan upstream --tile 128x64 --batch 4 --pad-small --no-pcr --kv-store disk "
         "--kv-dtype float16 --kv-budget 1.5GB --kv-cache cache --bit-depth 16 --quality 80"
     )
     assert run("restore", bundle.path, *images, "-o", tmp_path / "x.png", *options.split()).exit_code == 0
-    assert backend.positional[3] == Path("v.png")
-    del backend.options["progress"]
-    assert backend.options == {
+    _, live, given = backend.positional
+    assert live.photo_frame == Path("v.png")
+    wanted = {
         "steps": 3,
         "seed": 9,
         "compat": "upstream",
@@ -163,6 +163,8 @@ def test_restore_passes_everything_on(
         "bit_depth": 16,
         "quality": 80,
     }
+    assert given == RestoreOptions(**wanted)
+    assert wanted.keys() == RestoreOptions().to_json().keys(), "an option that the command lacks"
 
 
 def test_restore_prints_what_it_did(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, restored: Any) -> None:
@@ -261,7 +263,7 @@ def test_validate_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: 
         "find_fault": True,
         "check_itself": False,
         "cost_runs": 7,
-        "settings": RunSettings(
+        "settings": RestoreOptions(
             4, 3, "frozen", "dis", tile="64x64", batch=2, pad_small=True, no_pcr=True, provider="cuda", threads=2
         ),
         "baseline": Path("old.json"),

@@ -22,6 +22,7 @@ from livemoments.checkpoints import trained_bundle
 from livemoments.errors import EngineError, ResourceError, UsageError
 from livemoments.live_photo import LivePhoto
 from livemoments.runtime.images import read_photo, write_image
+from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size, Stage
 from livemoments.validate.cost import machine, memory
 from livemoments.validate.cost.energy import count_energy
@@ -29,7 +30,6 @@ from livemoments.validate.cost.latency import batch_photo, measure_stages, measu
 from livemoments.validate.cost.measure import cost_checks, cost_of_run, measure_cost
 from livemoments.validate.cost.memory import VramWatch, family, read_footprint, restore_afresh
 from livemoments.validate.cost.nvml import Gpu, open_gpu
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.meters import ProcessCost, measure_process
 from livemoments.validate.report_data import Memory
 
@@ -181,7 +181,7 @@ def test_all_sizes_are_timed_unless_one_is_named(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="a batch of 0"):
         measure_stages(bundle, LoggingBackend(), batch=0)
     with pytest.raises(UsageError, match="-1 runs"):
-        measure_tiles(bundle, RunSettings(), LoggingBackend(), warmup=-1)
+        measure_tiles(bundle, RestoreOptions(), LoggingBackend(), warmup=-1)
 
 
 def test_phase_split_bundles_never_load_both_networks(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_phase_split_bundles_never_load_both_networks(tmp_path: Path) -> None:
     assert not any({Stage.REFERENCE, Stage.RESTORATION} <= stages for stages in backend.most_open)
     assert backend.runs(Stage.RESTORATION)[0][3] == ["motion_bias"]
     backend = LoggingBackend()
-    found = measure_tiles(bundle, RunSettings(), backend, runs=3, warmup=1)
+    found = measure_tiles(bundle, RestoreOptions(), backend, runs=3, warmup=1)
     assert len(found.seconds) == 3
     assert not any({Stage.REFERENCE, Stage.RESTORATION} <= stages for stages in backend.most_open)
 
@@ -209,14 +209,14 @@ def test_whole_tiles_are_batches_without_loading(bundle: Bundle, batch: int, nvm
 
     backend = SlowToOpen(slow_decoder)
     with opened() as gpu:
-        found = measure_tiles(bundle, RunSettings(batch=batch), backend, size=WIDE, runs=4, warmup=1, gpu=gpu)
+        found = measure_tiles(bundle, RestoreOptions(batch=batch), backend, size=WIDE, runs=4, warmup=1, gpu=gpu)
     assert len(found.seconds) == 4 * batch
     assert 0.03 / batch <= min(found.seconds)
     assert max(found.seconds) < 0.9 / batch, "five engines take a second to open"
     assert {event[0] for event in backend.runs(Stage.VAE_DECODER)} == {batch}
     assert len(backend.runs(Stage.VAE_DECODER)) == 5
     assert found.energy_j == pytest.approx(12.0 / (4 * batch)), "the counter moves by 12 J between two readings"
-    cold = measure_tiles(bundle, RunSettings(), SlowToOpen(), size=TILE, runs=1, warmup=0)
+    cold = measure_tiles(bundle, RestoreOptions(), SlowToOpen(), size=TILE, runs=1, warmup=0)
     assert max(cold.seconds) < 0.9, "loading is not a tile's time"
     frame, photo = batch_photo(bundle, WIDE, batch)
     assert frame.size == photo.size
@@ -344,13 +344,13 @@ def test_on_macos_the_footprint_is_asked_for(bundle: Bundle, tmp_path: Path, mon
     monkeypatch.setattr(memory, "measure_process", measured)
     monkeypatch.setattr(memory.platform, "system", lambda: "Darwin")
     photo = LivePhoto(tmp_path / "f.png", tmp_path / "p.png")
-    found = restore_afresh(bundle, photo, RunSettings(provider="coreml"))
+    found = restore_afresh(bundle, photo, RestoreOptions(provider="coreml"))
     assert commands[0][:2] == ["/usr/bin/time", "-l"]
     by_kind = {entry.kind: entry for entry in found.memory}
     assert by_kind["footprint"].bytes == 300 * MB
     assert by_kind["peak_rss"].bytes == 200 * MB
     monkeypatch.setattr(memory.platform, "system", lambda: "Windows")
-    found = restore_afresh(bundle, photo, RunSettings())
+    found = restore_afresh(bundle, photo, RestoreOptions())
     assert len(commands) == 1
     assert all(entry.bytes is None and entry.method for entry in found.memory)
 
@@ -358,14 +358,14 @@ def test_on_macos_the_footprint_is_asked_for(bundle: Bundle, tmp_path: Path, mon
 def test_a_failing_restoration_is_an_error(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo = LivePhoto(tmp_path / "missing.png", tmp_path / "p.png")
     with pytest.raises(EngineError, match=r"failed in a process of its own: .*missing\.png: no such file"):
-        restore_afresh(bundle, photo, RunSettings())
+        restore_afresh(bundle, photo, RestoreOptions())
 
     def killed(command: list[str], watch: Any = None, show_progress: bool = False) -> ProcessCost:
         return ProcessCost(-9, 3.0, 200 * MB, "", "")
 
     monkeypatch.setattr(memory, "measure_process", killed)
     with pytest.raises(ResourceError, match="ended by signal 9"):
-        restore_afresh(bundle, photo, RunSettings())
+        restore_afresh(bundle, photo, RestoreOptions())
 
 
 def test_the_cost_of_a_run_that_was_wanted_anyway(tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_the_cost_of_a_run_that_was_wanted_anyway(tmp_path: Path) -> None:
     for name, picture in (("f", frame), ("p", photo)):
         write_image(tmp_path / f"{name}.png", picture.pixels)
     clip = LivePhoto(tmp_path / "f.png", tmp_path / "p.png")
-    found = cost_of_run(bundle, RunSettings(flow="dis"), clip, tmp_path / "out.png")
+    found = cost_of_run(bundle, RestoreOptions(flow="dis"), clip, tmp_path / "out.png")
     assert read_photo(tmp_path / "out.png").size == photo.size
     assert found.stages == ()
     assert 0 < found.tile_s["p50"] <= found.tile_s["p99"] < (found.photo_s or 0)
@@ -387,7 +387,7 @@ def test_the_cost_of_a_run_that_was_wanted_anyway(tmp_path: Path) -> None:
 def test_the_whole_cost(bundle: Bundle, nvml: FakeNvml) -> None:
     backend = LoggingBackend()
     backend.peak_device_bytes = lambda: 123 * MB  # type: ignore[attr-defined]
-    settings = RunSettings(tile=str(WIDE), batch=2, reference="every-2")
+    settings = RestoreOptions(tile=str(WIDE), batch=2, reference="every-2")
     cost = measure_cost(bundle, settings, backend=backend, runs=2, tile_runs=2, warmup=1)
     assert {stage.size for stage in cost.stages} == {str(WIDE)}
     assert len(cost.stages) == len(Stage)

@@ -21,11 +21,11 @@ from livemoments.progress import SILENT
 from livemoments.runtime._colour_codes import display_p3
 from livemoments.runtime._profiles import match_profile
 from livemoments.runtime.images import Photo, read_photo, write_image
+from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.photo_set import list_photos
 from livemoments.types import Size
 from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.embedded import write_embedded_set
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.report.table import images_csv
 from livemoments.validate.run import validate
 from livemoments.validate.synlive.clips import read_8_bit
@@ -134,7 +134,7 @@ def test_truth_of_another_profile_is_compared_as_the_colours_it_shows(tmp_path: 
         report = validate(
             trained_bundle(),
             data=DataPlan(tmp_path / name, pictures=False),
-            settings=RunSettings(steps=1, pad_small=True, threads=1),
+            settings=RestoreOptions(steps=1, pad_small=True, threads=1),
             check_itself=False,
         )
         return next(metric.mean or 0 for metric in report.metrics if metric.name == "psnr_y")

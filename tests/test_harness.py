@@ -23,6 +23,7 @@ from livemoments.errors import BundleError, EngineError, OutputError, ResourceEr
 from livemoments.progress import Task
 from livemoments.runtime.images import read_photo
 from livemoments.runtime.inputs import load_inputs
+from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.resize import BicubicView
 from livemoments.runtime.restore import restore
 from livemoments.types import ReferencePolicy, Size, Stage
@@ -32,7 +33,6 @@ from livemoments.validate.harness.kept_engines import KeptEngines
 from livemoments.validate.harness.previews import LONGEST_SIDE_PX, TRUTH_TOP_LEVELS, error_map
 from livemoments.validate.harness.run import run_images
 from livemoments.validate.harness.run_store import folder_name
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.harness.summary import finish_images, image_checks
 from livemoments.validate.report_data import ImageResult
 
@@ -76,7 +76,7 @@ class Stopping:
 
 
 def test_every_image_is_what_restore_makes_of_it(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
-    settings = RunSettings(seed=7, steps=6, reference="every-2", flow="dis", batch=2)
+    settings = RestoreOptions(seed=7, steps=6, reference="every-2", flow="dis", batch=2)
     results = run(bundle, dataset, tmp_path, settings=settings)
     assert [result.name for result in results] == [item.name for item in dataset.items]
     for item, result in zip(dataset.items, results, strict=True):
@@ -117,7 +117,7 @@ def test_engines_are_opened_once_for_all_images(bundle: Bundle, dataset: Dataset
 
 def test_phase_split_never_holds_both_networks(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
     backend = LoggingBackend()
-    split = run(bundle, dataset, tmp_path / "split", backend=backend, settings=RunSettings(reference="phase-split"))
+    split = run(bundle, dataset, tmp_path / "split", backend=backend, settings=RestoreOptions(reference="phase-split"))
     assert not any({Stage.REFERENCE, Stage.RESTORATION} <= stages for stages in backend.most_open)
     opened = [event[1] for event in backend.events if event[0] == "open"]
     assert opened.count(Stage.VAE_DECODER) == 1
@@ -246,7 +246,7 @@ def test_an_image_too_small_for_the_tiles_fails_alone(tmp_path: Path, dataset: D
     assert {result.status for result in results} == {"failed"}
     assert "smaller than every tile size" in str(results[0].error)
     assert {
-        result.status for result in run(bundle, dataset, tmp_path / "pad", settings=RunSettings(pad_small=True))
+        result.status for result in run(bundle, dataset, tmp_path / "pad", settings=RestoreOptions(pad_small=True))
     } == {"ok"}
 
 
@@ -297,19 +297,19 @@ def test_other_conditions_are_not_mixed(bundle: Bundle, dataset: Dataset, tmp_pa
         run(bundle, dataset, work, progress=Stopping(1))
     before = (work / "results.jsonl").read_bytes()
     with pytest.raises(UsageError, match=r"1 results of an unfinished run that differs in: settings\.seed, weights"):
-        run(bundle, dataset, work, settings=RunSettings(seed=1), key={"weights": "abc"})
+        run(bundle, dataset, work, settings=RestoreOptions(seed=1), key={"weights": "abc"})
     other = make_fake_bundle(tmp_path / "other", tiles=(TILE,), seed=5)
     with pytest.raises(UsageError, match="differs in: bundle"):
         run(other, dataset, work)
     assert (work / "results.jsonl").read_bytes() == before
-    run(bundle, dataset, work, settings=RunSettings(threads=1, kv_store="disk"))  # they change no pixel: it goes on
+    run(bundle, dataset, work, settings=RestoreOptions(threads=1, kv_store="disk"))  # they change no pixel: it goes on
     assert [line.get("name") for line in lines_of(work)[1:]] == [*(item.name for item in dataset.items), None]
-    seeded = run(bundle, dataset, work, settings=RunSettings(seed=1))  # a finished run is replaced
-    alone = run(bundle, dataset, tmp_path / "alone", settings=RunSettings(seed=1))
+    seeded = run(bundle, dataset, work, settings=RestoreOptions(seed=1))  # a finished run is replaced
+    alone = run(bundle, dataset, tmp_path / "alone", settings=RestoreOptions(seed=1))
     assert list(map(without_times, seeded)) == list(map(without_times, alone))
     with pytest.raises(KeyboardInterrupt):
-        run(bundle, dataset, work, progress=Stopping(1), settings=RunSettings(seed=2))
-    fresh = run(bundle, dataset, work, settings=RunSettings(seed=1), fresh=True)
+        run(bundle, dataset, work, progress=Stopping(1), settings=RestoreOptions(seed=2))
+    fresh = run(bundle, dataset, work, settings=RestoreOptions(seed=1), fresh=True)
     assert list(map(without_times, fresh)) == list(map(without_times, alone))
 
 
@@ -331,20 +331,20 @@ def test_a_place_that_cannot_be_written_is_one_error(bundle: Bundle, dataset: Da
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (RunSettings(steps=99), "99 steps"),
-        (RunSettings(batch=0), "a batch of 0"),
-        (RunSettings(seed=-1), "negative"),
-        (RunSettings(reference="frozen@9"), "names a step"),
-        (RunSettings(reference="sometimes"), "not a reference policy"),
-        (RunSettings(kv_dtype="int3"), "no storage format"),
-        (RunSettings(tile="96x96"), "no graphs for 96x96"),
-        (RunSettings(flow="farneback"), "'farneback' is no flow"),  # type: ignore[arg-type]
-        (RunSettings(tile_plan="random"), "is no tile plan"),  # type: ignore[arg-type]
-        (RunSettings(provider="abacus"), "no provider 'abacus'"),
+        (RestoreOptions(steps=99), "99 steps"),
+        (RestoreOptions(batch=0), "a batch of 0"),
+        (RestoreOptions(seed=-1), "negative"),
+        (RestoreOptions(reference="frozen@9"), "names a step"),
+        (RestoreOptions(reference="sometimes"), "not a reference policy"),
+        (RestoreOptions(kv_dtype="int3"), "no storage format"),
+        (RestoreOptions(tile="96x96"), "no graphs for 96x96"),
+        (RestoreOptions(flow="farneback"), "'farneback' is no flow"),  # type: ignore[arg-type]
+        (RestoreOptions(tile_plan="random"), "is no tile plan"),  # type: ignore[arg-type]
+        (RestoreOptions(provider="abacus"), "no provider 'abacus'"),
     ],
 )
 def test_settings_are_checked_before_the_first_image(
-    bundle: Bundle, dataset: Dataset, tmp_path: Path, settings: RunSettings, message: str
+    bundle: Bundle, dataset: Dataset, tmp_path: Path, settings: RestoreOptions, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         run(bundle, dataset, tmp_path, settings=settings)
@@ -359,25 +359,30 @@ def test_wrong_engines_are_refused(bundle: Bundle, dataset: Dataset, tmp_path: P
         run_images(tmp_path / "nothing", dataset, work=tmp_path / "work")
 
 
-def test_settings_name_the_same_options_everywhere() -> None:
-    import inspect
-
+def test_options_are_the_same_on_the_command_line() -> None:
     from livemoments.cli.restore import command
 
-    settings = RunSettings(seed=3, steps=6, reference="every-2", tile="64x96", pad_small=True, threads=2)
-    options = settings.restore_options()
-    assert set(options) <= set(inspect.signature(restore).parameters)
-    assert options["tile"] == Size(96, 64)
-    arguments = settings.restore_arguments()
+    options = RestoreOptions(seed=3, steps=6, reference="every-2", tile="64x96", pad_small=True, threads=2)
+    assert options.tile == Size(96, 64)
     parsed = command.make_context(
-        "restore", ["bundle", "--frame", "f", "--photo", "p", "-o", "o.png", *arguments]
+        "restore", ["bundle", "--frame", "f", "--photo", "p", "-o", "o.png", *options.arguments()]
     ).params
-    for name, value in options.items():
+    for name, value in options.to_json().items():
         assert str(parsed[name]) == str(value), name
-    assert (parsed["provider"], parsed["threads"]) == ("cpu", 2)
-    assert json.loads(json.dumps(settings.to_json()))["reference"] == "every-2"
-    every = set(inspect.signature(restore).parameters) & set(settings.to_json())
-    assert every == set(settings.to_json()), "a setting that restore does not have"
+    assert json.loads(json.dumps(options.to_json()))["reference"] == "every-2"
+    assert set(options.key()) < set(options.to_json())
+
+
+def test_a_live_photo_with_options_is_restored_as_with_keywords(bundle: Bundle, dataset: Dataset) -> None:
+    item = dataset.items[0]
+    keywords = restore(bundle, item.frame, item.photo, item.photo_frame, seed=4, flow="dis", batch=2)
+    options = restore(bundle, item, RestoreOptions(seed=4, flow="dis", batch=2))
+    assert np.array_equal(keywords.image, options.image)
+    assert keywords.metadata == options.metadata
+    with pytest.raises(TypeError, match="with RestoreOptions"):
+        restore(bundle, item, seed=4)
+    with pytest.raises(TypeError, match="stepps"):
+        restore(bundle, item.frame, item.photo, stepps=4)
 
 
 def test_folder_names_are_safe_and_distinct() -> None:

@@ -16,16 +16,22 @@ from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.measures import psnr_db
 from livemoments.runtime.images import Photo, read_photo
+from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
 from livemoments.types import Size, Stage
 from livemoments.validate.datasets.index import Dataset
 from livemoments.validate.harness.measures import StandardMeasures
 from livemoments.validate.harness.run_store import features_file
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.harness.summary import aggregate_metrics
 from livemoments.validate.quality.aggregate import load_features
-from livemoments.validate.recording.schema import RECORDING_SCHEMA, ImageEntry, RecordingMeta, Selection, TileEntry
-from livemoments.validate.recording.schema import Settings as RecordingSettings
+from livemoments.validate.recording.schema import (
+    RECORDING_SCHEMA,
+    ImageEntry,
+    RecordingMeta,
+    RecordingSettings,
+    Selection,
+    TileEntry,
+)
 from livemoments.validate.recording.store import Recording, StoredRecording
 
 TILE = Size(64, 64)
@@ -83,7 +89,7 @@ def recording_of(bundle: Bundle, dataset: Dataset, folder: Path, **conditions: A
 def test_photos_are_compared_with_a_recording(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
     reference = make_fake_bundle(tmp_path / "reference", tiles=(TILE,), seed=9)
     recording, photos = recording_of(reference, dataset, tmp_path)
-    settings = RunSettings(seed=3)
+    settings = RestoreOptions(seed=3)
     measures = StandardMeasures(("psnr_y",))
     found = run(bundle, dataset, tmp_path / "work", recording=recording, settings=settings, measures=measures)
     ours = [restore(bundle, item.frame, item.photo, item.photo_frame, seed=3) for item in dataset.items[:2]]

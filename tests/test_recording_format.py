@@ -21,7 +21,7 @@ from livemoments.errors import EngineError, FileError, OutputError, ResourceErro
 from livemoments.types import Stage
 from livemoments.validate.recording import writer as writer_module
 from livemoments.validate.recording.cases import recorded_case, schedule_point
-from livemoments.validate.recording.schema import META_NAME, Settings
+from livemoments.validate.recording.schema import META_NAME, RecordingSettings
 from livemoments.validate.recording.store import open_recording
 from livemoments.validate.recording.tensor_file import HALF_REL_L2, TensorWriter, read_tensor, tensor_names
 from livemoments.validate.recording.writer import write_recording
@@ -280,7 +280,9 @@ def test_what_was_not_recorded_is_named(recording: Path) -> None:
 def test_whose_keys_and_values_a_step_uses(
     policy: str, steps: int, recorded: tuple[int, ...], sources: tuple[int, ...]
 ) -> None:
-    settings = Settings(tile="64x64", overlap=0, steps=steps, policy=policy, schedule=(), noise_level=0.2, seed=None)
+    settings = RecordingSettings(
+        tile="64x64", overlap=0, steps=steps, policy=policy, schedule=(), noise_level=0.2, seed=None
+    )
     assert settings.kv_steps() == recorded
     assert settings.kv_sources() == sources
 

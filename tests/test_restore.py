@@ -16,8 +16,8 @@ from restore_images import FRAME, KEY_FRAME, PHOTO, difference, shrunk
 
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
+from livemoments.runtime import restoration
 from livemoments.runtime import restore as restore_photo
-from livemoments.runtime import settings as settings_module
 from livemoments.runtime.images import Photo
 from livemoments.runtime.noise import SeededNoise, TileNoise
 from livemoments.runtime.restore import RestoreResult
@@ -75,7 +75,7 @@ def test_the_batch_size_changes_nothing(batch: int, bundle: Bundle, expected: Re
 def test_the_order_of_tiles_changes_nothing(
     batch: int, bundle: Bundle, expected: RestoreResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planner = settings_module.plan_balanced
+    planner = restoration.plan_balanced
     orders = []
 
     def shuffled(*args: Any, **kwargs: Any) -> Any:
@@ -84,7 +84,7 @@ def test_the_order_of_tiles_changes_nothing(
         orders.append(order.tolist())
         return dataclasses.replace(plan, tiles=tuple(plan.tiles[i] for i in order))
 
-    monkeypatch.setattr(settings_module, "plan_balanced", shuffled)
+    monkeypatch.setattr(restoration, "plan_balanced", shuffled)
     found = restore_photo(bundle, FRAME, PHOTO, KEY_FRAME, batch=batch, threads=1)
     assert orders[0] != sorted(orders[0])
     assert np.array_equal(found.image, expected.image)

@@ -20,8 +20,8 @@ from restore_images import difference, shrunk, textured
 
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
+from livemoments.runtime import restoration
 from livemoments.runtime import restore as restore_photo
-from livemoments.runtime import settings as settings_module
 from livemoments.runtime._tiff import user_comment
 from livemoments.runtime.images import Photo, read_photo
 from livemoments.runtime.restore import RestoreResult
@@ -96,13 +96,13 @@ def test_the_batch_size_changes_nothing(batch: int, bundle: Bundle, expected: Re
 def test_the_order_of_tiles_changes_nothing(
     batch: int, bundle: Bundle, expected: RestoreResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planner = settings_module.plan_balanced
+    planner = restoration.plan_balanced
 
     def backwards(*arguments: Any, **options: Any) -> Any:
         plan = planner(*arguments, **options)
         return dataclasses.replace(plan, tiles=plan.tiles[::-1])
 
-    monkeypatch.setattr(settings_module, "plan_balanced", backwards)
+    monkeypatch.setattr(restoration, "plan_balanced", backwards)
     assert_same(restored(bundle, batch=batch), expected)
 
 

@@ -22,10 +22,10 @@ from livemoments.bundle import MANIFEST_NAME, Bundle, open_bundle
 from livemoments.checkpoints import trained_bundle, trained_recording
 from livemoments.errors import BundleError, UsageError
 from livemoments.reference.random_checkpoint import make_checkpoint
+from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size, Stage
 from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.embedded import write_embedded_set
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.report.schema import decode_report
 from livemoments.validate.report_data import ValidationReport
@@ -47,7 +47,7 @@ def report(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Te
         tiny_bundle,
         tiny_checkpoint,
         output=tmp_path_factory.getbasetemp() / "report",
-        settings=RunSettings(seed=3),
+        settings=RestoreOptions(seed=3),
         check_itself=False,
     )
     return found
@@ -184,7 +184,7 @@ def test_a_corrupt_image_is_skipped_reported_and_counted(tiny_bundle: Path, imag
 
 def test_a_baseline_tells_what_became_worse(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
     plan = DataPlan(images, limit=1, pictures=False)
-    options: dict[str, Any] = {"data": plan, "settings": RunSettings(flow="dis", steps=3), "check_itself": False}
+    options: dict[str, Any] = {"data": plan, "settings": RestoreOptions(flow="dis", steps=3), "check_itself": False}
     first = livemoments.validate(tiny_bundle, output=tmp_path / "first", **options)
     assert first.passed
     same = livemoments.validate(tiny_bundle, baseline=tmp_path / "first" / "report.json", **options)
@@ -213,7 +213,7 @@ def test_what_an_inexact_policy_costs_is_told(tiny_bundle: Path, tmp_path: Path)
     (frozen / MANIFEST_NAME).unlink()
     changed = msgspec.structs.replace(manifest, reference_policy="frozen")
     (frozen / MANIFEST_NAME).write_bytes(msgspec.json.encode(changed))
-    settings = RunSettings(steps=3, flow="dis")
+    settings = RestoreOptions(steps=3, flow="dis")
     report = livemoments.validate(Bundle.open(frozen), check_itself=False, settings=settings)
     (check,) = [check for check in report.checks if check.name == "policy.psnr_db"]
     assert check.status == "info"

@@ -20,7 +20,7 @@ import torch
 
 from livemoments.errors import LiveMomentsError, OutputError
 from livemoments.reference.checkpoint import load_reference
-from livemoments.reference.pipeline import Settings, TileNoise, restore_photo
+from livemoments.reference.pipeline import PipelineSettings, TileNoise, restore_photo
 from livemoments.types import Size, Tile
 from livemoments.validate.golden import Recording
 from livemoments.validate.golden_runs import checkpoint_of, load_inputs
@@ -89,7 +89,7 @@ def _record(
             arrays[name] = value.copy()
 
     with checkpoint_of(draft) as path:
-        settings = Settings(tile=draft.tile, overlap=draft.overlap, steps=draft.steps)
+        settings = PipelineSettings(tile=draft.tile, overlap=draft.overlap, steps=draft.steps)
         restore_photo(load_reference(path), inputs, photo, noise, settings, observe=keep)
     meta["keys"] = {name: list(value.shape) for name, value in sorted(arrays.items())}
     np.savez_compressed(folder / "expected.npz", **dict(sorted(arrays.items())))

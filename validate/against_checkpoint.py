@@ -18,8 +18,8 @@ from livemoments.progress import SILENT, Progress
 from livemoments.reference.layout import locate
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.images import write_image
+from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.ladder.all_points import all_points, check_source
 from livemoments.validate.ladder.bisect import bisect
 from livemoments.validate.ladder.replay import climb
@@ -48,7 +48,7 @@ def compare_with_checkpoint(
     bundle: Bundle,
     checkpoint: Path,
     clip: LivePhoto[Path] | None,
-    settings: RunSettings,
+    settings: RestoreOptions,
     *,
     levels: Collection[Level],
     find_fault: bool,
@@ -84,7 +84,7 @@ def compare_with_checkpoint(
     others: list[Level] = [level for level in levels if level != "network"]
     if bundle.missing_stages or not (others or find_fault):
         return Parity(rungs)
-    tile = Size.parse(settings.tile) if settings.tile else smallest_tile(bundle)
+    tile = settings.tile or smallest_tile(bundle)
     steps = settings.steps or bundle.manifest.schedule.default_steps
     inner_bytes = inner_tensors_bytes(bundle, tile)
     detail: Detail = "stages"

@@ -17,7 +17,7 @@ from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.checkpoint import load_reference
 from livemoments.reference.layout import locate
-from livemoments.reference.pipeline import Observer, Settings, recorded_noise, restore_photo
+from livemoments.reference.pipeline import Observer, PipelineSettings, recorded_noise, restore_photo
 from livemoments.reference.random_checkpoint import make_checkpoint
 from livemoments.runtime.images import read_photo
 from livemoments.runtime.noise import RecordedNoise, TileNoise
@@ -62,7 +62,7 @@ def check_reference(recording: Recording, *, progress: Progress = SILENT) -> lis
             inputs,
             recording.upscaled(Size(*inputs.frame.shape[-2:])),
             recorded_noise(recording.arrays),
-            Settings(tile=recording.tile, overlap=recording.overlap, steps=recording.steps),
+            PipelineSettings(tile=recording.tile, overlap=recording.overlap, steps=recording.steps),
             only_tiles=lambda tile: recording.has_noise(tile.index),
             observe=comparison,
             progress=progress,

@@ -14,9 +14,9 @@ from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.images import Photo
 from livemoments.runtime.inputs import ImageSource
+from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
 from livemoments.types import Size
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.report_data import Check
 from livemoments.validate.simulated_clip import simulate_live_photo, synthetic_photograph
 
@@ -41,7 +41,7 @@ def made_up_live_photo(tile: Size, seed: int) -> LivePhoto[Photo]:
 
 def policy_check(
     bundle: Bundle,
-    settings: RunSettings,
+    settings: RestoreOptions,
     live: LivePhoto[ImageSource],
     backend: Backend,
     progress: Progress = SILENT,
@@ -72,7 +72,7 @@ def policy_check(
 
 def _stitched(
     bundle: Bundle,
-    settings: RunSettings,
+    settings: RestoreOptions,
     live: LivePhoto[ImageSource],
     backend: Backend,
     progress: Progress,
@@ -83,6 +83,5 @@ def _stitched(
         if name == "photo.stitched":
             kept[name] = value
 
-    options = settings.restore_options() | {"observer": observe, "backend": backend, "progress": progress}
-    restore(bundle, live.frame, live.photo, live.photo_frame, **options)
+    restore(bundle, live, settings, observer=observe, backend=backend, progress=progress)
     return kept["photo.stitched"]

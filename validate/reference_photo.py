@@ -11,8 +11,8 @@ from livemoments.progress import SILENT, Progress
 from livemoments.reference.checkpoint import Reference
 from livemoments.reference.pipeline import (
     Observer,
+    PipelineSettings,
     RestoredPhoto,
-    Settings,
     TileNoise,
     ignore,
     restore_photo,
@@ -80,7 +80,7 @@ def restore_like_runtime(
         arrays = (drawn.posterior_lr, drawn.posterior_ref, drawn.initial)
         return TileNoise(*(torch.from_numpy(array)[None] for array in arrays))
 
-    settings = Settings(
+    settings = PipelineSettings(
         tile=plan.tile,
         overlap=plan.overlap,
         steps=steps,

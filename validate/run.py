@@ -20,6 +20,7 @@ from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.inputs import ImageSource
+from livemoments.runtime.options import RestoreOptions
 from livemoments.validate.cost.machine import machine_record
 from livemoments.validate.cost.measure import cost_checks, measure_cost
 from livemoments.validate.data_plan import DataPlan
@@ -28,7 +29,6 @@ from livemoments.validate.datasets.index import Dataset, open_dataset
 from livemoments.validate.harness.key import bundle_digest
 from livemoments.validate.harness.run import run_images
 from livemoments.validate.harness.run_store import has_results
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.harness.summary import aggregate_metrics, image_checks
 from livemoments.validate.ladder.bisect import bisect
 from livemoments.validate.ladder.conditions import choose_image
@@ -73,7 +73,7 @@ def validate(
     check_itself: bool = True,
     cost_runs: int = 0,
     cost: Cost | None = None,
-    settings: RunSettings | None = None,
+    settings: RestoreOptions | None = None,
     baseline: str | os.PathLike[str] | None = None,
     limits: str | os.PathLike[str] | None = None,
     formats: Sequence[str] = ("html", "json", "csv", "md", "junit"),
@@ -123,7 +123,7 @@ def validate(
         _check_writable(Path(output))
     earlier = None if baseline is None else decode_report(baseline)  # a bad file is known before the work
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    settings = (settings or RunSettings()).for_bundle(opened)
+    settings = (settings or RestoreOptions()).for_bundle(opened)
     held = load_limits(opened.manifest.precision, limits)
     engines = backend or settings.open_backend()
     recorded = recording if isinstance(recording, Recording) or recording is None else open_recording(recording)
@@ -250,7 +250,7 @@ def _go_through(
     bundle: Bundle,
     plan: DataPlan | None,
     recording: Recording | None,
-    settings: RunSettings,
+    settings: RestoreOptions,
     folder: Path,
     backend: Backend | None,
     progress: Progress,
@@ -289,7 +289,7 @@ def _covers(recording: Recording, dataset: Dataset) -> bool:
 
 
 def _clip(
-    bundle: Bundle, clip: LivePhoto[Path] | None, recording: Recording | None, settings: RunSettings
+    bundle: Bundle, clip: LivePhoto[Path] | None, recording: Recording | None, settings: RestoreOptions
 ) -> LivePhoto[ImageSource]:
     """The one that was named, else a recorded one, else a made-up one."""
     if clip is not None:
@@ -304,7 +304,7 @@ def _clip(
 
 def _cost(
     bundle: Bundle,
-    settings: RunSettings,
+    settings: RestoreOptions,
     clip: LivePhoto[Path] | None,
     runs: int,
     backend: Backend | None,

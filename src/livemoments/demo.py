@@ -19,13 +19,13 @@ from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.images import read_photo, write_image
 from livemoments.runtime.inputs import load_inputs
+from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.tiles import plan_balanced
 from livemoments.types import Size
 from livemoments.validate.cost.latency import measure_tiles
 from livemoments.validate.cost.measure import cost_of_run
 from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.embedded import write_embedded_set
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.picture import write_comparison
 from livemoments.validate.quality.psnr import psnr_y
 from livemoments.validate.recording.store import Recording, open_recording
@@ -172,7 +172,7 @@ def run_demo(
     for kind, pixels in images.items():
         write_image(paths[kind], pixels)
     clip = LivePhoto(paths["frame"], paths["photo"], paths.get("photo_frame"))
-    settings = RunSettings(pad_small=True, batch=extent.batch)
+    settings = RestoreOptions(pad_small=True, batch=extent.batch)
     ready = Bundle.open(trained_bundle("small"))
     size = Size(*images["photo"].shape[:2])
     tiles = len(plan_balanced(size, [TILE], OVERLAP_PX, pad_small=True).tiles)
@@ -206,7 +206,7 @@ def run_demo(
 
 def _announcement(bundle: Bundle, extent: _Extent, tiles: int) -> str:
     """How long it will take here: a first tile is timed, for machines differ several times."""
-    tile_s = measure_tiles(bundle, RunSettings(), OrtBackend(), size=TILE, runs=2, warmup=1).seconds[-1]
+    tile_s = measure_tiles(bundle, RestoreOptions(), OrtBackend(), size=TILE, runs=2, warmup=1).seconds[-1]
     seconds = tile_s * (extent.per_tile * tiles + extent.besides)
     about = f"{5 * max(1, round(seconds / 5))} s" if seconds < 120 else f"{round(seconds / 60)} min"
     if not extent.left_out:

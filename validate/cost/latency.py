@@ -16,10 +16,12 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
+from livemoments.live_photo import LivePhoto
 from livemoments.manifest import Graph
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Array, Backend
 from livemoments.runtime.images import Photo
+from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
 from livemoments.runtime.schedule import plan_steps
 from livemoments.types import ReferencePolicy, Size, Stage, TensorSpec
@@ -27,7 +29,6 @@ from livemoments.validate.cost.energy import count_energy
 from livemoments.validate.cost.nvml import Gpu
 from livemoments.validate.harness.image_worker import tile_times
 from livemoments.validate.harness.kept_engines import KeptEngines
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.report_data import StageCost
 
 PERCENTILES = (50, 90, 99)
@@ -125,7 +126,7 @@ def measure_stages(
 
 def measure_tiles(
     bundle: Bundle,
-    settings: RunSettings,
+    settings: RestoreOptions,
     backend: Backend,
     *,
     size: Size | None = None,
@@ -153,7 +154,7 @@ def measure_tiles(
     """
     _check_counts(runs, warmup, settings.batch)
     tile = size or bundle.tile_sizes[0]
-    settings = replace(settings, tile=str(tile), compat=None, tile_plan=None)
+    settings = replace(settings, tile=tile, compat=None, tile_plan=None)
     frame, photo = batch_photo(bundle, tile, settings.batch, seed=settings.seed)
     seconds: list[float] = []
     with (
@@ -162,7 +163,7 @@ def measure_tiles(
     ):
 
         def once() -> tuple[float, ...]:
-            result = restore(bundle, frame, photo, frame, **settings.restore_options(), backend=engines)
+            result = restore(bundle, LivePhoto(frame, photo, frame), settings, backend=engines)
             task.advance()
             return tile_times(result, settings, bundle)[1]
 

@@ -11,18 +11,18 @@ from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.images import write_image
+from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size
 from livemoments.validate.cost.latency import batch_photo, measure_stages, measure_tiles, percentiles
 from livemoments.validate.cost.machine import watch_state
 from livemoments.validate.cost.memory import restore_afresh, runtime_memory
 from livemoments.validate.cost.nvml import GPU_PROVIDERS, open_gpu
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.report_data import Check, Cost
 
 
 def measure_cost(
     bundle: Bundle,
-    settings: RunSettings | None = None,
+    settings: RestoreOptions | None = None,
     *,
     photo: LivePhoto[Path] | None = None,
     sizes: Sequence[Size] | None = None,
@@ -56,9 +56,9 @@ def measure_cost(
         EngineError: an engine failed.
         ResourceError: memory ran out.
     """
-    settings = (settings or RunSettings()).for_bundle(bundle)
+    settings = (settings or RestoreOptions()).for_bundle(bundle)
     backend = backend or settings.open_backend()
-    sizes = sizes or ([Size.parse(settings.tile)] if settings.tile else bundle.tile_sizes)
+    sizes = sizes or ([settings.tile] if settings.tile else bundle.tile_sizes)
     gpu, no_gpu = open_gpu() if settings.provider.lower() in GPU_PROVIDERS else (None, "")
     try:
         with watch_state(gpu) as state:
@@ -108,7 +108,7 @@ def measure_cost(
 
 
 def cost_of_run(
-    bundle: Bundle, settings: RunSettings, photo: LivePhoto[Path], output: Path, *, show_progress: bool = False
+    bundle: Bundle, settings: RestoreOptions, photo: LivePhoto[Path], output: Path, *, show_progress: bool = False
 ) -> Cost:
     """What one restoration in a process of its own cost, for a photo that is wanted anyway: nothing is run twice, so
     there are no single stages and no warm-up.
@@ -172,7 +172,7 @@ def cost_checks(cost: Cost) -> tuple[Check, ...]:
     )
 
 
-def _synthetic_photo(bundle: Bundle, tile: Size, settings: RunSettings, folder: Path) -> LivePhoto[Path]:
+def _synthetic_photo(bundle: Bundle, tile: Size, settings: RestoreOptions, folder: Path) -> LivePhoto[Path]:
     frame, photo = batch_photo(bundle, tile, settings.batch, seed=settings.seed)
     files = LivePhoto(folder / "frame.png", folder / "photo.png", folder / "photo_frame.png")
     for path, picture in ((files.frame, frame), (files.photo, photo), (files.photo_frame, frame)):

@@ -17,8 +17,8 @@ from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, ResourceError
 from livemoments.live_photo import LivePhoto
 from livemoments.runtime.backends.base import Backend
+from livemoments.runtime.options import RestoreOptions
 from livemoments.validate.cost.nvml import GPU_PROVIDERS, Gpu
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.meters import ProcessCost, measure_process
 from livemoments.validate.report_data import Memory
 
@@ -119,7 +119,7 @@ def family(pid: int) -> set[int]:
 def restore_afresh(
     bundle: Bundle,
     photo: LivePhoto[Path],
-    settings: RunSettings,
+    settings: RestoreOptions,
     *,
     output: Path | None = None,
     gpu: Gpu | None = None,
@@ -191,14 +191,14 @@ def read_footprint(stderr: str) -> int | None:
     return int(found[-1]) if found else None
 
 
-def _command(bundle: Bundle, photo: LivePhoto[Path], settings: RunSettings, output: Path) -> list[str]:
+def _command(bundle: Bundle, photo: LivePhoto[Path], settings: RestoreOptions, output: Path) -> list[str]:
     # Apple's footprint counts what the GPU and the Neural Engine hold for a process; the resident set does not
     timed = [_TIME, "-l"] if platform.system() == "Darwin" else []
     command = [*timed, sys.executable, "-m", "livemoments", "restore", str(bundle.path)]
     command += ["--frame", str(photo.frame), "--photo", str(photo.photo), "-o", str(output), "--json"]
     if photo.photo_frame is not None:
         command += ["--photo-frame", str(photo.photo_frame)]
-    return [*command, *settings.restore_arguments()]
+    return [*command, *settings.arguments()]
 
 
 def _footprint(cost: ProcessCost | None) -> Memory:

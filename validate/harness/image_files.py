@@ -12,9 +12,9 @@ import numpy as np
 from livemoments.bundle import Bundle
 from livemoments.errors import ImageError, UsageError
 from livemoments.runtime.images import Photo, decode_photo, read_image_bytes
+from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.schedule import plan_steps
 from livemoments.types import Tile
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.recording.schema import RESULT
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def files_of(item: LivePhoto[Path], recording: Recording | None = None) -> Image
     return ImageFiles(item.name, item.sha256, paths, corners=corners)
 
 
-def check_recording(recording: Recording, settings: RunSettings, bundle: Bundle) -> None:
+def check_recording(recording: Recording, settings: RestoreOptions, bundle: Bundle) -> None:
     """Refuse a recording made under other conditions: its photos would differ whatever the engines do.
 
     The reference policy may differ: what an approximate one costs is worth knowing.
@@ -107,7 +107,7 @@ def check_recording(recording: Recording, settings: RunSettings, bundle: Bundle)
             fix="leave it out here; the parity ladder can use it",
         )
     manifest = bundle.manifest
-    tiles = settings.tile or (manifest.tiles[0] if len(manifest.tiles) == 1 else "several")
+    tiles = str(settings.tile) if settings.tile else (manifest.tiles[0] if len(manifest.tiles) == 1 else "several")
     for what, option, own, recorded in (
         ("seed", "--seed", settings.seed, theirs.seed),
         ("steps", "--steps", len(plan_steps(manifest.schedule, settings.steps)), theirs.steps),

@@ -15,11 +15,13 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import BundleError, EngineError, ImageError, ResourceError, UsageError
+from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime._profiles import match_profile
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.images import Photo
 from livemoments.runtime.inputs import load_inputs
+from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.resize import WindowView
 from livemoments.runtime.restore import RestoreResult, restore, to_integers
 from livemoments.types import Stage
@@ -29,7 +31,6 @@ from livemoments.validate.harness.kept_engines import KeptEngines
 from livemoments.validate.harness.key import bundle_digest
 from livemoments.validate.harness.measures import Measures, photo_psnr_db
 from livemoments.validate.harness.previews import make_previews
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.report_data import ImageResult
 
 _STRIP_ROWS = 256
@@ -49,7 +50,7 @@ class RunSpec:
 
     bundle: Path
     digest: str
-    settings: RunSettings
+    settings: RestoreOptions
     measures: Callable[[], Measures]
     pictures: bool = True
 
@@ -138,10 +139,8 @@ class ImageWorker:
         started_s = time.perf_counter()
         result = restore(
             self.bundle,
-            frame,
-            photo,
-            photo_frame,
-            **self.spec.settings.restore_options(),
+            LivePhoto(frame, photo, photo_frame),
+            self.spec.settings,
             backend=self._engines,
             progress=progress,
         )
@@ -195,7 +194,7 @@ def whole_image(view: WindowView, bit_depth: int) -> np.ndarray:
     return image
 
 
-def tile_times(result: RestoreResult, settings: RunSettings, bundle: Bundle) -> tuple[float, tuple[float, ...]]:
+def tile_times(result: RestoreResult, settings: RestoreOptions, bundle: Bundle) -> tuple[float, tuple[float, ...]]:
     """Seconds spent loading engines, and seconds of each tile without them.
 
     The runtime gives every tile its share of its group's time. Engines are loaded within the first group (under

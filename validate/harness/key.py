@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from livemoments.bundle import MANIFEST_NAME, Bundle, hash_file
-from livemoments.validate.harness.settings import RunSettings
+from livemoments.runtime.options import RestoreOptions
 from livemoments.version import __version__
 
 RUN_SCHEMA = "livemoments/run/1"
@@ -21,7 +21,7 @@ def bundle_digest(bundle: Bundle) -> str:
 
 def run_key(
     digest: str,
-    settings: RunSettings,
+    settings: RestoreOptions,
     recording: str | None,
     measures: Mapping[str, Any],
 ) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
+from livemoments.runtime.options import RestoreOptions
 from livemoments.validate.harness.image_files import ImageFiles, check_recording, files_of
 from livemoments.validate.harness.image_worker import FinishedImage, ImageWorker, RunSpec
 from livemoments.validate.harness.key import bundle_digest, run_key
 from livemoments.validate.harness.measures import Measures, StandardMeasures
 from livemoments.validate.harness.run_store import RunStore, only_run_in
-from livemoments.validate.harness.settings import RunSettings
 from livemoments.validate.report_data import ImageResult
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run_images(
     dataset: Dataset,
     *,
     work: str | os.PathLike[str],
-    settings: RunSettings | None = None,
+    settings: RestoreOptions | None = None,
     measures: Callable[[], Measures] | None = None,
     recording: Recording | None = None,
     pictures: bool = True,
@@ -91,7 +91,7 @@ def run_images(
     if engine == "ray" and backend is not None:
         raise UsageError("a back-end cannot be sent to other machines", fix="name a provider in the settings")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    settings = (settings or RunSettings()).for_bundle(opened)
+    settings = (settings or RestoreOptions()).for_bundle(opened)
     if recording is not None:
         check_recording(recording, settings, opened)
     measures = measures or StandardMeasures()

@@ -20,14 +20,12 @@ from livemoments.limits import PrecisionLimits, load_limits
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Array, Backend, Engine, batch_axis, to_host
 from livemoments.runtime.backends.ort import OrtBackend
-from livemoments.runtime.flow import resolve_flow
 from livemoments.runtime.images import MIN_SIDE_PX, Photo
 from livemoments.runtime.inputs import RestoreInputs, load_inputs
-from livemoments.runtime.noise import SeededNoise
-from livemoments.runtime.restore import KV_BUDGET_BYTES, _restore_tiles, to_integers
-from livemoments.runtime.schedule import plan_steps
-from livemoments.runtime.settings import Settings, plan_tiles
-from livemoments.types import ReferencePolicy, Size, Stage, TensorSpec
+from livemoments.runtime.options import RestoreOptions
+from livemoments.runtime.restoration import Restoration, plan_tiles
+from livemoments.runtime.restore import restore_tiles, to_integers
+from livemoments.types import Size, Stage, TensorSpec
 from livemoments.validate.ladder.measures import measure
 from livemoments.validate.ladder.rungs import finite
 from livemoments.validate.report_data import Better, Check
@@ -216,29 +214,12 @@ def _restore(
     bundle: Bundle, inputs: RestoreInputs, backend: Backend, seed: int, *, batch: int = 1, backwards: bool = False
 ) -> np.ndarray:
     """The blended picture in float, (H, W, 3), with as few steps as the bundle offers."""
-    manifest = bundle.manifest
-    settings = Settings(
-        bundle=bundle,
-        compat=False,
-        steps=plan_steps(manifest.schedule, min(int(count) for count in manifest.schedule.plans)),
-        policy=ReferencePolicy.parse(manifest.reference_policy),
-        flow=resolve_flow(None, bundle),
-        tile_plan="balanced",
-        tile=None,
-        batch=batch,
-        pad_small=True,
-        kv_store="host",
-        kv_dtype="native",
-        kv_budget_bytes=KV_BUDGET_BYTES,
-        kv_cache=None,
-        noise=SeededNoise(seed),
-        observer=None,
-        progress=SILENT,
-    )
-    plan = plan_tiles(settings, inputs.size)
+    fewest = min(int(count) for count in bundle.manifest.schedule.plans)
+    run = Restoration.of(bundle, RestoreOptions(seed=seed, steps=fewest, batch=batch, pad_small=True))
+    plan = plan_tiles(run, inputs.size)
     if backwards:
         plan = dataclasses.replace(plan, tiles=plan.tiles[::-1])
-    blender, _ = _restore_tiles(settings, inputs, plan, backend)
+    blender, _ = restore_tiles(run, inputs, plan, backend)
     return blender.result_rows(0, inputs.size.height)
 
 

@@ -56,7 +56,7 @@ def recorded_case(
         tile: a tile's index.
         stage: which.
         step: for the transformers: the sampling step. The reference stage has a case at steps at which it ran
-            (:meth:`Settings.kv_steps`).
+            (:meth:`RecordingSettings.kv_steps`).
         part: for the VAE's encoder: ``lq`` or ``ref``.
         kv_layout: how the bundle passes keys and values: ``per-block`` or ``stacked``.
         model: the bundle's, needed where the recording's own is ``None``.

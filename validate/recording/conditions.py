@@ -22,13 +22,13 @@ from livemoments.runtime.tiles import plan_balanced
 from livemoments.schedule import NOISE_LEVEL, sigma_at, step_indices
 from livemoments.types import ReferencePolicy, Size
 from livemoments.validate.datasets.index import Dataset, open_dataset
-from livemoments.validate.recording.schema import DETAILS, Selection, Settings
+from livemoments.validate.recording.schema import DETAILS, RecordingSettings, Selection
 from livemoments.validate.recording.writer import condition_key
 
 
 def make_settings(
     tile: Size, overlap: int, steps: int, policy: str | ReferencePolicy, seed: int, selection: Selection
-) -> Settings:
+) -> RecordingSettings:
     """The settings, checked without the checkpoint, whose schedule comes later.
 
     Raises:
@@ -41,7 +41,7 @@ def make_settings(
         raise UsageError(f"the seed {seed} is negative", fix="use 0 or more")
     if beyond := [step for step in selection.steps or () if step >= steps]:
         raise UsageError(f"step {beyond[0]} is to be recorded, but only 0 to {steps - 1} are sampled")
-    return Settings(
+    return RecordingSettings(
         tile=str(tile),
         overlap=overlap,
         steps=steps,
@@ -52,7 +52,7 @@ def make_settings(
     )
 
 
-def with_schedule(settings: Settings, configs: Configs) -> Settings:
+def with_schedule(settings: RecordingSettings, configs: Configs) -> RecordingSettings:
     """The settings with the checkpoint's timesteps."""
     config = configs.schedule
     sigmas = [

@@ -19,8 +19,8 @@ from livemoments.validate.recording.schema import (
     Detail,
     ImageEntry,
     RecordingMeta,
+    RecordingSettings,
     Selection,
-    Settings,
     TileEntry,
 )
 from livemoments.validate.recording.store import Recording
@@ -53,7 +53,7 @@ class GoldenRecording(Recording):
 
 def _meta(recording: golden.Recording, image: str) -> RecordingMeta:
     folder, arrays = recording.folder, recording.arrays
-    settings = Settings(
+    settings = RecordingSettings(
         tile=str(recording.tile),
         overlap=recording.overlap,
         steps=recording.steps,

@@ -45,8 +45,8 @@ from livemoments.validate.recording.schema import (
     Detail,
     ImageEntry,
     RecordingMeta,
+    RecordingSettings,
     Selection,
-    Settings,
     StorageType,
     TileEntry,
 )
@@ -235,7 +235,7 @@ def _record_image(
     )
 
 
-def _plan(size: Size, settings: Settings) -> TilePlan:
+def _plan(size: Size, settings: RecordingSettings) -> TilePlan:
     return plan_balanced(size, [Size.parse(settings.tile)], settings.overlap, pad_small=True)
 
 

@@ -66,7 +66,7 @@ class ImageEntry(_Entry, frozen=True):
         return Tile(index, entry.y, entry.x, entry.height, entry.width)
 
 
-class Settings(_Entry, frozen=True):
+class RecordingSettings(_Entry, frozen=True):
     """The conditions.
 
     Attributes:
@@ -131,7 +131,7 @@ class RecordingMeta(_Entry, frozen=True):
     producer: str
     source: Source
     dtype: StorageType
-    settings: Settings
+    settings: RecordingSettings
     model: Model | None
     detail: Detail
     selection: Selection

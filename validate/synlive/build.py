@@ -30,7 +30,7 @@ from livemoments.types import Size
 from livemoments.validate.synlive.codec import Codec, sample_codec, through_codec
 from livemoments.validate.synlive.degradation import Degradation, apply, image_rng, sample_degradation
 from livemoments.validate.synlive.journal import Build, check_place, open_build
-from livemoments.validate.synlive.manifest import Pair, Settings, Skip, SourceEntry, SynliveManifest
+from livemoments.validate.synlive.manifest import BuildSettings, Pair, Skip, SourceEntry, SynliveManifest
 from livemoments.validate.synlive.presets import PRESETS
 from livemoments.validate.synlive.sources import WHOLE_MULTIPLE_PX, RawPair, Source, Wish, open_sources
 from livemoments.version import __version__
@@ -103,7 +103,7 @@ def build_set(
         ResourceError: the disk is full.
         ModuleNotFoundError: PyAV is not installed (videos, ``codec``).
     """
-    settings = Settings(
+    settings = BuildSettings(
         photographs=photographs,
         gap=gap,
         crop="full" if crop is None else str(crop),
@@ -149,7 +149,7 @@ def build_set(
     return BuiltSet(target, manifest, resumed)
 
 
-def _check(settings: Settings, crop: Size | None, count: int | None) -> None:
+def _check(settings: BuildSettings, crop: Size | None, count: int | None) -> None:
     if settings.degradation not in DEGRADATIONS:
         fix = f"use one of {', '.join(DEGRADATIONS)}"
         raise UsageError(f"'{settings.degradation}' is not a degradation", fix=fix)
@@ -179,7 +179,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _entries(sources: Sequence[Source], settings: Settings, build: Build) -> Iterator[tuple[Pair | Skip, bool]]:
+def _entries(sources: Sequence[Source], settings: BuildSettings, build: Build) -> Iterator[tuple[Pair | Skip, bool]]:
     """Pairs, one source after the other in a random order, round after round, and what was skipped on the way.
 
     What comes does not depend on how many are taken. The second value: an earlier build had made it.
@@ -206,7 +206,7 @@ def _entries(sources: Sequence[Source], settings: Settings, build: Build) -> Ite
                 state.is_exhausted = failures == MOST_FAILURES
 
 
-def _entry(source: Source, start: int, made: int, settings: Settings, build: Build) -> tuple[Pair | Skip, bool]:
+def _entry(source: Source, start: int, made: int, settings: BuildSettings, build: Build) -> tuple[Pair | Skip, bool]:
     entry = build.finished(source.name, start)
     if entry is not None:
         return entry, True
@@ -219,7 +219,7 @@ def _entry(source: Source, start: int, made: int, settings: Settings, build: Bui
     return entry, False
 
 
-def _make(raw: RawPair, source: Source, start: int, name: str, settings: Settings, folder: Path) -> Pair:
+def _make(raw: RawPair, source: Source, start: int, name: str, settings: BuildSettings, folder: Path) -> Pair:
     seed, place = settings.seed, f"{source.sha256}:{start}"
     height, width = raw.key.shape[:2]
     rng = image_rng(seed, f"degradation:{place}")

@@ -19,7 +19,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the manifest's structs: immutable, strict."""
 
 
-class Settings(_Entry, frozen=True):
+class BuildSettings(_Entry, frozen=True):
     """What was asked for.
 
     Attributes:
@@ -98,7 +98,7 @@ class SynliveManifest(_Entry, frozen=True, kw_only=True):
     schema: str = SCHEMA
     livemoments: str
     versions: dict[str, str]
-    settings: Settings
+    settings: BuildSettings
     sources: tuple[SourceEntry, ...]
     unusable: dict[str, str]
     pairs: tuple[Pair, ...]

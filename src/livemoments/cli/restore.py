@@ -23,8 +23,8 @@ from livemoments.cli.options import (
 )
 from livemoments.cli.output import human_seconds, plural, stdout_is_ours, write_json
 from livemoments.errors import OutputError
+from livemoments.live_photo import LivePhoto
 from livemoments.progress import Progress
-from livemoments.types import ReferencePolicy
 
 if TYPE_CHECKING:
     from livemoments.runtime.restore import RestoreResult
@@ -126,7 +126,6 @@ def command(
     photo: Path,
     photo_frame: Path | None,
     output: Path,
-    reference: ReferencePolicy | None,
     bit_depth: str | None,
     progress: Progress,
     as_json: bool,
@@ -152,19 +151,12 @@ def command(
             raise OutputError(output, f"is also {name}; it would be overwritten", fix="choose another -o")
     started = time.perf_counter()
     with stdout_is_ours():
+        from livemoments.runtime.options import RestoreOptions
         from livemoments.runtime.restore import restore
 
-        result = restore(
-            open_checked(bundle, progress),
-            frame,
-            photo,
-            photo_frame,
-            output,
-            reference=reference,
-            bit_depth=None if bit_depth is None else int(bit_depth),
-            progress=progress,
-            **options,
-        )
+        chosen = RestoreOptions(**options, bit_depth=None if bit_depth is None else int(bit_depth))
+        live = LivePhoto(frame, photo, photo_frame)
+        result = restore(open_checked(bundle, progress), live, chosen, output=output, progress=progress)
     seconds = time.perf_counter() - started
     if as_json:
         write_json(_document(result, output, seconds))

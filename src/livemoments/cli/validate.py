@@ -25,6 +25,7 @@ from livemoments.cli.options import (
 from livemoments.cli.output import stdout_is_ours, write_json
 from livemoments.cli.reports import check_writable, write_report
 from livemoments.progress import Progress
+from livemoments.types import Size
 
 if TYPE_CHECKING:
     from livemoments.live_photo import LivePhoto
@@ -243,18 +244,18 @@ def _data(options: dict[str, Any]) -> DataPlan | None:
 
 def _settings(options: dict[str, Any], recording: Recording | None) -> Any:
     """How images are restored; what was not said is as the recording has it."""
-    from livemoments.validate.harness.settings import RunSettings
+    from livemoments.runtime.options import RestoreOptions
 
     theirs = None if recording is None else recording.meta.settings
     seed = options["seed"] if options["seed"] is not None or theirs is None else theirs.seed
     steps = options["steps"] or (None if theirs is None else theirs.steps)
     tile = options["tile"] or (None if theirs is None else theirs.tile)
-    return RunSettings(
+    return RestoreOptions(
         seed=seed or 0,
         steps=steps,
-        reference=None if options["reference"] is None else str(options["reference"]),
+        reference=options["reference"],
         flow=options["flow"],
-        tile=None if tile is None else str(tile),
+        tile=Size.parse(tile) if isinstance(tile, str) else tile,
         batch=options["batch"],
         pad_small=options["pad_small"],
         no_pcr=options["no_pcr"],

@@ -1,0 +1,172 @@
+"""How a photo is restored: one set of options for ``restore``, the command line, reports, journals and workers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from livemoments.bundle import Bundle
+from livemoments.errors import UsageError
+from livemoments.runtime._image_encode import DEEP_FORMATS, format_of
+from livemoments.runtime.backends.base import Backend
+from livemoments.runtime.flow import KINDS, FlowKind, resolve_flow
+from livemoments.runtime.kv_codecs import find_codec
+from livemoments.runtime.schedule import plan_steps
+from livemoments.types import ReferencePolicy, Size
+
+KV_BUDGET_BYTES = 4 << 30
+"""Default for phase-split's keys and values: one full-size 1024-pixel tile in float16, six steps (3.7 GiB)."""
+_NO_RESULT = ("threads", "kv_store", "kv_budget_bytes", "kv_cache", "bit_depth", "quality")
+"""Options that decide where, how fast and how it is written, not what is computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOptions:
+    """The options of :func:`livemoments.runtime.restore.restore`.
+
+    Attributes:
+        seed: of the noise, which is drawn from the seed and the tile's corner: the same seed gives the same picture for
+            any order of tiles and any batch.
+        steps: sampling steps; ``None``: the bundle's.
+        reference: when ReferenceNet runs; ``None``: the bundle's policy.
+        flow: ``engine`` (RAFT) or ``dis`` (OpenCV); ``None``: the engine of a bundle whose checkpoint has RAFT, and
+            ``dis`` with all others.
+        compat: ``upstream`` reproduces upstream's tiling, grey border and 8-bit colour fix, and ignores profiles.
+        tile_plan: ``balanced``, or ``upstream``'s padding to whole strides; ``None``: as ``compat`` says.
+        tile: tile size of the bundle to use, also as ``WxH``; ``None``: the best for each photo.
+        batch: tiles computed at once.
+        pad_small: reflect photos that are smaller than every tile.
+        no_pcr: cut every reference tile at its tile's own place: an ablation of PCR.
+        kv_store: where ``phase-split`` keeps keys and values.
+        kv_dtype: how stored keys and values are kept: ``native``, ``float16``, ``int8`` or ``fp8``.
+        kv_budget_bytes: how much of them may be stored at once.
+        provider: what runs the graphs (:class:`livemoments.runtime.backends.ort.OrtBackend`).
+        threads: within an operator; ``None``: ``OMP_NUM_THREADS``, else one per core.
+        kv_cache: a folder in which keys and values outlive the run, found again by content.
+        bit_depth: 8 or 16 bits per channel of the result; ``None``: the photo's.
+        quality: of JPEG and WebP files, 1 to 100.
+    """
+
+    seed: int = 0
+    steps: int | None = None
+    reference: str | None = None
+    flow: FlowKind | None = None
+    compat: Literal["upstream"] | None = None
+    tile_plan: Literal["balanced", "upstream"] | None = None
+    tile: Size | None = None
+    batch: int = 1
+    pad_small: bool = False
+    no_pcr: bool = False
+    kv_store: Literal["host", "disk"] = "host"
+    kv_dtype: str = "native"
+    kv_budget_bytes: int = KV_BUDGET_BYTES
+    provider: str = "cpu"
+    threads: int | None = None
+    kv_cache: str | os.PathLike[str] | None = None
+    bit_depth: int | None = None
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        """Take policies and tile sizes as text or as what they are."""
+        if self.reference is not None:
+            object.__setattr__(self, "reference", str(self.reference))
+        if isinstance(self.tile, str):
+            object.__setattr__(self, "tile", Size.parse(self.tile))
+
+    def to_json(self) -> dict[str, str | int | bool | None]:
+        """Every option by name: what the report says under ``settings``."""
+        cache = None if self.kv_cache is None else os.fspath(self.kv_cache)
+        tile = None if self.tile is None else str(self.tile)
+        return {option.name: getattr(self, option.name) for option in fields(self)} | {"tile": tile, "kv_cache": cache}
+
+    def key(self) -> dict[str, str | int | bool | None]:
+        """The options that can change what is computed."""
+        return {name: value for name, value in self.to_json().items() if name not in _NO_RESULT}
+
+    def arguments(self) -> list[str]:
+        """The same as arguments of ``livemoments restore``; those that are as by default are left out."""
+        usual, arguments = RestoreOptions().to_json(), []
+        for name, value in self.to_json().items():
+            option = "--kv-budget" if name == "kv_budget_bytes" else f"--{name.replace('_', '-')}"
+            if value != usual[name]:
+                arguments += [option] if value is True else [option, str(value)]
+        return arguments
+
+    def policy(self, bundle: Bundle) -> ReferencePolicy:
+        """When ReferenceNet runs.
+
+        Raises:
+            UsageError: there is no such policy.
+        """
+        return ReferencePolicy.parse(self.reference or bundle.manifest.reference_policy)
+
+    def check(self, output: str | os.PathLike[str] | None = None) -> None:
+        """Refuse what would fail later, after the work.
+
+        Args:
+            output: the file that will be written.
+
+        Raises:
+            UsageError: a number is out of range, or two options exclude each other.
+        """
+        if self.compat not in (None, "upstream"):
+            raise UsageError(f"'{self.compat}' is no compatibility mode", fix="use upstream, or leave it out")
+        if self.seed < 0:
+            raise UsageError(f"the seed {self.seed} is negative", fix="use 0 or more")
+        if self.batch < 1:
+            raise UsageError(f"a batch of {self.batch} tiles cannot be computed", fix="pass --batch 1 or more")
+        if self.kv_budget_bytes < 1:
+            raise UsageError(f"a budget of {self.kv_budget_bytes} bytes holds no keys and values")
+        if not 1 <= self.quality <= 100:
+            raise UsageError(f"{self.quality} is no quality", fix="use 1 to 100")
+        if self.bit_depth not in (None, 8, 16):
+            raise UsageError(f"{self.bit_depth} bits per channel cannot be written", fix="use 8 or 16")
+        deep = self.bit_depth == 16
+        if self.compat and deep:
+            raise UsageError("upstream's colour fix has 8 bits; a 16-bit result holds no more", fix="leave one out")
+        if output is not None and deep and format_of(output) not in DEEP_FORMATS:
+            raise UsageError(f"{os.fspath(output)}: {format_of(output)} has no 16-bit RGB", fix="use 8, or PNG or TIFF")
+
+    def for_bundle(self, bundle: Bundle) -> RestoreOptions:
+        """These options with what estimates the flow named, as journals and reports have it.
+
+        Raises:
+            UsageError: an option cannot be used, alone or with this bundle.
+        """
+        self.check_for(bundle)
+        return replace(self, flow=resolve_flow(self.flow, bundle))
+
+    def check_for(self, bundle: Bundle) -> None:
+        """Refuse what would fail on every photo, before the first.
+
+        Raises:
+            UsageError: an option cannot be used, alone or with this bundle.
+        """
+        self.check()
+        self.policy(bundle).source_steps(len(plan_steps(bundle.manifest.schedule, self.steps)))
+        find_codec(self.kv_dtype)
+        for name, value, known in (
+            ("flow", self.flow, (None, *KINDS)),
+            ("tile plan", self.tile_plan, (None, "balanced", "upstream")),
+            ("store for keys and values", self.kv_store, ("host", "disk")),
+        ):
+            if value not in known:
+                raise UsageError(f"'{value}' is no {name}", fix=f"use {' or '.join(filter(None, known))}")
+        resolve_flow(self.flow, bundle)
+        if self.tile is not None and self.tile not in bundle.tile_sizes:
+            have = ", ".join(map(str, bundle.tile_sizes))
+            raise UsageError(
+                f"the bundle has no graphs for {self.tile} tiles; it has {have}",
+                fix=f"export again with --tile {self.tile}, or leave --tile out",
+            )
+
+    def open_backend(self) -> Backend:
+        """The back-end that these options name.
+
+        Raises:
+            UsageError: the installed onnxruntime has no such provider.
+        """
+        from livemoments.runtime.backends.ort import OrtBackend
+
+        return OrtBackend(self.provider, self.threads)
