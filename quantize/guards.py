@@ -18,7 +18,7 @@ from livemoments.export.gate import dead_channels
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
 from livemoments.measures import relative_l2
-from livemoments.quantize.plan import Action, LayerPlan
+from livemoments.quantize.actions import Action, LayerPlan
 from livemoments.quantize.recipes import Recipe
 from livemoments.quantize.sample_inputs import Arrays, SampleInputs
 from livemoments.runtime.backends.base import Engine, to_host

@@ -12,7 +12,8 @@ from typing import Literal
 import msgspec
 
 from livemoments.errors import FileError, UsageError
-from livemoments.quantize.plan import Action, LayerPlan, Linear
+from livemoments.graphs.linears import Linear
+from livemoments.quantize.actions import Action, LayerPlan
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block lengths that onnxruntime's ``MatMulNBits`` accepts."""

@@ -153,25 +153,8 @@ class StoredRecording(Recording):
         return found
 
 
-def open_recording(
-    path: str | os.PathLike[str], *, verify_hashes: bool = True, progress: Progress = SILENT
-) -> Recording:
-    """Open a recording and check it.
-
-    Args:
-        path: the folder that ``livemoments record`` wrote, or one in the golden format (``expected.npz``).
-        verify_hashes: read every file and compare its SHA-256 (sizes are compared in any case).
-        progress: where to report the hashing.
-
-    Raises:
-        FileError: not a recording, an unknown schema, a malformed ``recording.json``, a path that leaves the folder, a
-            missing file, a wrong size or hash.
-    """
-    folder = Path(path)
-    if not (folder / META_NAME).is_file() and (folder / "expected.npz").is_file():
-        from livemoments.validate.recording.golden_format import GoldenRecording
-
-        return GoldenRecording(folder)
+def open_stored(folder: Path, *, verify_hashes: bool = True, progress: Progress = SILENT) -> Recording:
+    """Open a recording in the format of ``livemoments record`` and check it; see :func:`open_recording`."""
     meta = _read_meta(folder)
     _check_paths(folder, meta)
     total = sum(entry.bytes for entry in meta.files.values())
