@@ -15,6 +15,7 @@ from livemoments.cli.options import PATH, provider_option, result_options, threa
 from livemoments.cli.output import human_bytes, human_seconds, plural, stdout_is_ours, write_json
 from livemoments.errors import EngineError
 from livemoments.manifest import Graph
+from livemoments.natural_images import FLOW_STD_PX
 from livemoments.progress import Progress
 from livemoments.types import Size, Stage, TensorSpec
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 # Length given to an axis of pixels that the graph leaves free: large enough for RAFT's four pyramid levels.
 _FREE_AXIS_PX = 128
 # Standard deviation of the random flow, in pixels: a hand-held camera between two frames.
-_FLOW_STD_PX = 4.0
 
 
 class GraphCheck(msgspec.Struct, frozen=True):
@@ -133,4 +133,4 @@ def _random_input(spec: TensorSpec, random: np.random.Generator) -> np.ndarray:
     if spec.name.startswith("image"):
         return random.uniform(-1, 1, shape).astype(spec.dtype)
     values = random.standard_normal(shape, dtype=np.float32)
-    return (values * _FLOW_STD_PX if spec.name == "flow" else values).astype(spec.dtype)
+    return (values * FLOW_STD_PX if spec.name == "flow" else values).astype(spec.dtype)
