@@ -15,7 +15,6 @@ from livemoments.cli.options import PATH, provider_option, result_options, threa
 from livemoments.cli.output import human_bytes, human_seconds, plural, stdout_is_ours, write_json
 from livemoments.errors import EngineError
 from livemoments.manifest import Graph
-from livemoments.natural_images import FLOW_STD_PX
 from livemoments.progress import Progress
 from livemoments.types import Size, Stage, TensorSpec
 
@@ -125,6 +124,8 @@ def _run_once(engine: Engine) -> None:
 def _random_input(spec: TensorSpec, random: np.random.Generator) -> np.ndarray:
     """Random values of the magnitude that the runtime feeds: images in [-1, 1], flow in pixels, the rest normal."""
     import numpy as np
+
+    from livemoments.natural_images import FLOW_STD_PX
 
     free = {"batch": 1}
     shape = tuple(free.get(axis, _FREE_AXIS_PX) if isinstance(axis, str) else axis for axis in spec.shape)
