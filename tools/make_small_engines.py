@@ -2,8 +2,8 @@
 
     python tools/make_small_engines.py
 
-To be run when the exporter's graphs or the recording's format change; tests/test_small_engines.py tells. Weights that
-stay the same stay the same files.
+To be run when the exporter's graphs or the recording's format change; tests/export/test_small_engines.py tells.
+Weights that stay the same stay the same files.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from iqa_support import fake_packages, modules, picture
+from places import ROOT
 
 from livemoments.errors import EngineError, UsageError
 from livemoments.types import Size
@@ -69,7 +70,7 @@ def test_every_relative_metric_has_its_plain_one() -> None:
 
 
 def test_every_metric_and_file_is_in_the_docs() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "quality.md").read_text()
+    page = (ROOT / "docs" / "quality.md").read_text()
     for spec in SPECS:
         assert f"`{spec.name}`" in page
         for way in spec.ways:

@@ -13,12 +13,15 @@ import msgspec
 import pytest
 from fake_bundle import make_fake_bundle
 from harness_support import make_dataset, pictures_in, without_times
+from places import SUPPORT
 
 from livemoments.bundle import Bundle
 from livemoments.types import Size
 from livemoments.validate.harness.run_store import JOURNAL_NAME
 from livemoments.validate.meters import measure_process
 from livemoments.validate.report_data import ImageResult
+
+pytestmark = pytest.mark.process
 
 COUNT = 5
 FEW, MANY = 4, 24
@@ -33,7 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def command(bundle: Bundle, data: Path, count: int, work: Path) -> list[str]:
-    script = Path(__file__).parent / "harness_run.py"
+    script = SUPPORT / "harness_run.py"
     return [sys.executable, str(script), str(bundle.path), str(data), str(count), str(work)]
 
 

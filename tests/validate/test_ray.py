@@ -24,6 +24,7 @@ from harness_support import (
     with_item,
     without_times,
 )
+from places import SUPPORT
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, MissingExtraError, ResourceError, UsageError
@@ -33,6 +34,8 @@ from livemoments.validate.harness.ray_engine import plan_workers
 from livemoments.validate.harness.run import run_images
 from livemoments.validate.harness.run_store import features_file
 from livemoments.validate.report_data import ImageResult
+
+pytestmark = pytest.mark.process
 
 COUNT = 6
 OBJECT_STORE_BYTES = 200 << 20
@@ -106,7 +109,7 @@ def cluster() -> Iterator[Any]:
     pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where workers find the tests' metrics
+        patch.setenv("PYTHONPATH", str(SUPPORT))  # where workers find the tests' metrics
         yield from _two_machines()
 
 
@@ -271,7 +274,7 @@ run_images(sys.argv[1], make_dataset(work / "data", 2), work=work, measures=simp
 import ray
 print("still connected" if ray.is_initialized() else "done")
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
     command = [sys.executable, "-c", script, str(bundle.path), str(tmp_path)]
     found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert found.returncode == 0, found.stderr

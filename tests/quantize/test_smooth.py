@@ -33,6 +33,8 @@ from livemoments.quantize.smooth import (
 from livemoments.runtime import restore as restore_photo
 from livemoments.types import Stage
 
+pytestmark = pytest.mark.threads
+
 ROUNDING_REL_L2 = 3e-6
 """Of a whole network in float32, whose products are rounded anew."""
 OUTLIER = 60.0

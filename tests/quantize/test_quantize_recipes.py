@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import onnx_ir as ir
 import pytest
+from places import ROOT
 
 from livemoments.bundle import Bundle
 from livemoments.errors import FileError, UsageError
@@ -35,7 +36,7 @@ def test_every_shipped_recipe_loads_and_has_limits(name: str) -> None:
 
 
 def test_no_recipe_file_is_left_out() -> None:
-    folder = Path(__file__).parents[1] / "quantize" / "recipes"
+    folder = ROOT / "quantize" / "recipes"
     assert {path.stem for path in folder.iterdir()} == set(NAMES)
 
 

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
+from places import ROOT
 from report_samples import sample_report
 
 from livemoments.validate.report.junit import junit_xml
 
-FILE = Path(__file__).parents[1] / "docs" / "examples" / "gate.yml"
+pytestmark = pytest.mark.process
+
+FILE = ROOT / "docs" / "examples" / "gate.yml"
 
 
 @pytest.fixture(scope="module")

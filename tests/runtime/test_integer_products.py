@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from places import ROOT
 
 from livemoments.graphs.subgraphs import Network
 from livemoments.ort import EXACT_INTEGERS, THREADS_VARIABLE, open_session, session_options
 from livemoments.validate.ladder.integer_products import _matmul_integer, check_integer_products, multiply
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.threads
 
 
 def saturating(left: np.ndarray, right: np.ndarray) -> np.ndarray:

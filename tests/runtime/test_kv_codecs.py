@@ -19,6 +19,8 @@ from livemoments.runtime.kv_store import open_store
 from livemoments.runtime.reference_kv import tensor_bytes_per_tile
 from livemoments.types import TensorSpec
 
+pytestmark = pytest.mark.threads
+
 BITS8 = ("int8", "fp8")
 LEAST_SQNR_DB = {"native": np.inf, "float16": 72.0, "int8": 43.5, "fp8": 31.0}
 """For normally distributed numbers; 73.7, 44.6 and 31.6 dB were measured. Other channels' size must not matter."""

@@ -27,6 +27,8 @@ from livemoments.runtime.images import Photo, read_photo
 from livemoments.runtime.restore import RestoreResult
 from livemoments.types import Size
 
+pytestmark = pytest.mark.threads
+
 ROUNDING_LEVELS = 1
 """Of 255: sums in another order, rounded to integers."""
 SAME_PSNR_DB = 60.0

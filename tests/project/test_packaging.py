@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from places import ROOT
 
 import livemoments
 import livemoments.errors
 from livemoments.cli.extras import OPTIONAL_MODULES
 
-ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 # The folders that hold packages; the root package is in src/.

@@ -24,6 +24,8 @@ from livemoments.validate.datasets.embedded import write_embedded_set
 from livemoments.validate.quality.psnr import psnr_y
 from livemoments.validate.quality.ssim import ssim_y
 
+pytestmark = pytest.mark.threads
+
 MOST_BYTES = 25_000_000
 TILE = Size(64, 64)
 LEAST_GAIN_DB = 1.0

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from places import ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,7 +23,7 @@ from livemoments.reference.motion import embedding_index
 from livemoments.schedule import build_schedule
 from livemoments.types import ReferencePolicy
 
-FOLDER = Path(__file__).resolve().parents[1] / "tools" / "gpu"
+FOLDER = ROOT / "tools" / "gpu"
 sys.path.insert(0, str(FOLDER))
 
 import bench_measure  # noqa: E402

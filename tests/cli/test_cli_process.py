@@ -14,6 +14,8 @@ import pytest
 
 import livemoments
 
+pytestmark = pytest.mark.process
+
 # Start-up of `livemoments --help` on a 2-core machine was measured at 0.1 to 0.2 s.
 STARTUP_LIMIT_S = 1.0
 HEAVY = ("cv2", "diffusers", "numpy", "onnx", "onnxruntime", "rich", "torch")

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from places import UPSTREAM_GOLDEN
 from raft_support import PATH, relative_error
 from torch import Tensor
 
 from livemoments.reference import raft as module
 from livemoments.reference.flow import estimate_flow, raft_from_state
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "official_tiny_a"
-GOLDEN_LIMIT = 1e-5
+UPSTREAM_GOLDEN_LIMIT = 1e-5
 """Relative L2 against upstream's recorded flow; 3e-7 was measured."""
 
 
 @pytest.fixture(scope="module")
 def golden_state() -> dict[str, Tensor]:
-    path = GOLDEN / "raft-sintel.pth"
+    path = UPSTREAM_GOLDEN / "raft-sintel.pth"
     if not path.is_file():
         pytest.skip(f"upstream's recording is not on this machine: there is no {path}")
     return torch.load(path, weights_only=True)
 
 
 def golden_image(folder: str) -> Tensor:
-    (path,) = (GOLDEN / "images" / folder).glob("*.png")
+    (path,) = (UPSTREAM_GOLDEN / "images" / folder).glob("*.png")
     pixels = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255
     return torch.from_numpy(pixels * 2 - 1).permute(2, 0, 1)[None]
 
@@ -38,14 +36,14 @@ def golden_image(folder: str) -> Tensor:
 def test_recorded_photo_flow_is_reproduced(golden_state: dict[str, Tensor], correlation: module.Correlation) -> None:
     raft = raft_from_state(golden_state, PATH, correlation=correlation)
     flow = estimate_flow(raft, golden_image("lr"), golden_image("ref_lr"))
-    with np.load(GOLDEN / "expected.npz") as expected:
-        assert relative_error(flow, expected["photo.flow_lr"]) <= GOLDEN_LIMIT
+    with np.load(UPSTREAM_GOLDEN / "expected.npz") as expected:
+        assert relative_error(flow, expected["photo.flow_lr"]) <= UPSTREAM_GOLDEN_LIMIT
 
 
 def test_recorded_tile_flow_is_reproduced(golden_state: dict[str, Tensor]) -> None:
     """Direction and tile geometry: reference tile to frame tile, cut from the recorded upscaled frames."""
     raft = raft_from_state(golden_state, PATH)
-    with np.load(GOLDEN / "expected.npz") as expected:
+    with np.load(UPSTREAM_GOLDEN / "expected.npz") as expected:
         tile_px = expected["tile0.flow"].shape[-1]
         rows, columns = (int(n) for n in expected["lq_padded_shape"][-2:])
         frames = []
@@ -59,12 +57,12 @@ def test_recorded_tile_flow_is_reproduced(golden_state: dict[str, Tensor]) -> No
             image[..., y : y + tile_px, x : x + tile_px] for image, (y, x) in zip(frames, corners, strict=True)
         )
         flow = estimate_flow(raft, reference, frame)
-        assert relative_error(flow, expected[f"tile{tile}.flow"]) <= GOLDEN_LIMIT
+        assert relative_error(flow, expected[f"tile{tile}.flow"]) <= UPSTREAM_GOLDEN_LIMIT
 
 
 def test_stored_statistics_are_another_flow(golden_state: dict[str, Tensor]) -> None:
     """Guards the finding that upstream runs RAFT in training mode: eval-mode batch norm misses the recording."""
     raft = raft_from_state(golden_state, PATH, context_norm="running")
     flow = estimate_flow(raft, golden_image("lr"), golden_image("ref_lr"))
-    with np.load(GOLDEN / "expected.npz") as expected:
+    with np.load(UPSTREAM_GOLDEN / "expected.npz") as expected:
         assert relative_error(flow, expected["photo.flow_lr"]) > 0.1

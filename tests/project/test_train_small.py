@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from places import ROOT
 
 from livemoments.errors import CheckpointError, ImageError
 from livemoments.progress import SILENT
@@ -24,7 +25,7 @@ from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
 from livemoments.validate.datasets.embedded import NAMES as HELD_OUT
 
-FOLDER = Path(__file__).resolve().parents[1] / "tools" / "train_small"
+FOLDER = ROOT / "tools" / "train_small"
 sys.path.insert(0, str(FOLDER))
 
 import bridge  # noqa: E402

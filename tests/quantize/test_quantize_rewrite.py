@@ -21,6 +21,8 @@ from livemoments.quantize.recipes import Recipe
 from livemoments.quantize.rewrite import rewrite
 from livemoments.quantize.weights import E4M3_MAX, fp8_channels, int8_channels, quantize_blocks
 
+pytestmark = pytest.mark.threads
+
 ROWS, K, N = 9, 64, 48
 ROUNDING = 2e-5
 """Relative; sums in another order."""

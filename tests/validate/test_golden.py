@@ -10,18 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import GOLDEN, ROOT
 
 from livemoments.errors import FileError
 from livemoments.validate.golden import Comparison, Recording, compare
 from livemoments.validate.golden_runs import check_reference
 
-REPOSITORY = Path(__file__).parents[1]
-OWN = Path(__file__).parent / "golden" / "tiny"
-UPSTREAM = sorted(path.parent for path in (REPOSITORY.parent / "shared" / "golden").glob("*/meta.json"))
-TOOL = REPOSITORY / "tools" / "check_golden.py"
+UPSTREAM = sorted(path.parent for path in (ROOT.parent / "shared" / "golden").glob("*/meta.json"))
+TOOL = ROOT / "tools" / "check_golden.py"
 
 
-@pytest.mark.parametrize("folder", [OWN, *UPSTREAM], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [GOLDEN, *UPSTREAM], ids=lambda folder: folder.name)
 def test_the_reference_reproduces_every_recorded_stage(folder: Path) -> None:
     rows = check_reference(Recording(folder))
     assert len(rows) > 40
@@ -35,13 +34,13 @@ def run_tool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_the_tool_prints_a_line_per_stage_and_fails_past_a_limit(tmp_path: Path) -> None:
-    good = run_tool(OWN)
+    good = run_tool(GOLDEN)
     assert good.returncode == 0, good.stdout + good.stderr
-    arrays = dict(np.load(OWN / "expected.npz"))
+    arrays = dict(np.load(GOLDEN / "expected.npz"))
     assert all(any(f" {name} " in line for line in good.stdout.splitlines()) for name in arrays)
 
     changed = tmp_path / "changed"
-    shutil.copytree(OWN, changed)
+    shutil.copytree(GOLDEN, changed)
     arrays["tile1.step3.velocity"] = arrays["tile1.step3.velocity"] * np.float32(1.0003)
     arrays["ref_patch_coords"] = arrays["ref_patch_coords"] + np.array([[0, 0], [0, 1]])
     np.savez(changed / "expected.npz", **arrays)
@@ -60,18 +59,18 @@ def test_the_tool_names_what_it_cannot_read(tmp_path: Path) -> None:
 
 def test_a_damaged_recording_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
-    shutil.copytree(OWN, folder)
-    (folder / "expected.npz").write_bytes((OWN / "expected.npz").read_bytes()[:1000])
+    shutil.copytree(GOLDEN, folder)
+    (folder / "expected.npz").write_bytes((GOLDEN / "expected.npz").read_bytes()[:1000])
     with pytest.raises(FileError, match=r"expected\.npz"):
         Recording(folder)
 
 
 def test_images_must_share_one_name(tmp_path: Path) -> None:
     folder = tmp_path / "images"
-    shutil.copytree(OWN / "images", folder)
+    shutil.copytree(GOLDEN / "images", folder)
     next((folder / "ref").iterdir()).rename(folder / "ref" / "other.png")
     with pytest.raises(FileError, match="no file name in common"):
-        Recording(OWN, folder)
+        Recording(GOLDEN, folder)
 
 
 def test_numbers_are_compared_by_their_kind() -> None:
@@ -88,15 +87,15 @@ def test_numbers_are_compared_by_their_kind() -> None:
 
 
 def test_a_stage_never_observed_is_reported_as_not_compared() -> None:
-    recording = Recording(OWN)
+    recording = Recording(GOLDEN)
     rows = list(Comparison(recording, 1e-4).rows("not shown"))
     assert {row.name for row in rows} == set(recording.arrays)
     assert all(row.error is None and row.note == "not shown" for row in rows)
 
 
 def test_the_recording_says_its_sizes() -> None:
-    meta = json.loads((OWN / "meta.json").read_text())
-    recording = Recording(OWN)
+    meta = json.loads((GOLDEN / "meta.json").read_text())
+    recording = Recording(GOLDEN)
     assert (recording.tile.width, recording.overlap, recording.steps) == (
         meta["tile_size"],
         meta["tile_overlap"],

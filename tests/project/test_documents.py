@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 BASES = (ROOT, ROOT / "src" / "livemoments", ROOT / "validate", ROOT / "quantize", ROOT / "docs")
 _PLACE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)`")
 _TARGET = re.compile(r"`make ([a-z-]+)|^make ([a-z-]+)", re.MULTILINE)

@@ -17,6 +17,8 @@ from real_runs import PHOTO_SIZE, save_pair
 from livemoments.bundle import Bundle
 from livemoments.runtime.images import read_photo
 
+pytestmark = pytest.mark.process
+
 START_LIMIT_S = 120.0
 """Until the work has begun; a few seconds on an idle machine."""
 END_LIMIT_S = 60.0

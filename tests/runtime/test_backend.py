@@ -22,6 +22,8 @@ from livemoments.runtime.backends.base import Array, DeviceArray, Engine, batch_
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.types import Size, Stage, TensorSpec
 
+pytestmark = pytest.mark.threads
+
 IMPORT_LIMIT_S = 0.35
 TILE = Size(64, 64)
 INPUTS = (TensorSpec("latent", "float32", ("batch", 2, 3)), TensorSpec("kv", "float16", (4, "batch")))

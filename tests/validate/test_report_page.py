@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from places import ROOT
 from report_samples import sample_report
 
 from livemoments.errors import MissingExtraError
@@ -28,7 +29,7 @@ from livemoments.validate.report.write import write_reports
 from livemoments.validate.report_data import BundleInfo, Check, ImageResult, ValidationReport
 
 MEBI = 2**20
-_TOOL = Path(__file__).parents[1] / "tools" / "screenshot.py"
+_TOOL = ROOT / "tools" / "screenshot.py"
 
 
 def _load_tool() -> ModuleType:

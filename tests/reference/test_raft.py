@@ -19,6 +19,8 @@ from livemoments.reference.flow import estimate_flow, pad_to_multiple, raft_from
 from livemoments.reference.raft import LEVELS, RADIUS, RAFT, all_pairs_bytes
 from livemoments.reference.raft_layers import Encoder
 
+pytestmark = pytest.mark.threads
+
 LOOKUP_LIMIT = 1e-5
 """Relative L2 against grid_sample, whose normalised coordinates cost it a few bits; 1e-6 was measured."""
 ON_DEMAND_LIMIT = 1e-5

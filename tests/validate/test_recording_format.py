@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from places import GOLDEN, SUPPORT
 from recording_support import small_meta, small_recording, small_tensors, write_image
 from safetensors.numpy import load_file
 
@@ -25,8 +26,6 @@ from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.schema import META_NAME, RecordingSettings
 from livemoments.validate.recording.tensor_file import HALF_REL_L2, TensorWriter, read_tensor, tensor_names
 from livemoments.validate.recording.writer import write_recording
-
-GOLDEN = Path(__file__).parent / "golden" / "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -380,7 +379,7 @@ with write_recording(place) as writer:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_killed_outright_nothing_looks_finished_and_the_finished_photos_are_taken_over(tmp_path: Path) -> None:
     place = tmp_path / "recording"
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(place), str(Path(__file__).parent)], check=False)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(place), str(SUPPORT)], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not place.exists()
     with pytest.raises(FileError):

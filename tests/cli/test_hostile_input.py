@@ -24,6 +24,8 @@ from livemoments.reference.weights import read_pickled, read_pickled_tensor
 from livemoments.runtime import _xmp
 from livemoments.runtime.images import read_photo
 
+pytestmark = pytest.mark.process
+
 ESCAPES = "\x1b]0;owned\x07\x1b[31mred"
 LONG = "n" * 300
 
