@@ -7,13 +7,13 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from livemoments.errors import FileError, UsageError
 from livemoments.quantize.plan import Action, LinearId
+from livemoments.store.files import read_file
 
 SCHEMA = "livemoments/sensitivity/1"
 
@@ -136,7 +136,7 @@ def load_sensitivity(path: str | os.PathLike[str]) -> Sensitivity:
         FileError: it cannot be read, or is no such report.
     """
     try:
-        return Sensitivity.from_json(json.loads(Path(path).read_bytes()))
+        return Sensitivity.from_json(json.loads(read_file(path)))
     except OSError as error:
         raise FileError(path, f"cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, UsageError):

@@ -181,18 +181,6 @@ def test_a_stream_that_the_caller_closed(closed: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names must be Unicode")
-@pytest.mark.parametrize("as_json", [False, True])
-def test_names_that_are_no_utf8(as_json: bool, tmp_path: Path) -> None:
-    name = os.fsdecode(os.fsencode(tmp_path) + b"/f\xff")
-    make_fake_bundle(tmp_path / "plain").path.rename(name)
-    command = [sys.executable, "-m", "livemoments", "inspect", name, *(["--json"] if as_json else [])]
-    done = subprocess.run(command, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    text = done.stdout.decode("utf-8")  # whole, and valid
-    assert (json.loads(text)["bundle"].endswith("f\\xff")) if as_json else ("f\\udcff" in text)
-
-
 @pytest.mark.parametrize("option", ["--frame", "--photo", "-o"])
 def test_a_files_name_does_not_end_like_a_folders(
     option: str, capfd: pytest.CaptureFixture[str], tmp_path: Path

@@ -177,8 +177,9 @@ def only_run_in(work: Path) -> Iterator[None]:
             with output_errors(work):
                 work.mkdir(parents=True, exist_ok=True)
                 held.enter_context(only_one(work / _LOCK))
-        except BusyError:
-            raise UsageError(f"another run is working in {work}", fix="wait for it, or choose another folder") from None
+        except BusyError as busy:
+            fix = f"wait for it, or choose another folder{busy.hint}"
+            raise UsageError(f"another run is working in {work}", fix=fix) from None
         yield
 
 

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from livemoments.bundle import hash_file
+from livemoments.bundle import hash_file, size_of_listed
 from livemoments.errors import FileError, UsageError
 from livemoments.progress import SILENT, Progress
+from livemoments.store.names import check_utf8
 from livemoments.types import ReferencePolicy, Size
 from livemoments.validate.recording.schema import (
     META_NAME,
@@ -168,6 +169,7 @@ def open_recording(
             missing file, a wrong size or hash.
     """
     folder = Path(path)
+    check_utf8(folder)
     if not (folder / META_NAME).is_file() and (folder / "expected.npz").is_file():
         from livemoments.validate.recording.golden_format import GoldenRecording
 
@@ -251,9 +253,9 @@ def _check_paths(folder: Path, meta: RecordingMeta) -> None:
 
 
 def _check_file(file: Path, entry: FileEntry, *, verify_hash: bool) -> None:
-    if not os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises for names that are too long
+    size = size_of_listed(file, FileError)
+    if size is None:
         raise FileError(file, f"missing: {META_NAME} lists this file", fix=_AGAIN)
-    size = file.stat().st_size
     if size != entry.bytes:
         raise FileError(file, f"is {size} bytes long, {META_NAME} says {entry.bytes}", fix=_AGAIN)
     if verify_hash and hash_file(file).sha256 != entry.sha256:

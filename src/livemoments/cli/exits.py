@@ -16,7 +16,6 @@ code      meaning
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -28,7 +27,7 @@ import click
 
 from livemoments.cli.output import printable, shortened, write_json
 from livemoments.errors import FileError, LiveMomentsError, ResourceError
-from livemoments.store.errors import DISK_FULL_FIX, disk_full
+from livemoments.store.errors import DISK_FULL_FIX, disk_full, is_full
 
 EXIT_CHECK_FAILED = 1
 EXIT_MISTAKE = 2
@@ -38,7 +37,6 @@ EXIT_BROKEN_PIPE = 141
 
 _INTERRUPTED = "interrupted; nothing was left half-written"
 _SMALLER = "use a smaller --tile or --batch 1, --flow dis, --reference phase-split, or a machine with more memory"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Ended(KeyboardInterrupt):
@@ -110,7 +108,7 @@ def run(group: click.Group, args: Sequence[str], prog_name: str) -> int:
         return EXIT_BROKEN_PIPE
     except OSError as error:
         where = f"{shortened(os.fsdecode(error.filename))}: " if error.filename else ""
-        if error.errno not in _DISK_FULL:
+        if not is_full(error):
             if _is_working_folder_gone():
                 message, fix = "the working folder is gone", "change to a folder that exists"
                 return _report(FileError.__name__, message, fix, EXIT_MISTAKE, as_json=as_json)
