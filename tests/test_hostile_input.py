@@ -17,6 +17,7 @@ import torch
 from fake_bundle import make_fake_bundle
 from PIL import Image
 
+from livemoments.checkpoints import trained_checkpoint
 from livemoments.cli import main
 from livemoments.cli.output import printable, shortened
 from livemoments.errors import CheckpointError, ImageError
@@ -192,6 +193,16 @@ def test_a_files_name_does_not_end_like_a_folders(
     assert "'x.png/' cannot be used (it ends like a folder's name" in err
 
 
+@pytest.mark.parametrize("output", ["report.json/", "there/"])
+def test_a_report_that_is_a_file_does_not_end_like_a_folder(
+    output: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "there").touch()
+    code, _, err = run(capfd, "validate", tmp_path, "-o", f"{tmp_path}/{output}")
+    assert code == 2
+    assert "it ends like a folder's name, and a file is meant" in err
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_is_no_image_and_no_part_of_a_bundle(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
@@ -207,11 +218,21 @@ def test_a_pipe_is_no_image_and_no_part_of_a_bundle(capfd: pytest.CaptureFixture
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere a folder in use cannot be removed")
-def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("make-checkpoint", "c", "--size", "tiny"),
+        ("demo",),
+        ("inspect", "b"),
+        ("export", str(trained_checkpoint()), "-o", "b"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_working_folder_that_is_gone(arguments: tuple[str, ...], tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     code = "import os, sys; os.rmdir(os.getcwd()); from livemoments.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "make-checkpoint", "c", "--size", "small"]
+    command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=gone, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: the working folder is gone\n  fix: ")

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bundle_folder import GRAPH, write_small_bundle
 
@@ -29,6 +30,7 @@ from livemoments.runtime.images import write_image
 from livemoments.runtime.photo_set import list_photos
 from livemoments.store.files import read_file, write_file
 from livemoments.types import Size
+from livemoments.validate.quality.aggregate import load_features, save_features
 from livemoments.validate.recording.store import open_recording
 from livemoments.validate.report.schema import decode_report
 from livemoments.validate.simulated_clip import synthetic_photograph
@@ -207,3 +209,26 @@ def test_a_copy_has_the_umasks_modes(tmp_path: Path) -> None:
     assert {path.relative_to(copy) for path in copy.rglob("*")} == {
         path.relative_to(source) for path in source.rglob("*") if "__pycache__" not in path.parts
     }
+
+
+# --- what is kept of a run
+
+
+@only_posix
+def test_an_images_features_have_the_umasks_mode_and_a_full_disk_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0o022)
+    try:
+        save_features(tmp_path / "x.npz", {"a": np.zeros(3)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.npz").stat().st_mode & 0o777 == 0o644
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match=r"the disk of .*x\.npz is full"):
+        save_features(tmp_path / "x.npz", {"a": np.ones(3)})
+    assert not load_features(tmp_path / "x.npz")["a"].any()

@@ -17,6 +17,7 @@ import msgspec
 
 from livemoments.errors import BundleError, FileError, UsageError
 from livemoments.manifest import SCHEMA_VERSION, FileEntry, Graph, Manifest, StageEntry
+from livemoments.store.errors import output_errors
 from livemoments.store.folders import StagedFolder, check_destination, stage_folder
 from livemoments.store.names import check_utf8
 from livemoments.types import ReferencePolicy, Size, Stage, TensorSpec
@@ -273,9 +274,15 @@ class BundleWriter(StagedFolder):
         return {p.relative_to(self.folder).as_posix(): hash_file(p) for p in files}
 
     def commit(self, manifest: Manifest) -> None:
-        """Write the manifest and move the bundle into place, replacing an older one in one rename each."""
+        """Write the manifest and move the bundle into place, replacing an older one in one rename each.
+
+        Raises:
+            OutputError: it cannot be written, or another one appeared there meanwhile.
+            ResourceError: the disk is full.
+        """
         encoded = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1)
-        (self.folder / MANIFEST_NAME).write_bytes(encoded + b"\n")
+        with output_errors(self.destination):
+            (self.folder / MANIFEST_NAME).write_bytes(encoded + b"\n")
         self.publish()
 
 

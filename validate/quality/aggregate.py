@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from livemoments.errors import OutputError, UsageError
+from livemoments.errors import UsageError
+from livemoments.store.files import write_file
 from livemoments.validate.quality.exact import ExactMoments
 from livemoments.validate.quality.frechet import FeatureSums, frechet_distance
 from livemoments.validate.quality.luma import Luma
@@ -137,6 +136,7 @@ class Aggregator:
 
         Raises:
             OutputError: it cannot be written.
+            ResourceError: the disk is full.
         """
         state = {
             "schema": _STATE,
@@ -182,6 +182,7 @@ def save_features(path: Path, features: Mapping[str, np.ndarray]) -> None:
 
     Raises:
         OutputError: it cannot be written.
+        ResourceError: the disk is full.
     """
     _write_npz(path, features)
 
@@ -198,12 +199,7 @@ def load_features(path: Path) -> dict[str, np.ndarray]:
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-            stream.write(buffer.getbuffer())
-        os.replace(stream.name, path)  # noqa: PTH105 (the name is a string)
-    except OSError as error:
-        raise OutputError(path, f"cannot be written: {error.strerror}") from error
+    write_file(path, buffer.getvalue())
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
