@@ -6,6 +6,7 @@ READY := .venv/.ready
 DEMO_OUTPUT ?= demo-output
 BENCH ?=
 PYTEST_ARGS ?=
+TEST ?=
 # Two workers with one thread each: libraries that start a thread per core in every worker slow each other down.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 # Sums in another order: these compare numbers that libraries compute with a thread per core.
@@ -13,7 +14,7 @@ NUMERIC := $(addprefix tests/test_,backend.py integer_products.py kv_codecs.py q
   smooth.py trained_checkpoint.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-threads test-all lint readme bench clean
+.PHONY: help demo setup test test-threads test-all coverage lint fix types editor readme bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -32,14 +33,27 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps piq
 	@touch $@
 
-test: $(READY)  ## the tests that take seconds
-	$(PYTEST) -m 'not slow'
+test: $(READY)  ## the tests that take seconds; make test TEST="tests/test_x.py -k name" some of them
+	$(PYTEST) -m 'not slow' $(TEST)
 
 test-threads: $(READY)  ## the numeric ones of them with two threads each
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS) -m 'not slow' $(NUMERIC)
 
 test-all: $(READY)  ## every test
 	$(PYTEST)
+
+coverage: $(READY)  ## the quick tests, and which lines they run
+	$(PYTEST) -m 'not slow' --cov=livemoments --cov-report=term:skip-covered --cov-report=html:build/coverage $(TEST)
+
+fix: $(READY)  ## format, and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)  ## mypy
+	$(BIN)/python tools/typecheck.py
+
+editor: $(READY)  ## links under build/editor/ with which editors find the packages
+	$(BIN)/python tools/editor_tree.py
 
 lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .

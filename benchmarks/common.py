@@ -13,8 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from livemoments.simulated_clip import simulate_live_photo
 from livemoments.validate.meters import ProcessCost, describe_machine, measure_process
-from livemoments.validate.simulated_clip import simulate_live_photo
 
 RESULTS = Path(__file__).parent / "results"
 

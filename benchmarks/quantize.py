@@ -40,8 +40,8 @@ from livemoments.quantize.sensitivity import stage_sqnr_db
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.images import Photo
 from livemoments.runtime.kv_codecs import KV_DTYPES, find_codec
+from livemoments.simulated_clip import simulate_live_photo
 from livemoments.types import Size, Stage
-from livemoments.validate.simulated_clip import simulate_live_photo
 
 TILE = Size(512, 512)
 OVERLAP_PX = 64

@@ -65,7 +65,7 @@ def main() -> None:
 
 def write_dataset(folder: Path, count: int) -> None:
     """Simulated Live Photos in upstream's layout."""
-    from livemoments.validate.simulated_clip import simulate_live_photo
+    from livemoments.simulated_clip import simulate_live_photo
 
     source = photograph(2 * HEIGHT, 2 * WIDTH)
     for part in ("lr", "ref", "ref_lr", "gt"):

@@ -23,8 +23,6 @@ from livemoments.types import Stage, TensorSpec
 
 _MAPPED_BYTES = 1 << 30
 """Weights beyond this stay mapped from the file: onnxruntime's further optimizations would copy them all."""
-_IMAGE_STAGES = (Stage.FLOW, Stage.VAE_ENCODER, Stage.RESTORATION, Stage.VAE_DECODER)
-"""Stages whose outputs are (B, C, H, W); the others' are tokens, channels last."""
 _FREE = {"batch": 1, "height": 128, "width": 128}
 """What free axes are in the check without a reference."""
 _ALIVE = 1e-3
@@ -69,7 +67,7 @@ def check_stage(plan: StageGraph, precision: str, cases: Iterable[Case], path: P
     """
     stage, size = plan.stage, plan.size
     limit = load_limits(precision).stage_rel_l2[str(stage)]
-    axis = 1 if stage in _IMAGE_STAGES else -1
+    axis = stage.channel_axis
     worst, label, points = -1.0, "", []
     session = None
     for case in cases:

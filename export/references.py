@@ -18,7 +18,7 @@ from livemoments.export.stages import STACKED
 from livemoments.export.streaming import streamed
 from livemoments.export.weights import WeightSource
 from livemoments.manifest import Schedule
-from livemoments.natural_images import natural_image
+from livemoments.natural_images import FLOW_STD_PX, natural_image
 from livemoments.reference.checkpoint import Configs, Prompt, load_flow, load_motion_encoder, load_vae
 from livemoments.reference.layout import CheckpointFiles
 from livemoments.reference.mmdit import BlockGuidance, BlockKV, ReferenceNet, RestorationNet
@@ -28,7 +28,6 @@ from livemoments.types import Size, Stage
 
 Arrays = dict[str, np.ndarray]
 
-_FLOW_STD_PX = 4.0
 """Standard deviation of the flow that the motion encoder is tried with: hand shake between two frames."""
 _CPU = torch.device("cpu")
 
@@ -129,7 +128,7 @@ class References:
         return Case({"latent": unscaled.numpy()}, {"image": vae.decode(latent).numpy()})
 
     def _tile_flow(self, size: Size) -> np.ndarray:
-        return natural_image(self._rng("tile flow", size), self.batch, 2, size) * _FLOW_STD_PX
+        return natural_image(self._rng("tile flow", size), self.batch, 2, size) * FLOW_STD_PX
 
     def _embed_motion(self, size: Size) -> tuple[list[Tensor], np.ndarray]:
         """The embedding of every block, and the stage's output."""

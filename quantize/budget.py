@@ -9,7 +9,7 @@ from typing import Literal
 
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
-from livemoments.quantize.plan import Action
+from livemoments.quantize.actions import Action
 from livemoments.quantize.probe import Score, from_db, to_db
 from livemoments.quantize.recipes import Recipe
 from livemoments.quantize.sensitivity_report import LayerSensitivity

@@ -18,6 +18,9 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, UsageError
+from livemoments.graphs.linears import LinearId
+from livemoments.graphs.segments import Tap
+from livemoments.graphs.taps import TAPPED_STAGES, TappedBackend
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress, Task
 from livemoments.quantize.activations import ActivationStats
@@ -30,9 +33,6 @@ from livemoments.quantize.calibration_result import (
 )
 from livemoments.quantize.calibration_set import read_set, set_sha256
 from livemoments.quantize.observers import DEFAULT_PERCENTILE, Observer, Percentile, find_observer
-from livemoments.quantize.plan import LinearId
-from livemoments.quantize.segments import Tap
-from livemoments.quantize.taps import TAPPED_STAGES, TappedBackend
 from livemoments.runtime.backends.ort import import_onnxruntime
 from livemoments.runtime.flow import FlowKind, resolve_flow
 from livemoments.runtime.restore import restore

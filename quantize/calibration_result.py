@@ -12,9 +12,9 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import FileError, UsageError
+from livemoments.graphs.linears import LinearId
 from livemoments.manifest import SchedulePoint
 from livemoments.quantize.array_file import read_arrays, write_arrays
-from livemoments.quantize.plan import LinearId
 
 SCHEMA = "livemoments/calibration/1"
 _AGAIN = "calibrate again"

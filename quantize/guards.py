@@ -18,7 +18,7 @@ from livemoments.export.gate import dead_channels
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
 from livemoments.measures import relative_l2
-from livemoments.quantize.plan import Action, LayerPlan
+from livemoments.quantize.actions import Action, LayerPlan
 from livemoments.quantize.recipes import Recipe
 from livemoments.quantize.sample_inputs import Arrays, SampleInputs
 from livemoments.runtime.backends.base import Engine, to_host
@@ -30,7 +30,6 @@ _ROUNDS = 5
 _MOST_TIMING_S = 60.0
 _FEWEST_ROUNDS = 2
 _FLOAT_RECIPES = (None, "fp16")
-_IMAGE_STAGES = (Stage.VAE_ENCODER, Stage.RESTORATION, Stage.VAE_DECODER)
 _SATURATED = 0.01
 """Share of an output's values that may sit exactly at its least or largest value, beyond what the source's do."""
 
@@ -120,7 +119,7 @@ def _compare(found: np.ndarray, wanted: np.ndarray, what: str, stage: Stage) -> 
     wide, wanted = found.astype(np.float32), wanted.astype(np.float32)
     if not np.isfinite(wide).all():
         raise EngineError(f"{what}: NaN or infinity", fix="use another recipe, and report it")
-    dead = dead_channels(wide, wanted, 1 if stage in _IMAGE_STAGES else -1)
+    dead = dead_channels(wide, wanted, stage.channel_axis)
     if dead:
         raise EngineError(f"{what}: {dead} channels are constant and the source's are not", fix="calibrate again")
     share = _extreme_share(wide) - _extreme_share(wanted)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from livemoments.errors import UsageError
+from livemoments.graphs.linears import LinearId
 from livemoments.line_journal import LineJournal
-from livemoments.quantize.plan import LinearId
 from livemoments.quantize.sensitivity_report import LayerSensitivity
 
 

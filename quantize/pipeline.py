@@ -25,9 +25,10 @@ from livemoments.types import Stage
 from livemoments.version import __version__
 
 if TYPE_CHECKING:
+    from livemoments.graphs.linears import Linear
+    from livemoments.quantize.actions import LayerPlan
     from livemoments.quantize.calibration_result import CalibrationResult
     from livemoments.quantize.guards import StageSpeed
-    from livemoments.quantize.plan import LayerPlan, Linear
     from livemoments.quantize.recipes import Recipe
 
 _TOOLS = ("onnx-ir", "onnxruntime", "numpy", "ml-dtypes")
@@ -171,7 +172,7 @@ def _find_linears(bundle: Bundle) -> list[Linear]:
     """The linears of every stage, from its first graph: other tile sizes have the same."""
     import onnx_ir as ir
 
-    from livemoments.quantize.plan import find_linears
+    from livemoments.graphs.linears import find_linears
 
     found = []
     for name, entry in bundle.manifest.stages.items():
@@ -218,7 +219,7 @@ def _calibration(
 
 def _touched(bundle: Bundle, recipe: Recipe, plan: LayerPlan) -> list[Stage]:
     """The stages that change, in the order in which a tile passes them."""
-    from livemoments.quantize.plan import Action
+    from livemoments.quantize.actions import Action
 
     names = {linear.stage for linear, action in plan.items() if action is not Action.KEEP}
     if recipe.half:

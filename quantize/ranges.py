@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from livemoments.errors import UsageError
-from livemoments.quantize.plan import Linear, LinearId
+from livemoments.graphs.linears import Linear, LinearId
 
 UINT8_MAX = 255
 INT8_MAX = 127

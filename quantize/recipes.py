@@ -11,7 +11,8 @@ from typing import Literal
 import msgspec
 
 from livemoments.errors import FileError, UsageError
-from livemoments.quantize.plan import Action, LayerPlan, Linear
+from livemoments.graphs.linears import Linear
+from livemoments.quantize.actions import Action, LayerPlan
 from livemoments.store.files import read_file
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)

@@ -10,8 +10,9 @@ from livemoments.errors import UsageError
 from livemoments.export.passes.graph import count_initializers
 from livemoments.export.passes.remove_dead import remove_dead
 from livemoments.export.passes.report import PassReport
+from livemoments.graphs.linears import Linear, iter_linear_nodes
+from livemoments.quantize.actions import Action, LayerPlan
 from livemoments.quantize.graph_edit import Target
-from livemoments.quantize.plan import Action, LayerPlan, Linear, iter_linear_nodes
 from livemoments.quantize.ranges import StatsOf
 from livemoments.quantize.recipes import Recipe
 from livemoments.quantize.rewrite_dynamic import rewrite_dynamic
@@ -30,7 +31,7 @@ def rewrite(
     Args:
         model: changed in place. Quantized weights are lazy: each is read and quantized when it is written, so the
             source's files must stay until then.
-        linears: what :func:`~livemoments.quantize.plan.find_linears` found in the model.
+        linears: what :func:`~livemoments.quantize.actions.find_linears` found in the model.
         plan: what to do with each; those it does not name are kept, those of other stages are ignored.
         recipe: settings of the actions (block size, method, ranges …).
         stats: what calibration saw, by linear; ``Action.INT8_STATIC`` and ``Action.FP8`` need it.

@@ -11,7 +11,7 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.manifest import Graph
-from livemoments.natural_images import natural_image
+from livemoments.natural_images import FLOW_STD_PX, natural_image
 from livemoments.runtime.backends.base import to_host
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.types import Size, Stage, TensorSpec
@@ -19,7 +19,6 @@ from livemoments.types import Size, Stage, TensorSpec
 Arrays = Mapping[str, np.ndarray]
 
 _STEPPED = (Stage.REFERENCE, Stage.RESTORATION)
-_FLOW_STD_PX = 4.0
 _IMAGE_STD = 0.5
 _UNKNOWN_STD = 0.3
 
@@ -83,5 +82,5 @@ class SampleInputs:
             drawn = natural_image(rng, shape[0], shape[1], Size(shape[2], shape[3]))
             if spec.name == "image":
                 return np.clip(drawn * _IMAGE_STD, -1, 1)
-            return drawn * np.float32(_FLOW_STD_PX if spec.name == "flow" else 1.0)
+            return drawn * np.float32(FLOW_STD_PX if spec.name == "flow" else 1.0)
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(_UNKNOWN_STD)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from livemoments.errors import CheckFailedError, UsageError
+from livemoments.graphs.linears import LinearId
 from livemoments.progress import SILENT, Progress
+from livemoments.quantize.actions import Action, LayerPlan
 from livemoments.quantize.budget import Budget, Goal
-from livemoments.quantize.plan import Action, LayerPlan, LinearId
 from livemoments.quantize.probe import Score, from_db, to_db
 from livemoments.quantize.sensitivity_report import LayerSensitivity, Sensitivity
 

@@ -20,12 +20,13 @@ import onnx_ir as ir
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, UsageError
+from livemoments.graphs.linears import Linear, find_linears
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
+from livemoments.quantize.actions import Action, LayerPlan
 from livemoments.quantize.candidate import load_graph, open_candidate
 from livemoments.quantize.journal import Journal
 from livemoments.quantize.memo import Call
-from livemoments.quantize.plan import Action, LayerPlan, Linear, find_linears
 from livemoments.quantize.probe import TRANSFORMERS, Probe, open_probe
 from livemoments.quantize.probe_photos import pixels_sha256
 from livemoments.quantize.recipes import Recipe, load_recipe

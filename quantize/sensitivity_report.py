@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from livemoments.errors import FileError, UsageError
-from livemoments.quantize.plan import Action, LinearId
+from livemoments.graphs.linears import LinearId
+from livemoments.quantize.actions import Action
 from livemoments.store.files import read_file
 
 SCHEMA = "livemoments/sensitivity/1"

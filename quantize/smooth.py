@@ -17,9 +17,9 @@ import onnx_ir as ir
 from livemoments.errors import UsageError
 from livemoments.export.passes.graph import count_initializers, only_user
 from livemoments.export.passes.report import PassReport
+from livemoments.graphs.linears import Linear, LinearId, iter_linear_nodes
+from livemoments.graphs.tensors import read_tensor
 from livemoments.quantize.calibration_result import LinearStats
-from livemoments.quantize.graph_edit import read_tensor
-from livemoments.quantize.plan import Linear, LinearId, iter_linear_nodes
 
 NAME = "smooth"
 _MOST = 1024.0

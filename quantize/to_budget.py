@@ -13,12 +13,13 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import CheckFailedError
+from livemoments.graphs.linears import find_linears
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
+from livemoments.quantize.actions import Action, LayerPlan
 from livemoments.quantize.budget import Budget, Goal, layer_cost
 from livemoments.quantize.calibration_set import read_set
 from livemoments.quantize.candidate import load_graph, open_candidate
-from livemoments.quantize.plan import Action, LayerPlan, find_linears
 from livemoments.quantize.probe import TRANSFORMERS, Probe, Score, open_probe
 from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.search import SearchResult, search
@@ -57,7 +58,7 @@ def read_probe_photos(
     """Photos of a calibration folder.
 
     Real clips have no truth. For a budget of quality a clip is simulated from each key photo, whose moved view is the
-    truth (:mod:`livemoments.validate.simulated_clip`).
+    truth (:mod:`livemoments.simulated_clip`).
 
     Raises:
         ImageError: the folder is no calibration set, or an image cannot be read.
@@ -66,7 +67,7 @@ def read_probe_photos(
     items = read_set(folder, limit=limit, progress=progress)
     if not with_truth:
         return [item.map(read_photo) for item in items]
-    from livemoments.validate.simulated_clip import simulate_live_photo
+    from livemoments.simulated_clip import simulate_live_photo
 
     found = []
     for number, item in enumerate(items):

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from livemoments.errors import EngineError
 from livemoments.export.passes.graph import count_initializers
 from livemoments.export.passes.report import PassReport
-from livemoments.quantize.graph_edit import read_tensor
+from livemoments.graphs.tensors import read_tensor
 from livemoments.types import TensorSpec
 
 NAME = "to_fp16"

@@ -13,10 +13,11 @@ import onnx_ir as ir
 
 from livemoments.bundle import Bundle
 from livemoments.export.to_onnx import WEIGHTS_NAME, WeightsFile
+from livemoments.graphs.linears import LinearId, find_linears
+from livemoments.graphs.tensors import read_tensor
 from livemoments.manifest import Graph, StageEntry
+from livemoments.quantize.actions import LayerPlan
 from livemoments.quantize.calibration_result import LinearStats
-from livemoments.quantize.graph_edit import read_tensor
-from livemoments.quantize.plan import LayerPlan, LinearId, find_linears
 from livemoments.quantize.recipes import Recipe
 from livemoments.quantize.rewrite import rewrite
 from livemoments.quantize.smooth import smooth

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from livemoments.runtime._tiff import EXIF_IFD, Tiff
+from livemoments.runtime._tiff import Tiff, exif_directory
 
 _APPLE = b"Apple iOS\0"
 _CONTENT_IDENTIFIER = 17
@@ -31,9 +31,7 @@ def without_video_link(exif: bytes) -> bytes:
         TiffError: the block is broken.
     """
     tiff = Tiff(exif)
-    entries, _ = tiff.directory(tiff.first)
-    inner = tiff.directory(tiff.number(entries[EXIF_IFD]))[0] if EXIF_IFD in entries else {}
-    note = inner.get(_MAKER_NOTE)
+    note = exif_directory(tiff).get(_MAKER_NOTE)
     if note is None or not tiff.value(note).startswith(_APPLE):
         return exif
     edited = _without_entry(tiff.value(note), _CONTENT_IDENTIFIER)

@@ -200,6 +200,16 @@ def _copy_directory(tiff: Tiff, offset: int, editor: _Editor, *, nested: bool = 
     return copied
 
 
+def exif_directory(tiff: Tiff) -> dict[int, Entry]:
+    """The entries of the EXIF directory that the first directory points to; empty where there is none.
+
+    Raises:
+        TiffError: the structure is broken.
+    """
+    entries, _ = tiff.directory(tiff.first)
+    return tiff.directory(tiff.number(entries[EXIF_IFD]))[0] if EXIF_IFD in entries else {}
+
+
 def has_resolution(exif: bytes | None) -> bool:
     """Whether an EXIF block states a resolution.
 
@@ -220,8 +230,7 @@ def is_adobe_rgb(exif: bytes) -> bool:
         TiffError: the block is broken.
     """
     tiff = Tiff(exif)
-    entries, _ = tiff.directory(tiff.first)
-    inner = tiff.directory(tiff.number(entries[EXIF_IFD]))[0] if EXIF_IFD in entries else {}
+    inner = exif_directory(tiff)
     space = tiff.number(inner.get(_COLOR_SPACE))
     if space != _UNCALIBRATED or INTEROP_IFD not in inner:
         return space == _ADOBE_RGB
@@ -236,8 +245,7 @@ def user_comment(exif: bytes) -> str:
         TiffError: the block is broken.
     """
     tiff = Tiff(exif)
-    entries, _ = tiff.directory(tiff.first)
-    inner = tiff.directory(tiff.number(entries[EXIF_IFD]))[0] if EXIF_IFD in entries else {}
+    inner = exif_directory(tiff)
     value = tiff.value(inner[_USER_COMMENT]) if _USER_COMMENT in inner else b""
     codes = {b"ASCII\0\0\0": "ascii", b"UNICODE\0": "utf-16-le" if tiff.order == "<" else "utf-16-be"}
     code = codes.get(value[:8])
@@ -266,8 +274,7 @@ def edit_exif(exif: bytes | None, *, size: Size, comment: str | None) -> bytes |
     if exif is not None:
         tiff = Tiff(exif)
         entries, following = tiff.directory(tiff.first)
-        if EXIF_IFD in entries:
-            inner = tiff.directory(tiff.number(entries[EXIF_IFD]))[0]
+        inner = exif_directory(tiff)
         if max(len(entries), len(inner)) > MAX_ENTRIES:
             raise TiffError(f"a directory has more than {MAX_ENTRIES} entries")
         editor = _Editor(exif[: _thumbnail_start(tiff, following)])

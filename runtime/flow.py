@@ -8,8 +8,8 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from livemoments.bundle import Bundle
+from livemoments.dis import dis_flow_between
 from livemoments.errors import UsageError
-from livemoments.runtime.dis import dis_flow_between
 from livemoments.runtime.engine_pool import EnginePool
 from livemoments.types import Size, Stage, Tile
 

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from restore_images import shrunk, textured
 
 from livemoments.bundle import Bundle
+from livemoments.graphs.linears import LinearId, find_linears
 from livemoments.ort import open_session, session_options
-from livemoments.quantize.plan import LinearId, find_linears
 from livemoments.runtime.backends.base import Array, Backend, Engine
 from livemoments.runtime.backends.ort import OrtBackend, OrtEngine
 from livemoments.types import Size, Stage

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from livemoments.simulated_clip import simulate_live_photo, synthetic_photograph
 from livemoments.types import Size
-from livemoments.validate.recording.store import Recording, open_recording
-from livemoments.validate.simulated_clip import simulate_live_photo, synthetic_photograph
+from livemoments.validate.recording.opening import open_recording
+from livemoments.validate.recording.store import Recording
 
 TILE, OVERLAP, STEPS = Size(128, 128), 16, 3
 """The tiny bundle's."""
@@ -26,7 +27,7 @@ def recording_of(checkpoint: Path, factory: pytest.TempPathFactory) -> Recording
         from livemoments.validate.recording.pipeline import record
 
         folder = factory.mktemp("ladder")
-        live = simulate_live_photo(synthetic_photograph(Size(296, 360), seed=1), seed=1)
+        live = simulate_live_photo(synthetic_photograph(Size(148, 200), seed=1), seed=1)
         for role, pixels in (("lr", live.frame), ("ref", live.photo), ("ref_lr", live.photo_frame)):
             (folder / "set" / role).mkdir(parents=True)
             Image.fromarray(pixels).save(folder / "set" / role / "a.png")

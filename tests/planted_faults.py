@@ -16,8 +16,8 @@ from onnx import helper, numpy_helper
 from real_runs import copy_linked, replace
 
 from livemoments.bundle import MANIFEST_NAME, Bundle, hash_file, open_bundle
+from livemoments.graphs.tensors import read_tensor
 from livemoments.manifest import Manifest
-from livemoments.quantize.graph_edit import read_tensor
 
 Fault = Callable[[onnx.GraphProto, Path], None]
 """Changes a graph in place; the folder is where its weights are."""

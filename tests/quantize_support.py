@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from livemoments.graphs.linears import Linear, find_linears
+from livemoments.graphs.tensors import read_tensor
 from livemoments.ort import open_session
-from livemoments.quantize.graph_edit import read_tensor
-from livemoments.quantize.plan import Linear, find_linears
 from livemoments.types import Stage
 
 POINTS = 3

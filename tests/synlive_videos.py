@@ -10,8 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
-from livemoments.validate.simulated_clip import synthetic_photograph
 
 RATE = 30
 SIZE = Size(192, 256)

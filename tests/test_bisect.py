@@ -155,7 +155,7 @@ def make(
                     tiny_checkpoint,
                     place,
                     tiles=(Size(128, 128),),
-                    overlap=32,
+                    overlap=16,
                     steps=(3, 6),
                     verify="none",
                     stages=None,

@@ -25,14 +25,14 @@ from restore_images import difference
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, FileError, ImageError, OutputError, UsageError
+from livemoments.graphs.linears import LinearId
+from livemoments.graphs.segments import Tap
+from livemoments.graphs.taps import TappedBackend, segments_of
 from livemoments.manifest import Source
 from livemoments.progress import Task
 from livemoments.quantize.calibration import CalibrationResult, calibrate, photo_seed
 from livemoments.quantize.calibration_result import fill_unseen
 from livemoments.quantize.calibration_set import read_set, set_sha256
-from livemoments.quantize.plan import LinearId
-from livemoments.quantize.segments import Tap
-from livemoments.quantize.taps import TappedBackend, segments_of
 from livemoments.runtime import restore as restore_photo
 from livemoments.runtime.images import read_photo
 from livemoments.types import Stage

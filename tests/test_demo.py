@@ -19,9 +19,9 @@ from livemoments.demo import DemoReport, run_demo
 from livemoments.demo_images import load_images
 from livemoments.errors import ImageError, OutputError, UsageError
 from livemoments.progress import SILENT, Task
+from livemoments.simulated_clip import simulate_live_photo, synthetic_photograph
 from livemoments.types import Size
 from livemoments.validate.picture import write_comparison
-from livemoments.validate.simulated_clip import simulate_live_photo, synthetic_photograph
 
 
 class Sayings:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from livemoments.dis import dis_flow
 from livemoments.errors import UsageError
-from livemoments.runtime.dis import dis_flow
 
 LIMIT_ENDPOINT_PX = 0.5
 SHIFT = (5, -3)  # x, y

@@ -6,8 +6,10 @@ import ast
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from livemoments.graphs.subgraphs import Network
 from livemoments.ort import EXACT_INTEGERS, THREADS_VARIABLE, open_session, session_options
 from livemoments.validate.ladder.integer_products import _matmul_integer, check_integer_products, multiply
 
@@ -81,3 +83,44 @@ def test_one_place_opens_sessions() -> None:
             if any(isinstance(call.func, ast.Attribute) and call.func.attr in makers for call in calls):
                 found.append(file.relative_to(ROOT).as_posix())
     assert found == ["src/livemoments/ort.py"]
+
+
+def test_a_part_of_a_graph_may_show_its_dequantized_weights(tmp_path: Path) -> None:
+    """Where one dequantization has several readers, onnxruntime refuses the graph with the option: each has its own."""
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-127, 128, (16, 8), np.int8)
+    scale = np.full(8, 0.01, np.float32)
+    constants = {
+        "x.scale": np.float32(0.02),
+        "x.zero": np.uint8(128),
+        "w": weight,
+        "w.scale": scale,
+        "w.zero": np.zeros(8, np.int8),
+    }
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["x", "x.scale", "x.zero"], ["x.codes"], name="quantize"),
+        onnx.helper.make_node("DequantizeLinear", ["x.codes", "x.scale", "x.zero"], ["x.back"], name="back"),
+        onnx.helper.make_node("DequantizeLinear", ["w", "w.scale", "w.zero"], ["w.back"], axis=1, name="weight"),
+        onnx.helper.make_node("MatMul", ["x.back", "w.back"], ["y"], name="product"),
+    ]
+    floats = onnx.TensorProto.FLOAT
+    shapes = {"x": [2, 16], "x.back": [2, 16], "w.back": [16, 8], "y": [2, 8]}
+    info = {name: onnx.helper.make_tensor_value_info(name, floats, shape) for name, shape in shapes.items()}
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [info["x"]],
+        [info["y"]],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+        value_info=[info["x.back"], info["w.back"]],
+    )
+    file = tmp_path / "g.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10), file)
+    x = rng.standard_normal((2, 16), np.float32)
+    want = weight.astype(np.float32) * scale
+    back = (np.clip(np.rint(x / np.float32(0.02)) + 128, 0, 255) - 128) * np.float32(0.02)
+    network = Network(file)
+    for piece in (network.cut(["w.back", "y"], []), network.cut_apart(["w.back", "y"], [])):
+        found = piece.run({"x": x})
+        assert np.allclose(found["w.back"], want, atol=1e-6)
+        assert np.allclose(found["y"], back @ want, atol=1e-4)

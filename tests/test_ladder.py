@@ -18,13 +18,13 @@ from livemoments import measures
 from livemoments.bundle import Bundle, open_bundle
 from livemoments.errors import BundleError, EngineError, FileError, UsageError
 from livemoments.export import conditioning
+from livemoments.graphs.subgraphs import Network
 from livemoments.limits import load_limits
 from livemoments.types import Size, Stage
 from livemoments.validate.ladder import intended
 from livemoments.validate.ladder.conditions import check_fits, choose_image
 from livemoments.validate.ladder.measures import PIECE_ELEMENTS, measure
 from livemoments.validate.ladder.modules import find_modules
-from livemoments.validate.ladder.pieces import Network
 from livemoments.validate.ladder.recorded import passes
 from livemoments.validate.ladder.replay import climb
 from livemoments.validate.ladder.rungs import Worst

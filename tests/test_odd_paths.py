@@ -28,12 +28,12 @@ from livemoments.quantize.recipes import load_recipe
 from livemoments.reference.layout import locate, read_inference_config
 from livemoments.runtime.images import write_image
 from livemoments.runtime.photo_set import list_photos
+from livemoments.simulated_clip import synthetic_photograph
 from livemoments.store.files import read_file, write_file
 from livemoments.types import Size
 from livemoments.validate.quality.aggregate import load_features, save_features
-from livemoments.validate.recording.store import open_recording
+from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.report.schema import decode_report
-from livemoments.validate.simulated_clip import synthetic_photograph
 from livemoments.validate.synlive.manifest import read_manifest
 
 NO_UTF8 = "f\udcff"

@@ -19,11 +19,11 @@ from livemoments.errors import CheckFailedError, EngineError, ParityError, Usage
 from livemoments.export.pipeline import export_bundle
 from livemoments.measures import psnr_db
 from livemoments.quantize import guards
+from livemoments.quantize.actions import Action
 from livemoments.quantize.calibration import calibrate
 from livemoments.quantize.calibration_result import CalibrationResult
 from livemoments.quantize.guards import StageSpeed, check_speed, compare_stage
 from livemoments.quantize.pipeline import quantize, quantize_bundle
-from livemoments.quantize.plan import Action
 from livemoments.quantize.recipes import load_recipe
 from livemoments.quantize.sample_inputs import SampleInputs
 from livemoments.runtime.backends.base import Engine
@@ -263,7 +263,7 @@ def test_dead_saturated_and_nan_outputs_are_errors(
 
 
 def test_a_mix_of_actions(tiny_bundle: Path, calibration: CalibrationResult, tmp_path: Path) -> None:
-    from livemoments.quantize.plan import find_linears
+    from livemoments.graphs.linears import find_linears
 
     graph = ir.load(tiny_bundle / "restoration" / "128x128.onnx")
     cycle = [Action.INT8_STATIC, Action.KEEP, Action.WEIGHT_INT4, Action.INT8_DYNAMIC, Action.WEIGHT_INT8]

@@ -10,8 +10,9 @@ import pytest
 
 from livemoments.bundle import Bundle
 from livemoments.errors import FileError, UsageError
+from livemoments.graphs.linears import Linear, LinearId, find_linears
 from livemoments.limits import load_limits
-from livemoments.quantize.plan import Action, Linear, LinearId, find_linears
+from livemoments.quantize.actions import Action
 from livemoments.quantize.recipes import NAMES, Recipe, load_recipe, plan_layers
 from livemoments.types import Stage
 

@@ -12,9 +12,10 @@ import pytest
 from quantize_support import FIRST, POINTS, SECOND, Seen, linears_of, run_model, two_linears
 
 from livemoments.errors import BundleError, UsageError
+from livemoments.graphs.linears import LinearId
+from livemoments.graphs.tensors import read_tensor
 from livemoments.ort import open_session, session_options
-from livemoments.quantize.graph_edit import read_tensor
-from livemoments.quantize.plan import Action, LinearId
+from livemoments.quantize.actions import Action
 from livemoments.quantize.ranges import symmetric_scale, unsigned_parameters
 from livemoments.quantize.recipes import Recipe
 from livemoments.quantize.rewrite import rewrite

@@ -29,8 +29,9 @@ from livemoments.runtime.tiles import plan_balanced
 from livemoments.types import Size, Stage
 from livemoments.validate.recording import pipeline
 from livemoments.validate.recording.cases import recorded_case, schedule_point
+from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.pipeline import record
-from livemoments.validate.recording.store import Recording, open_recording
+from livemoments.validate.recording.store import Recording
 from livemoments.validate.reference_photo import restore_like_runtime
 
 STEPS = 3

@@ -15,8 +15,8 @@ from livemoments.cli import record as record_command
 from livemoments.errors import CheckpointError, ImageError, OutputError, UsageError
 from livemoments.live_photo import LivePhoto
 from livemoments.types import Size
+from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.pipeline import record
-from livemoments.validate.recording.store import open_recording
 
 STEPS = 3
 OPTIONS = {"tile": Size(128, 128), "overlap": 32, "steps": STEPS, "seed": 5}

@@ -21,8 +21,8 @@ from livemoments.errors import EngineError, FileError, OutputError, ResourceErro
 from livemoments.types import Stage
 from livemoments.validate.recording import writer as writer_module
 from livemoments.validate.recording.cases import recorded_case, schedule_point
+from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.schema import META_NAME, RecordingSettings
-from livemoments.validate.recording.store import open_recording
 from livemoments.validate.recording.tensor_file import HALF_REL_L2, TensorWriter, read_tensor, tensor_names
 from livemoments.validate.recording.writer import write_recording
 
@@ -151,7 +151,7 @@ for name in ("torch", "diffusers", "onnx", "yaml"):
     sys.modules[name] = None  # importing it now raises
 from livemoments.types import Stage
 from livemoments.validate.recording.cases import recorded_case
-from livemoments.validate.recording.store import open_recording
+from livemoments.validate.recording.opening import open_recording
 for path in sys.argv[1:]:
     recording = open_recording(path)
     for image in recording.images:

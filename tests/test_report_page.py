@@ -19,13 +19,13 @@ import pytest
 from report_samples import sample_report
 
 from livemoments.errors import MissingExtraError
+from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
 from livemoments.validate.report import charts, pictures, view
 from livemoments.validate.report.gate import compare_with_baseline
 from livemoments.validate.report.page import render_page
 from livemoments.validate.report.write import write_reports
 from livemoments.validate.report_data import BundleInfo, Check, ImageResult, ValidationReport
-from livemoments.validate.simulated_clip import synthetic_photograph
 
 MEBI = 2**20
 _TOOL = Path(__file__).parents[1] / "tools" / "screenshot.py"

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from livemoments.errors import CheckFailedError, UsageError
+from livemoments.graphs.linears import LinearId
+from livemoments.quantize.actions import Action, LayerPlan
 from livemoments.quantize.budget import Budget
-from livemoments.quantize.plan import Action, LayerPlan, LinearId
 from livemoments.quantize.probe import Score, from_db, to_db
 from livemoments.quantize.search import build_chain, plan_of, search
 from livemoments.quantize.sensitivity_report import LayerSensitivity, Sensitivity

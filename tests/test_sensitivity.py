@@ -22,10 +22,11 @@ from restore_images import shrunk, textured
 
 from livemoments.bundle import Bundle
 from livemoments.errors import CheckFailedError, EngineError, FileError, UsageError
+from livemoments.graphs.linears import Linear
+from livemoments.graphs.tensors import read_tensor
 from livemoments.live_photo import LivePhoto
+from livemoments.quantize.actions import Action, LayerPlan
 from livemoments.quantize.candidate import load_graph, open_candidate
-from livemoments.quantize.graph_edit import read_tensor
-from livemoments.quantize.plan import Action, LayerPlan, Linear
 from livemoments.quantize.plots import draw_sensitivity
 from livemoments.quantize.probe import Probe, open_probe
 from livemoments.quantize.probe_photos import centre, pixels_sha256

@@ -12,10 +12,10 @@ from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_checkpoint
 from livemoments.cli import cli
 from livemoments.runtime.images import write_image
+from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
 from livemoments.validate.datasets.embedded import write_embedded_set
-from livemoments.validate.recording.store import open_recording
-from livemoments.validate.simulated_clip import synthetic_photograph
+from livemoments.validate.recording.opening import open_recording
 
 pytestmark = pytest.mark.slow
 

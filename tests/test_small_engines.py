@@ -15,7 +15,7 @@ from livemoments.export.pipeline import export_bundle
 from livemoments.progress import SILENT
 from livemoments.reference.layout import locate
 from livemoments.validate.recording.conditions import hash_checkpoint
-from livemoments.validate.recording.store import open_recording
+from livemoments.validate.recording.opening import open_recording
 
 AGAIN = "run tools/make_small_engines.py"
 ROUNDING = 1e-6

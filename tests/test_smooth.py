@@ -14,12 +14,12 @@ from restore_images import difference
 
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
+from livemoments.graphs.linears import Linear, LinearId, find_linears
+from livemoments.graphs.tensors import read_tensor
 from livemoments.measures import relative_l2, sqnr_db
 from livemoments.ort import open_session, session_options
 from livemoments.quantize.calibration import CalibrationResult, LinearStats, calibrate
 from livemoments.quantize.calibration_set import read_set
-from livemoments.quantize.graph_edit import read_tensor
-from livemoments.quantize.plan import Linear, LinearId, find_linears
 from livemoments.quantize.recipes import Recipe, load_recipe, plan_layers
 from livemoments.quantize.rewrite import rewrite
 from livemoments.quantize.smooth import (

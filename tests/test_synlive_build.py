@@ -21,10 +21,10 @@ from synlive_videos import moving_frames, tree_bytes, write_video
 from livemoments.cli.synlive import command
 from livemoments.errors import FileError, ImageError, OutputError, UsageError
 from livemoments.runtime.images import read_photo, write_image
+from livemoments.simulated_clip import synthetic_photograph
 from livemoments.store.claims import only_one
 from livemoments.types import Size
 from livemoments.validate.datasets.index import open_dataset
-from livemoments.validate.simulated_clip import synthetic_photograph
 from livemoments.validate.synlive.build import build_set
 from livemoments.validate.synlive.check import check_set
 from livemoments.validate.synlive.clips import VideoClip

@@ -15,8 +15,8 @@ from livemoments.errors import FileError, ImageError, UsageError
 from livemoments.measures import psnr_db
 from livemoments.progress import SILENT
 from livemoments.runtime.images import write_image
+from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
-from livemoments.validate.simulated_clip import synthetic_photograph
 from livemoments.validate.synlive.clips import FolderClip, VideoClip
 from livemoments.validate.synlive.codec import Codec, sample_codec, through_codec
 from livemoments.validate.synlive.degradation import image_rng

@@ -14,8 +14,8 @@ import pytest
 
 from livemoments.errors import FileError, UsageError
 from livemoments.measures import psnr_db
+from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
-from livemoments.validate.simulated_clip import synthetic_photograph
 from livemoments.validate.synlive.degradation import (
     Blur,
     Degradation,

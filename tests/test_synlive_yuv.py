@@ -10,8 +10,8 @@ import pytest
 
 from livemoments.errors import UsageError
 from livemoments.measures import psnr_db
+from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
-from livemoments.validate.simulated_clip import synthetic_photograph
 from livemoments.validate.synlive.yuv import Coding, UnusableFrameError, frame_to_rgb, from_rgb, to_rgb
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -9,16 +9,17 @@ import msgspec
 import numpy as np
 import pytest
 from calibration_photos import PHOTO as SIZE
-from calibration_photos import VIDEO, write_photos
+from calibration_photos import VIDEO
 from restore_images import shrunk, textured
 
 from livemoments.bundle import Bundle
 from livemoments.errors import CheckFailedError, ImageError, OutputError, UsageError
+from livemoments.graphs.linears import LinearId
 from livemoments.live_photo import LivePhoto
 from livemoments.measures import psnr_db
 from livemoments.quantize import to_budget
+from livemoments.quantize.actions import Action
 from livemoments.quantize.budget import Budget, layer_cost
-from livemoments.quantize.plan import Action, LinearId
 from livemoments.quantize.probe import open_probe
 from livemoments.quantize.probe_photos import pixels_sha256
 from livemoments.quantize.recipes import Recipe, load_recipe
@@ -46,11 +47,16 @@ def only(bundle: Bundle, block: int, kinds: tuple[str, ...]) -> Recipe:
     return msgspec.structs.replace(shipped, keep=tuple(sorted(kept)))
 
 
-def test_photos_of_a_folder_and_clips_simulated_from_them(tmp_path: Path) -> None:
+def write_larger_photos(folder: Path, names: str) -> Path:
+    """Photos of which clips can be simulated."""
     for part, size in (("ref", Size(160, 208)), ("lr", Size(80, 104)), ("ref_lr", Size(80, 104))):
-        for number, name in enumerate("abc"):
-            write_image(tmp_path / part / f"{name}.png", textured(size, number))
-    folder = tmp_path
+        for number, name in enumerate(names):
+            write_image(folder / part / f"{name}.png", textured(size, number))
+    return folder
+
+
+def test_photos_of_a_folder_and_clips_simulated_from_them(tmp_path: Path) -> None:
+    folder = write_larger_photos(tmp_path, "abc")
     real = read_probe_photos(folder, limit=2)
     assert [photo.truth for photo in real] == [None, None]
     assert all(photo.photo_frame is not None and photo.photo.size == Size(160, 208) for photo in real)
@@ -97,7 +103,7 @@ def test_costs_are_bytes_as_stored_and_time_by_tokens(bundle: Bundle, stage: str
 
 @pytest.mark.slow
 def test_budget_to_bundle_and_back(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_photos(tmp_path / "photos", ("a",))
+    folder = write_larger_photos(tmp_path / "photos", "a")
     recipe = only(bundle, 1, ("attn.to_v", "attn.to_out.0"))
     options: dict[str, Any] = {
         "recipe": recipe,
@@ -133,9 +139,9 @@ def test_budget_to_bundle_and_back(bundle: Bundle, tmp_path: Path, monkeypatch: 
 
 @pytest.mark.slow
 def test_changed_bundle_is_scored_like_its_graphs_in_memory(bundle: Bundle, tmp_path: Path) -> None:
+    from livemoments.graphs.linears import find_linears
     from livemoments.quantize.candidate import load_graph
     from livemoments.quantize.pipeline import quantize_bundle
-    from livemoments.quantize.plan import find_linears
     from livemoments.quantize.sensitivity import recipe_alter
     from livemoments.quantize.to_budget import score_plan
     from livemoments.runtime.backends.ort import OrtBackend

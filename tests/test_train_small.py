@@ -20,9 +20,9 @@ from livemoments.reference.checkpoint_sizes import SMALL
 from livemoments.reference.mmdit import BlockGuidance
 from livemoments.reference.motion import embedding_index
 from livemoments.runtime.images import write_image
+from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
 from livemoments.validate.datasets.embedded import NAMES as HELD_OUT
-from livemoments.validate.simulated_clip import synthetic_photograph
 
 FOLDER = Path(__file__).resolve().parents[1] / "tools" / "train_small"
 sys.path.insert(0, str(FOLDER))

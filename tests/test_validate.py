@@ -28,6 +28,7 @@ from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.embedded import write_embedded_set
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.report.schema import decode_report
+from livemoments.validate.report.text import report_text
 from livemoments.validate.report_data import ValidationReport
 
 FILES = {"report.html", "report.json", "images.csv", "summary.md", "junit.xml"}
@@ -73,7 +74,7 @@ def test_the_report_is_files_and_text(report: ValidationReport, tmp_path_factory
     assert {path.name for path in folder.iterdir()} >= FILES
     assert decode_report(folder / "report.json") == report
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["schema"] == "livemoments/validation/1"
-    text = report.to_text()
+    text = report_text(report)
     assert "FAIL" not in text
     assert text.splitlines()[-1].startswith("all limits kept")
 

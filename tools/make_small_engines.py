@@ -8,7 +8,7 @@ stay the same stay the same files.
 
 from __future__ import annotations
 
-import shutil
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from livemoments.demo_images import load_images
 from livemoments.export.pipeline import export_bundle
 from livemoments.live_photo import LivePhoto
 from livemoments.runtime.images import write_image
+from livemoments.store.folders import StagedFolder, stage_folder
 from livemoments.types import Size
 from livemoments.validate.recording.pipeline import record
 
@@ -32,10 +33,17 @@ TWO_TILES = Size(TILE.height, 2 * TILE.width - OVERLAP_PX)
 
 
 def main() -> None:
-    """Make both, replacing the older ones."""
+    """Make both, replacing the older ones whole."""
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
+    with stage_folder(TARGET) as folder:
+        _make(folder)
+        StagedFolder(TARGET, folder, overwrite=True).publish()
+    print(f"wrote {TARGET}")
+
+
+def _make(folder: Path) -> None:
     checkpoint = trained_checkpoint("small")
-    shutil.rmtree(TARGET, ignore_errors=True)
-    export_bundle(checkpoint, TARGET / "bundle", tiles=(TILE,), overlap=OVERLAP_PX, steps=STEPS)
+    export_bundle(checkpoint, folder / "bundle", tiles=(TILE,), overlap=OVERLAP_PX, steps=STEPS)
     images = load_images(None, None)
     height, width = images["photo"].shape[:2]
     top, left = (height - TWO_TILES.height) // 2, (width - TWO_TILES.width) // 2
@@ -51,13 +59,12 @@ def main() -> None:
         record(
             checkpoint,
             LivePhoto(**paths, name="coffee"),
-            TARGET / "recording",
+            folder / "recording",
             tile=TILE,
             overlap=OVERLAP_PX,
             detail="blocks",
             detail_steps=(0,),
         )
-    print(f"wrote {TARGET}")
 
 
 if __name__ == "__main__":

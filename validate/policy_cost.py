@@ -16,9 +16,9 @@ from livemoments.runtime.images import Photo
 from livemoments.runtime.inputs import ImageSource
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
+from livemoments.simulated_clip import simulate_live_photo, synthetic_photograph
 from livemoments.types import Size
 from livemoments.validate.report_data import Check
-from livemoments.validate.simulated_clip import simulate_live_photo, synthetic_photograph
 
 _TILES = (1.4, 1.2)
 """Height and width of the made-up photo in tiles: a little more than one, so that blending and PCR take part."""

@@ -302,17 +302,9 @@ class ValidationReport(_Entry, kw_only=True):
         return not self.failures()
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON-ready data."""
-        from livemoments.validate.report.schema import finite
-
-        document: dict[str, Any] = msgspec.to_builtins(finite(self))
+        """The report as JSON-ready data; :func:`livemoments.validate.run.validate` gives one without infinities."""
+        document: dict[str, Any] = msgspec.to_builtins(self)
         return document
-
-    def to_text(self) -> str:
-        """The report for a terminal."""
-        from livemoments.validate.report.text import report_text
-
-        return report_text(self)
 
     def failures(self) -> list[str]:
         """Every reason for which the gate closes, one line each."""

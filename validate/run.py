@@ -37,8 +37,9 @@ from livemoments.validate.ladder.replay import climb
 from livemoments.validate.ladder.rungs import LEVELS, Level
 from livemoments.validate.ladder.selfcheck import self_checks
 from livemoments.validate.policy_cost import made_up_live_photo, policy_check, smallest_tile
+from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.schema import LR, REF, REF_LR
-from livemoments.validate.recording.store import Recording, open_recording
+from livemoments.validate.recording.store import Recording
 from livemoments.validate.report.baseline import compare_with_baseline
 from livemoments.validate.report.schema import decode_report, finite
 from livemoments.validate.report.text import checks_line, cost_line, parity_line, quality_line

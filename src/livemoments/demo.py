@@ -29,8 +29,10 @@ from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.embedded import write_embedded_set
 from livemoments.validate.picture import write_comparison
 from livemoments.validate.quality.psnr import psnr_y
-from livemoments.validate.recording.store import Recording, open_recording
+from livemoments.validate.recording.opening import open_recording
+from livemoments.validate.recording.store import Recording
 from livemoments.validate.report.numbers import format_bytes
+from livemoments.validate.report.text import report_text
 from livemoments.validate.report_data import ValidationReport
 from livemoments.validate.run import validate
 
@@ -131,7 +133,7 @@ class DemoReport:
         """The report for people. Its numbers have been said as they were found; what failed is said again, and why."""
         return "\n".join(
             [
-                *([] if self.passed else [self.validation.to_text()]),
+                *([] if self.passed else [report_text(self.validation)]),
                 f"picture: {self.picture}",
                 f"report:  {self.page}",
                 "The weights are the trained 'small' checkpoint's, not the published ones: 4 blocks of width 192",

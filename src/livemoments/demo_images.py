@@ -9,8 +9,8 @@ import numpy as np
 
 from livemoments.errors import MissingExtraError
 from livemoments.runtime.images import Photo, check_pair_sizes, read_photo
+from livemoments.simulated_clip import simulate_live_photo
 from livemoments.types import Size
-from livemoments.validate.simulated_clip import simulate_live_photo
 
 MOST_PX = 768
 """Longest side of a photograph of the user's own; a larger one is shrunk, for the demo's tiles are small."""

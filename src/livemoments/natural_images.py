@@ -6,6 +6,9 @@ import numpy as np
 
 from livemoments.types import Size
 
+FLOW_STD_PX = 4.0
+"""Standard deviation of made-up flows, pixels: a hand-held camera's motion between two frames of a clip."""
+
 
 def natural_image(rng: np.random.Generator, batch: int, channels: int, size: Size) -> np.ndarray:
     """Images whose amplitude falls as 1/f, as photographs' does: (batch, channels, H, W), standard deviation 1."""

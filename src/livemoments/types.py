@@ -25,6 +25,11 @@ class Stage(enum.StrEnum):
     RESTORATION = "restoration"
     VAE_DECODER = "vae_decoder"
 
+    @property
+    def channel_axis(self) -> int:
+        """Of its outputs: 1 of images, flows and latents (B, C, H, W), -1 of tokens (…, D)."""
+        return -1 if self in (Stage.MOTION, Stage.REFERENCE) else 1
+
 
 def whole_bundle(flow: FlowNetwork) -> tuple[Stage, ...]:
     """The stages of a bundle that can restore, in the order in which a tile passes through them."""

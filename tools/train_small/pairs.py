@@ -14,8 +14,8 @@ import numpy.typing as npt
 from photographs import Pixels, WindowSampler
 from scenes import Scene, draw_scene
 
+from livemoments.dis import dis_flow
 from livemoments.runtime.align import mean_flow, reference_corner
-from livemoments.runtime.dis import dis_flow
 from livemoments.types import Size, Tile
 from livemoments.validate.synlive.codec import sample_codec, through_codec
 from livemoments.validate.synlive.degradation import apply, image_rng, sample_degradation

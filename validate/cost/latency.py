@@ -18,6 +18,7 @@ from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.live_photo import LivePhoto
 from livemoments.manifest import Graph
+from livemoments.natural_images import FLOW_STD_PX
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Array, Backend
 from livemoments.runtime.images import Photo
@@ -32,7 +33,6 @@ from livemoments.validate.harness.kept_engines import KeptEngines
 from livemoments.validate.report_data import StageCost
 
 PERCENTILES = (50, 90, 99)
-_FLOW_STD_PX = 4.0
 _OTHER_STD = 0.3
 _PASSED_ON = (Stage.MOTION, Stage.REFERENCE)
 
@@ -212,7 +212,7 @@ class _StageInputs:
         if spec.name.startswith("image"):
             return _picture(rng, shape)
         if spec.name == "flow":
-            return _picture(rng, shape) * np.float32(_FLOW_STD_PX)
+            return _picture(rng, shape) * np.float32(FLOW_STD_PX)
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(1.0 if spec.name == "latent" else _OTHER_STD)
 
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from livemoments.graphs.subgraphs import Network
 from livemoments.validate.ladder.modules import ModuleOutput, find_modules
-from livemoments.validate.ladder.pieces import Network
 
 _BLOCK = re.compile(r"^transformer_blocks\.(\d+)\.")
 _NORM = "LayerNormalization"

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from livemoments.graphs.subgraphs import Network
 from livemoments.types import Stage
 from livemoments.validate.ladder import intended
 from livemoments.validate.ladder.boundaries import Block, Norm, Stream, Table, Transformer, find_blocks
 from livemoments.validate.ladder.intended import Intended
 from livemoments.validate.ladder.modules import ModuleOutput, find_modules
-from livemoments.validate.ladder.pieces import Network
 from livemoments.validate.ladder.recorded import STEPPED, Pass
 
 _BLOCK = re.compile(r"transformer_blocks\.\d+")

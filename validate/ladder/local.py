@@ -10,6 +10,7 @@ import onnx
 
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
+from livemoments.graphs.subgraphs import Network, Piece
 from livemoments.limits import PrecisionLimits
 from livemoments.manifest import Graph
 from livemoments.quantize.recipes import NAMES, load_recipe
@@ -18,7 +19,6 @@ from livemoments.validate.ladder.intended import Intended
 from livemoments.validate.ladder.landmarks import Landmark, draw_map, ingredients
 from livemoments.validate.ladder.measures import Distance, measure
 from livemoments.validate.ladder.modules import PRODUCTS
-from livemoments.validate.ladder.pieces import Network, Piece
 from livemoments.validate.ladder.recorded import Pass
 
 _GROUP_BYTES = 1 << 29

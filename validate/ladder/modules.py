@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from livemoments.validate.ladder.pieces import Network
+from livemoments.graphs.subgraphs import Network
 
 _WEIGHT = re.compile(r"^(.+)\.weight(?:\.values)?$")
 _ON_THE_WAY = ("Cast", "Mul", "Add", "Reshape", "Transpose")

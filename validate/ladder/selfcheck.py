@@ -34,8 +34,6 @@ _NEIGHBOUR_SCALE = 1.25
 """How much larger the other row of a batch is: a range that is taken over the batch then shows."""
 _PHOTO_TILES = 1.5
 """Width of the picture in tiles: two of them, which overlap."""
-_IMAGE_STAGES = (Stage.FLOW, Stage.VAE_ENCODER, Stage.RESTORATION, Stage.VAE_DECODER)
-"""Stages whose outputs are (B, C, H, W); the others' are tokens, channels last."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -203,9 +201,9 @@ def _other(spec: TensorSpec, value: np.ndarray) -> np.ndarray:
 
 def _constant_channels(stage: Stage, row: np.ndarray) -> int:
     """Channels without variation; what overflows in half precision can end as zeros instead of NaN."""
-    axis = 0 if stage in _IMAGE_STAGES else -1
-    tokens = np.moveaxis(row, axis, -1)
-    if stage in _IMAGE_STAGES:
+    is_image = stage.channel_axis == 1
+    tokens = np.moveaxis(row, 0 if is_image else -1, -1)
+    if is_image:
         return int(np.count_nonzero(np.ptp(tokens.reshape(-1, tokens.shape[-1]), axis=0) == 0))
     return int(np.count_nonzero(np.ptp(tokens, axis=-2) == 0))  # (…, tokens, D): of each block
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from livemoments.bundle import Bundle
+from livemoments.graphs.subgraphs import Network, Piece
 from livemoments.manifest import Graph
 from livemoments.types import Stage
 from livemoments.validate.ladder.boundaries import Block, Transformer, find_blocks
 from livemoments.validate.ladder.landmarks import entering_name
 from livemoments.validate.ladder.measures import Distance, measure
-from livemoments.validate.ladder.pieces import Network, Piece
 from livemoments.validate.ladder.recorded import Pass
 
 _KEPT_WEIGHTS_BYTES = 1 << 28

@@ -8,7 +8,6 @@ last digits: add images in the data set's order.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,8 +23,6 @@ from livemoments.validate.quality.registry import MetricSpec
 from livemoments.validate.report_data import Metric
 
 __all__ = ["Aggregator", "ImageQuality", "QualityMeter", "load_features", "measure_image", "save_features"]
-
-_STATE = "livemoments/quality/1"
 
 
 class Aggregator:
@@ -84,22 +81,6 @@ class Aggregator:
                 sums.add(features[key])
                 self._featured[key.split(".")[0]] += key.endswith(".output")
 
-    def merge(self, other: Aggregator) -> None:
-        """Take all images of another worker's aggregator.
-
-        Raises:
-            UsageError: it has other metrics.
-        """
-        if self._outputs.keys() != other._outputs.keys():
-            raise UsageError("aggregates of different metrics cannot be merged")
-        for name in self._outputs:
-            self._outputs[name].merge(other._outputs[name])
-            self._inputs[name].merge(other._inputs[name])
-            self._infinite[name] += other._infinite[name]
-            self._featured[name] += other._featured[name]
-        for key, sums in self._sums.items():
-            sums.merge(other._sums[key])
-
     def metrics(self) -> tuple[Metric, ...]:
         """The report's rows, one for each metric that was asked for; without a number, the status says why."""
         return tuple(self._row(spec) for spec in self.specs)
@@ -131,51 +112,6 @@ class Aggregator:
             status=status,
         )
 
-    def save(self, path: Path) -> None:
-        """Write the state as one ``.npz``, whole or not at all.
-
-        Raises:
-            OutputError: it cannot be written.
-            ResourceError: the disk is full.
-        """
-        state = {
-            "schema": _STATE,
-            "names": [spec.name for spec in self.specs],
-            "outputs": {name: moments.to_json() for name, moments in self._outputs.items()},
-            "inputs": {name: moments.to_json() for name, moments in self._inputs.items()},
-            "infinite": self._infinite,
-            "featured": self._featured,
-            "counts": {key: sums.count for key, sums in self._sums.items()},
-        }
-        arrays: dict[str, np.ndarray] = {"state": np.frombuffer(json.dumps(state).encode(), np.uint8)}
-        for key, sums in self._sums.items():
-            arrays |= {f"{key}.total": sums.total, f"{key}.outer": sums.outer}
-        _write_npz(path, arrays)
-
-    def load(self, path: Path) -> None:
-        """Take the images of a state that :meth:`save` wrote, beside those taken already.
-
-        Raises:
-            UsageError: the file is none, or of other metrics.
-        """
-        arrays = _read_npz(path)
-        try:
-            state = json.loads(arrays["state"].tobytes())
-            if state["schema"] != _STATE or state["names"] != [spec.name for spec in self.specs]:
-                raise UsageError(f"{path}: holds {', '.join(state['names'])}, not the metrics that were asked for")
-            other = Aggregator(self.specs, self._luma)
-            for name in other._outputs:
-                other._outputs[name] = ExactMoments.from_json(state["outputs"][name])
-                other._inputs[name] = ExactMoments.from_json(state["inputs"][name])
-                other._infinite[name] = int(state["infinite"][name])
-                other._featured[name] = int(state["featured"][name])
-            for key, sums in other._sums.items():
-                sums.count = int(state["counts"][key])
-                sums.total, sums.outer = arrays[f"{key}.total"], arrays[f"{key}.outer"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{path}: not a state of aggregated metrics: {error}") from error
-        self.merge(other)
-
 
 def save_features(path: Path, features: Mapping[str, np.ndarray]) -> None:
     """Write one image's :attr:`ImageQuality.features` as ``.npz``, whole or not at all, for a run that goes on later.
@@ -184,7 +120,9 @@ def save_features(path: Path, features: Mapping[str, np.ndarray]) -> None:
         OutputError: it cannot be written.
         ResourceError: the disk is full.
     """
-    _write_npz(path, features)
+    buffer = io.BytesIO()
+    np.savez(buffer, **dict(features))  # type: ignore[arg-type]
+    write_file(path, buffer.getvalue())
 
 
 def load_features(path: Path) -> dict[str, np.ndarray]:
@@ -193,16 +131,6 @@ def load_features(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UsageError: the file is none.
     """
-    return _read_npz(path)
-
-
-def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
-    write_file(path, buffer.getvalue())
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a stream of numbers, exactly: the same bits in any order and however workers split it.
+"""Mean and standard deviation of a stream of numbers, exactly: the same bits in any order.
 
 A double is a whole multiple of 2^-1074, so sums of values and of squares are kept as whole numbers; both stay within
 some hundred bytes for any count.
@@ -16,10 +16,10 @@ _UNIT_BITS = 1074
 class ExactMoments:
     """Count, sum and sum of squares of finite doubles."""
 
-    def __init__(self, count: int = 0, total: int = 0, squares: int = 0) -> None:
-        self.count = count
-        self._total = total  # in units of 2^-1074
-        self._squares = squares  # in units of 2^-2148
+    def __init__(self) -> None:
+        self.count = 0
+        self._total = 0  # in units of 2^-1074
+        self._squares = 0  # in units of 2^-2148
 
     def add(self, value: float) -> None:
         """Take a number.
@@ -35,12 +35,6 @@ class ExactMoments:
         self._total += whole
         self._squares += whole * whole
 
-    def merge(self, other: ExactMoments) -> None:
-        """Take all of another's numbers."""
-        self.count += other.count
-        self._total += other._total
-        self._squares += other._squares
-
     @property
     def mean(self) -> float | None:
         """The mean, rounded once; ``None`` of nothing."""
@@ -53,12 +47,3 @@ class ExactMoments:
             return None
         spread = self.count * self._squares - self._total**2  # never negative: nothing was rounded
         return math.sqrt(Fraction(spread, self.count**2 << 2 * _UNIT_BITS))
-
-    def to_json(self) -> list[str]:
-        """As hexadecimal texts: numbers of thousands of bits are not JSON's."""
-        return [hex(self.count), hex(self._total), hex(self._squares)]
-
-    @classmethod
-    def from_json(cls, texts: list[str]) -> ExactMoments:
-        """Read :meth:`to_json`'s texts."""
-        return cls(*(int(text, 16) for text in texts))

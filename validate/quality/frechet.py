@@ -34,16 +34,14 @@ class FeatureSums:
         if features.shape[0] == 0:
             return
         block = features.astype(np.float64)
-        self._take(len(block), block.sum(axis=0), block.T @ block)
-
-    def merge(self, other: FeatureSums) -> None:
-        """Take all of another's features.
-
-        Raises:
-            UsageError: another number of features than before.
-        """
-        if other.count:
-            self._take(other.count, other.total, other.outer)
+        width = block.shape[1]
+        if not self.count:
+            self.total, self.outer = np.zeros(width), np.zeros((width, width))
+        if width != len(self.total):
+            raise UsageError(f"{width} features a patch cannot be added to {len(self.total)}")
+        self.count += len(block)
+        self.total += block.sum(axis=0)
+        self.outer += block.T @ block
 
     def mean_and_covariance(self) -> tuple[np.ndarray, np.ndarray]:
         """(d,) and (d, d), the covariance with Bessel's correction, as in the reference implementation.
@@ -55,15 +53,6 @@ class FeatureSums:
             raise UsageError("the Frechet distance needs at least two patches")
         mean = self.total / self.count
         return mean, (self.outer - self.count * np.outer(mean, mean)) / (self.count - 1)
-
-    def _take(self, count: int, total: np.ndarray, outer: np.ndarray) -> None:
-        if self.count and len(total) != len(self.total):
-            raise UsageError(f"{len(total)} features a patch cannot be added to {len(self.total)}")
-        if not self.count:
-            self.total, self.outer = np.zeros_like(total), np.zeros_like(outer)
-        self.count += count
-        self.total += total
-        self.outer += outer
 
 
 def frechet_distance(first: FeatureSums, second: FeatureSums) -> float:

@@ -36,6 +36,7 @@ from livemoments.validate.recording.conditions import (
     sorted_numbers,
     with_schedule,
 )
+from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.schema import (
     LR,
     RECORDING_SCHEMA,
@@ -51,7 +52,7 @@ from livemoments.validate.recording.schema import (
     StorageType,
     TileEntry,
 )
-from livemoments.validate.recording.store import Recording, open_recording
+from livemoments.validate.recording.store import Recording
 from livemoments.validate.recording.writer import ImageWriter, RecordingWriter, condition_key, write_recording
 from livemoments.validate.reference_photo import restore_like_runtime
 from livemoments.version import __version__

@@ -26,7 +26,6 @@ import numpy as np
 from livemoments.bundle import hash_file, size_of_listed
 from livemoments.errors import FileError, UsageError
 from livemoments.progress import SILENT, Progress
-from livemoments.store.names import check_utf8
 from livemoments.types import ReferencePolicy, Size
 from livemoments.validate.recording.schema import (
     META_NAME,
@@ -154,26 +153,8 @@ class StoredRecording(Recording):
         return found
 
 
-def open_recording(
-    path: str | os.PathLike[str], *, verify_hashes: bool = True, progress: Progress = SILENT
-) -> Recording:
-    """Open a recording and check it.
-
-    Args:
-        path: the folder that ``livemoments record`` wrote, or one in the golden format (``expected.npz``).
-        verify_hashes: read every file and compare its SHA-256 (sizes are compared in any case).
-        progress: where to report the hashing.
-
-    Raises:
-        FileError: not a recording, an unknown schema, a malformed ``recording.json``, a path that leaves the folder, a
-            missing file, a wrong size or hash.
-    """
-    folder = Path(path)
-    check_utf8(folder)
-    if not (folder / META_NAME).is_file() and (folder / "expected.npz").is_file():
-        from livemoments.validate.recording.golden_format import GoldenRecording
-
-        return GoldenRecording(folder)
+def open_stored(folder: Path, *, verify_hashes: bool = True, progress: Progress = SILENT) -> Recording:
+    """Open a recording in the format of ``livemoments record`` and check it; see :func:`open_recording`."""
     meta = _read_meta(folder)
     _check_paths(folder, meta)
     total = sum(entry.bytes for entry in meta.files.values())

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from livemoments.runtime.dis import dis_flow
+from livemoments.dis import dis_flow
 from livemoments.types import Size
 
 LEAST_MOTION_PX = 1.0

@@ -16,9 +16,9 @@ from livemoments.errors import FileError, ImageError, UsageError
 from livemoments.progress import Progress
 from livemoments.runtime.images import MIN_SIDE_PX
 from livemoments.runtime.photo_set import listed
+from livemoments.simulated_clip import MARGIN_FRACTION, simulate_live_photo
 from livemoments.store.names import check_utf8, escaped
 from livemoments.types import Size
-from livemoments.validate.simulated_clip import MARGIN_FRACTION, simulate_live_photo
 from livemoments.validate.synlive.clips import (
     Clip,
     FolderClip,

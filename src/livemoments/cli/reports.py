@@ -16,15 +16,19 @@ from livemoments.errors import OutputError
 from livemoments.store.files import write_file
 
 
-class Report(Protocol):
+class Document(Protocol):
+    """What can be written as JSON."""
+
+    def to_json(self) -> Mapping[str, Any]:
+        """The whole as JSON-ready data."""
+
+
+class Report(Document, Protocol):
     """The result of a comparison."""
 
     @property
     def passed(self) -> bool:
         """Whether every limit was kept."""
-
-    def to_json(self) -> Mapping[str, Any]:
-        """The whole report as JSON-ready data."""
 
     def to_text(self) -> str:
         """The report for people, some lines."""
@@ -54,7 +58,7 @@ def check_writable(path: Path) -> None:
         raise OutputError(path, "cannot be written (permission denied)", fix="choose another -o")
 
 
-def write_report(report: Report, path: Path) -> None:
+def write_report(report: Document, path: Path) -> None:
     """Write a report's JSON to a file, whole or not at all.
 
     Raises:

@@ -189,7 +189,7 @@ def command(
         check_writable(one_file)
     feature, extra = ("validating", "validate") if checkpoint is None else ("comparing with a checkpoint", "export")
     with stdout_is_ours(), needs_extra(feature, extra):
-        from livemoments.validate.recording.store import open_recording
+        from livemoments.validate.recording.opening import open_recording
         from livemoments.validate.run import validate
 
         recorded = None if recording is None else open_recording(recording, progress=progress)
@@ -267,12 +267,13 @@ def _settings(options: dict[str, Any], recording: Recording | None) -> Any:
 
 def _finish(report: ValidationReport, output: Path | None, *, is_gate: bool, as_json: bool) -> None:
     from livemoments.validate.report.gate import gate
+    from livemoments.validate.report.text import report_text
 
     reasons = gate(report)
     if as_json:
         write_json(report.to_json())
     else:
-        click.echo(report.to_text())
+        click.echo(report_text(report))
         if output is not None:
             click.echo(f"wrote {output if output.suffix == '.json' else output / 'report.html'}")
     if is_gate and reasons:

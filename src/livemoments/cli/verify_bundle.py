@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 # Length given to an axis of pixels that the graph leaves free: large enough for RAFT's four pyramid levels.
 _FREE_AXIS_PX = 128
 # Standard deviation of the random flow, in pixels: a hand-held camera between two frames.
-_FLOW_STD_PX = 4.0
 
 
 class GraphCheck(msgspec.Struct, frozen=True):
@@ -126,6 +125,8 @@ def _random_input(spec: TensorSpec, random: np.random.Generator) -> np.ndarray:
     """Random values of the magnitude that the runtime feeds: images in [-1, 1], flow in pixels, the rest normal."""
     import numpy as np
 
+    from livemoments.natural_images import FLOW_STD_PX
+
     free = {"batch": 1}
     shape = tuple(free.get(axis, _FREE_AXIS_PX) if isinstance(axis, str) else axis for axis in spec.shape)
     if np.dtype(spec.dtype).kind == "i":
@@ -133,4 +134,4 @@ def _random_input(spec: TensorSpec, random: np.random.Generator) -> np.ndarray:
     if spec.name.startswith("image"):
         return random.uniform(-1, 1, shape).astype(spec.dtype)
     values = random.standard_normal(shape, dtype=np.float32)
-    return (values * _FLOW_STD_PX if spec.name == "flow" else values).astype(spec.dtype)
+    return (values * FLOW_STD_PX if spec.name == "flow" else values).astype(spec.dtype)

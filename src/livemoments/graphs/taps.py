@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError
+from livemoments.graphs.segments import Segment, Tap, cut, find_taps
 from livemoments.ort import open_session, session_options
-from livemoments.quantize.segments import Segment, Tap, cut, find_taps
 from livemoments.runtime.backends.base import Array, Backend, Engine, to_host
 from livemoments.runtime.backends.ort import OrtBackend, _translated
 from livemoments.types import Size, Stage, TensorSpec

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from livemoments.errors import EngineError
-from livemoments.quantize.plan import Linear, LinearId, find_linears
+from livemoments.graphs.linears import Linear, LinearId, find_linears
 
 _BLOCK = re.compile(r"^transformer_blocks\.(\d+)\.")
 _EXAMPLE_BATCH = 1

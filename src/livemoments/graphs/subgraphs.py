@@ -17,9 +17,9 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from livemoments.errors import EngineError
-from livemoments.quantize.graph_edit import read_tensor
-from livemoments.quantize.segments import Segment
-from livemoments.quantize.taps import open_segment
+from livemoments.graphs.segments import Segment
+from livemoments.graphs.taps import open_segment
+from livemoments.graphs.tensors import read_tensor
 
 _HALF, _FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 
@@ -153,6 +153,7 @@ class Network:
         part.initializer.extend(self.weights[name] for name in read if name in self.weights)
         part.input.extend(self._types[name] for name in inputs)
         part.output.extend(self._typed(name, given or name) for name, given in outputs.items())
+        _give_each_its_own_weights(part)
         if widen:
             _widen(part, self.path.parent)
         model = onnx.ModelProto(
@@ -182,6 +183,43 @@ def _renamed(node: onnx.NodeProto, names: Mapping[str, str], given: Collection[s
     for place, name in enumerate(node.output):
         copy.output[place] = f"{name}.computed" if name in given else names.get(name, name)
     return copy
+
+
+def _give_each_its_own_weights(part: onnx.GraphProto) -> None:
+    """One dequantization of a weight per reader, each with tensors of its own.
+
+    Where several share one, onnxruntime (1.32) makes unsigned weights of it several times when it avoids saturating
+    products (:data:`livemoments.ort.EXACT_INTEGERS`), and then refuses the graph.
+    """
+    weights = {tensor.name: tensor for tensor in part.initializer}
+    results = {value.name for value in part.output}
+    seen: set[str] = set()
+    originals: list[onnx.NodeProto] = []
+    copies: list[onnx.NodeProto] = []
+    for node in part.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in weights:
+            continue
+        (output,) = node.output
+        places = [(reader, i) for reader in part.node for i, name in enumerate(reader.input) if name == output]
+        for number, (reader, place) in enumerate(places if output in results else places[1:]):
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.name, copy.output[0] = f"{node.name}@own{number}", f"{output}@own{number}"
+            reader.input[place] = copy.output[0]
+            copies.append(copy)
+        originals.append(node)
+    for node in (*originals, *copies):
+        for place, name in enumerate(node.input):
+            if name in weights and name in seen:
+                tensor = onnx.TensorProto()
+                tensor.CopyFrom(weights[name])
+                tensor.name = f"{name}@{node.output[0]}"
+                part.initializer.append(tensor)
+                node.input[place] = tensor.name
+            seen.add(name)
+    rest = list(part.node)
+    del part.node[:]
+    part.node.extend([*copies, *rest])
 
 
 class Piece:

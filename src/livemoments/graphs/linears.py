@@ -1,15 +1,13 @@
-"""Which matrix products of a graph can be quantized, and what is decided for each: the words of this package.
+"""The matrix products of a graph whose weights could be stored otherwise: linears, found by the checkpoint's names.
 
 A linear is a ``MatMul`` of an activation with a 2-D initializer, stored (in, out) under its checkpoint name; a bias is
-an ``Add`` after it. Everything that chooses (recipes, sensitivity, search) speaks of linears by :class:`LinearId`, and
-everything that rewrites graphs is told what to do by a :data:`LayerPlan`.
+an ``Add`` after it.
 """
 
 from __future__ import annotations
 
-import enum
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -74,32 +72,6 @@ class Linear:
     def parameters(self) -> int:
         """Elements of the weight."""
         return self.in_features * self.out_features
-
-
-class Action(enum.Enum):
-    """What happens to one linear."""
-
-    KEEP = "keep"
-    """It stays as the source bundle has it."""
-    INT8_STATIC = "int8-static"
-    """8-bit weights (per output channel) and activations (ranges from calibration)."""
-    INT8_DYNAMIC = "int8-dynamic"
-    """8-bit weights (per output channel) and activations, whose range is taken at every run."""
-    WEIGHT_INT8 = "weight-int8"
-    """8-bit weights in blocks along the inputs; activations stay."""
-    WEIGHT_INT4 = "weight-int4"
-    """4-bit weights in blocks along the inputs; activations stay."""
-    FP8 = "fp8"
-    """E4M3 weights (per output channel) and activations (ranges from calibration)."""
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether the range of its input must be known."""
-        return self in (Action.INT8_STATIC, Action.FP8)
-
-
-LayerPlan = Mapping[LinearId, Action]
-"""What happens to each linear; those that are not named are kept."""
 
 
 def find_linears(model: ir.Model, stage: str) -> list[Linear]:
