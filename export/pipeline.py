@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib.metadata
 import platform
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from livemoments.manifest import (
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.own_tiles import MIN_TILE_PX, default_overlap, default_tile
 from livemoments.schedule import DEFAULT_STEPS, build_schedule
+from livemoments.store.errors import disk_full, is_full
 from livemoments.types import ReferencePolicy, Size, Stage, whole_bundle
 from livemoments.version import __version__
 
@@ -199,9 +199,9 @@ def _resource_errors(output: Path) -> Iterator[None]:
     except MemoryError as error:
         raise ResourceError(f"out of memory while exporting ({error})", fix="close other programs") from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
-        raise ResourceError(f"the disk of {output} is full", fix="free some space or choose another -o") from None
+        raise disk_full(output) from None
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):
             raise

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import errno
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ from livemoments.errors import ResourceError, UsageError
 from livemoments.runtime.backends.base import Array, to_host
 from livemoments.runtime.kv_codecs import Codec, find_codec
 from livemoments.store.claims import Claim, claim, remove_left_behind
-from livemoments.store.errors import output_errors
+from livemoments.store.errors import is_full, output_errors
 
 KvKey = tuple[int, int]
 """(number of the tile batch within its group, schedule point)."""
@@ -200,8 +199,7 @@ def _make_folder(parent: Path) -> Claim:
 
 
 def _disk_error(folder: Path, error: OSError, needed_bytes: int) -> ResourceError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    why = "the disk is full" if full else (error.strerror or str(error))
+    why = "the disk is full" if is_full(error) else (error.strerror or str(error))
     return ResourceError(
         f"{folder}: {needed_bytes / _MIB:.0f} MiB of reference keys and values cannot be written: {why}",
         fix="set TMPDIR to a larger disk, lower --kv-budget, or pass --kv-dtype int8",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from livemoments.errors import ImageError, UsageError
 from livemoments.runtime._damage import container
+from livemoments.store.names import check_utf8
 
 FRAMES, PHOTOS, PHOTO_FRAMES, TRUTHS = "lr", "ref", "ref_lr", "gt"
 """Upstream's names: reselected video frames, key photos, video frames at the key photos' instants, ground truth."""
@@ -93,6 +94,7 @@ def _files(root: Path, part: str) -> dict[str, Path]:
         raise ImageError(folder, f"holds no images{others}", fix=_LAYOUT_FIX)
     files: dict[str, Path] = {}
     for path in found:
+        check_utf8(path, ImageError)
         if is_broken_link(path):
             raise ImageError(path, "is a link to nothing", fix="mend or remove the link")
         if (other := files.setdefault(unicodedata.normalize("NFC", path.stem), path)) is not path:

@@ -21,6 +21,7 @@ from livemoments.runtime.images import read_photo, write_image
 from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.tiles import plan_balanced
+from livemoments.store.names import check_utf8
 from livemoments.types import Size
 from livemoments.validate.cost.latency import measure_tiles
 from livemoments.validate.cost.measure import cost_of_run
@@ -241,6 +242,7 @@ def _record(folder: Path, clip: LivePhoto[Path], progress: Progress) -> Recordin
 
 def _prepare(folder: Path) -> None:
     marker = folder / ".livemoments-demo"
+    check_utf8(folder, OutputError)
     try:
         if folder.exists() and any(folder.iterdir()):
             if not marker.is_file():

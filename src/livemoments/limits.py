@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from importlib import resources
-from pathlib import Path
 
 import msgspec
 
 from livemoments.errors import FileError, UsageError
+from livemoments.store.files import read_file
 
 
 class PrecisionLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,7 +45,7 @@ def load_limits(precision: str, path: str | os.PathLike[str] | None = None) -> P
     shipped = resources.files("livemoments.validate") / "limits.toml"
     name = os.fspath(path) if path is not None else "validate/limits.toml"
     try:
-        text = Path(path).read_bytes() if path is not None else shipped.read_bytes()
+        text = read_file(path) if path is not None else shipped.read_bytes()
         table = msgspec.toml.decode(text, type=dict[str, PrecisionLimits])
     except OSError as error:
         raise FileError(name, f"cannot be read ({error.strerror})") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from livemoments.store.errors import output_errors
+from livemoments.store.files import read_file
 
 
 class LineJournal:
@@ -38,7 +39,7 @@ class LineJournal:
         self._head_end = 0
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            data = path.read_bytes() if path.exists() else b""
+            data = read_file(path) if path.exists() else b""
             self._read(data)
             if self.head is not None and self._end < len(data):
                 os.truncate(path, self._end)

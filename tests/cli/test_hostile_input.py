@@ -17,6 +17,7 @@ import torch
 from fake_bundle import make_fake_bundle
 from PIL import Image
 
+from livemoments.checkpoints import trained_checkpoint
 from livemoments.cli import main
 from livemoments.cli.output import printable, shortened
 from livemoments.errors import CheckpointError, ImageError
@@ -183,18 +184,6 @@ def test_a_stream_that_the_caller_closed(closed: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names must be Unicode")
-@pytest.mark.parametrize("as_json", [False, True])
-def test_names_that_are_no_utf8(as_json: bool, tmp_path: Path) -> None:
-    name = os.fsdecode(os.fsencode(tmp_path) + b"/f\xff")
-    make_fake_bundle(tmp_path / "plain").path.rename(name)
-    command = [sys.executable, "-m", "livemoments", "inspect", name, *(["--json"] if as_json else [])]
-    done = subprocess.run(command, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    text = done.stdout.decode("utf-8")  # whole, and valid
-    assert (json.loads(text)["bundle"].endswith("f\\xff")) if as_json else ("f\\udcff" in text)
-
-
 @pytest.mark.parametrize("option", ["--frame", "--photo", "-o"])
 def test_a_files_name_does_not_end_like_a_folders(
     option: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
@@ -204,6 +193,16 @@ def test_a_files_name_does_not_end_like_a_folders(
     code, _, err = run(capfd, "restore", tmp_path, *arguments)
     assert code == 2
     assert "'x.png/' cannot be used (it ends like a folder's name" in err
+
+
+@pytest.mark.parametrize("output", ["report.json/", "there/"])
+def test_a_report_that_is_a_file_does_not_end_like_a_folder(
+    output: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "there").touch()
+    code, _, err = run(capfd, "validate", tmp_path, "-o", f"{tmp_path}/{output}")
+    assert code == 2
+    assert "it ends like a folder's name, and a file is meant" in err
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -221,11 +220,21 @@ def test_a_pipe_is_no_image_and_no_part_of_a_bundle(capfd: pytest.CaptureFixture
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere a folder in use cannot be removed")
-def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("make-checkpoint", "c", "--size", "tiny"),
+        ("demo",),
+        ("inspect", "b"),
+        ("export", str(trained_checkpoint()), "-o", "b"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_working_folder_that_is_gone(arguments: tuple[str, ...], tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     code = "import os, sys; os.rmdir(os.getcwd()); from livemoments.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "make-checkpoint", "c", "--size", "small"]
+    command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=gone, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: the working folder is gone\n  fix: ")

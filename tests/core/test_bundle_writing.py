@@ -134,6 +134,21 @@ def test_a_bundle_that_appears_meanwhile_is_not_replaced_unasked(bundle: Path, t
     assert names(tmp_path) == ["bundle", "place"]
 
 
+def test_what_is_no_bundle_and_appears_meanwhile_is_not_replaced_at_all(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    with write_bundle(place, overwrite=True) as writer:
+        (writer.folder / "flow").mkdir()
+        (writer.folder / GRAPH).write_bytes(b"mine")
+        (writer.folder / WEIGHTS).write_bytes(b"weights")
+        manifest = manifest_for(writer)
+        place.mkdir()
+        (place / "letters").write_text("dear")
+        with pytest.raises(OutputError, match="appeared while this was being written"):
+            writer.commit(manifest)
+    assert (place / "letters").read_text() == "dear"
+    assert names(tmp_path) == ["place"]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="POSIX file modes")
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 def test_the_umask_is_honoured(tmp_path: Path, mask: int) -> None:
@@ -149,11 +164,14 @@ def test_the_umask_is_honoured(tmp_path: Path, mask: int) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX file modes")
-def test_what_is_replaced_keeps_its_mode(bundle: Path, tmp_path: Path) -> None:
+def test_what_is_replaced_keeps_its_mode(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_file(tmp_path / "file", b"old")
     (tmp_path / "file").chmod(0o600)
     bundle.chmod(0o700)
+    sync, modes = os.fsync, []
+    monkeypatch.setattr(os, "fsync", lambda number: (modes.append(os.fstat(number).st_mode & 0o777), sync(number)))
     write_file(tmp_path / "file", b"new")
+    assert modes == [0o600], "nobody else could read it while it was being written"
     write_small_bundle(bundle, content=b"new", overwrite=True)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
     assert bundle.stat().st_mode & 0o777 == 0o700

@@ -17,6 +17,7 @@ from livemoments.progress import Progress
 from livemoments.runtime.images import MIN_SIDE_PX
 from livemoments.runtime.photo_set import listed
 from livemoments.simulated_clip import MARGIN_FRACTION, simulate_live_photo
+from livemoments.store.names import check_utf8, escaped
 from livemoments.types import Size
 from livemoments.validate.synlive.clips import (
     Clip,
@@ -254,7 +255,7 @@ def open_sources(
             try:
                 sources.append(_open(place, name, wish, photographs))
             except (FileError, UsageError) as error:
-                unusable[name] = error.message.removeprefix(f"{getattr(error, 'path', '')}: ")
+                unusable[escaped(name)] = error.message.removeprefix(f"{getattr(error, 'path', '')}: ")
             task.advance(1, note=name)
     if unusable and not (skip_unusable and sources):
         name, reason = next(iter(unusable.items()))
@@ -265,6 +266,7 @@ def open_sources(
 
 
 def _open(place: Path, name: str, wish: Wish, photographs: bool) -> Source:
+    check_utf8(name, ImageError)
     if photographs:
         return PhotoSource(place, name, wish.crop)
     return ClipSource(FolderClip(place, name) if place.is_dir() else VideoClip(place, name), wish)

@@ -13,6 +13,7 @@ from livemoments.cli.exits import EXIT_CHECK_FAILED
 from livemoments.cli.extras import needs_extra
 from livemoments.cli.options import (
     FILE,
+    FOLDER_OR_JSON,
     PATH,
     POLICY,
     SIZE,
@@ -77,7 +78,7 @@ class _LevelsType(click.ParamType):
     "stand beside ours.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most this many images, spread evenly.")
-@click.option("-o", "--output", metavar="REPORT", type=PATH, help="Folder for the report, or a .json file.")
+@click.option("-o", "--output", metavar="REPORT", type=FOLDER_OR_JSON, help="Folder for the report, or a .json file.")
 @click.option("--gate", "is_gate", is_flag=True, help="For CI: exit 1 with the reasons, also if nothing was compared.")
 @click.option("--baseline", metavar="FILE", type=FILE, help="An earlier report.json: what is worse beyond noise fails.")
 @click.option("--limits", metavar="FILE", type=FILE, help="Limits (TOML) instead of those that ship with the package.")
