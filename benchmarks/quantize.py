@@ -32,8 +32,8 @@ import numpy as np
 from common import photograph, run_worker, summary, write_record
 
 from livemoments.bundle import Bundle
+from livemoments.distances import sqnr_db
 from livemoments.live_photo import LivePhoto
-from livemoments.measures import sqnr_db
 from livemoments.quantize.probe import Probe, open_probe
 from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.sensitivity import stage_sqnr_db

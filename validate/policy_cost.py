@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from livemoments.bundle import Bundle
+from livemoments.distances import psnr_db
 from livemoments.live_photo import LivePhoto
-from livemoments.measures import psnr_db
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.images import Photo

@@ -13,6 +13,7 @@ import numpy as np
 from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_bundle, trained_checkpoint, trained_recording
 from livemoments.demo_images import load_images
+from livemoments.demo_picture import write_comparison
 from livemoments.errors import OutputError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
@@ -24,10 +25,9 @@ from livemoments.runtime.tiles import plan_balanced
 from livemoments.store.names import check_utf8
 from livemoments.types import Size
 from livemoments.validate.cost.latency import measure_tiles
-from livemoments.validate.cost.measure import cost_of_run
+from livemoments.validate.cost.total import cost_of_run
 from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.embedded import write_embedded_set
-from livemoments.validate.picture import write_comparison
 from livemoments.validate.quality.psnr import psnr_y
 from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.store import Recording

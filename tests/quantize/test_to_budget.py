@@ -13,10 +13,10 @@ from calibration_photos import VIDEO
 from restore_images import shrunk, textured
 
 from livemoments.bundle import Bundle
+from livemoments.distances import psnr_db
 from livemoments.errors import CheckFailedError, ImageError, OutputError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.live_photo import LivePhoto
-from livemoments.measures import psnr_db
 from livemoments.quantize import to_budget
 from livemoments.quantize.actions import Action
 from livemoments.quantize.budget import Budget, layer_cost

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from restore_images import FRAME, KEY_FRAME, PHOTO
 
-from livemoments.measures import psnr_db, sqnr_db
+from livemoments.distances import psnr_db, sqnr_db
 from livemoments.runtime.kv_cache import KvCache
 from livemoments.runtime.kv_codecs import BLOCK_TOKENS, KV_DTYPES, Codec, e4m3_values, find_codec
 from livemoments.runtime.kv_store import open_store

@@ -20,7 +20,7 @@ from livemoments.runtime import restore as restore_photo
 from livemoments.runtime.images import Photo
 from livemoments.runtime.noise import TileNoise
 from livemoments.types import Size, Stage, Tile
-from livemoments.validate.meters import measure_process
+from livemoments.validate.cost.fresh_process import measure_process
 
 RESTORE_MEMORY_LIMIT_BYTES = 1_500_000_000
 

@@ -20,9 +20,9 @@ from livemoments.runtime.restore import RestoreResult
 from livemoments.runtime.tiles import TilePlan
 from livemoments.types import Size
 from livemoments.validate.datasets.index import Dataset
-from livemoments.validate.harness.measures import Measures
+from livemoments.validate.harness.metrics import Measures
 from livemoments.validate.harness.run import run_images
-from livemoments.validate.quality.measure import ImageQuality
+from livemoments.validate.quality.meter import ImageQuality
 from livemoments.validate.report_data import ImageResult
 
 PHOTO = Size(96, 112)

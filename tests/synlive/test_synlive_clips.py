@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from synlive_videos import moving_frames, write_video
 
+from livemoments.distances import psnr_db
 from livemoments.errors import FileError, ImageError, UsageError
-from livemoments.measures import psnr_db
 from livemoments.progress import SILENT
 from livemoments.runtime.images import write_image
 from livemoments.simulated_clip import synthetic_photograph

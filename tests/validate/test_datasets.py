@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from synlive_videos import tree_bytes
 
+from livemoments.distances import psnr_db
 from livemoments.errors import ImageError, OutputError, UsageError
-from livemoments.measures import psnr_db
 from livemoments.quantize.calibration_set import read_set
 from livemoments.quantize.calibration_set import set_sha256 as calibration_sha256
 from livemoments.runtime import photo_index

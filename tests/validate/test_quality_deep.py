@@ -19,7 +19,7 @@ from livemoments.errors import EngineError, UsageError
 from livemoments.types import Size
 from livemoments.validate.quality import iqa
 from livemoments.validate.quality.deep import Adapters
-from livemoments.validate.quality.measure import QualityMeter, cosine, measure_image, relative_deviation
+from livemoments.validate.quality.meter import QualityMeter, cosine, measure_image, relative_deviation
 from livemoments.validate.quality.offline import offline
 from livemoments.validate.quality.registry import BY_NAME, SPECS, select
 from livemoments.validate.quality.tiling import divide, mean_features, pair_mean, patches, solo_mean, unit_tiles

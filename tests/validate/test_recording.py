@@ -14,9 +14,9 @@ from recording_support import PHOTO, write_set
 from restore_images import textured
 
 from livemoments.bundle import Bundle
+from livemoments.distances import psnr_db, relative_l2
 from livemoments.errors import UsageError
 from livemoments.live_photo import LivePhoto
-from livemoments.measures import psnr_db, relative_l2
 from livemoments.reference.checkpoint import Reference, load_reference
 from livemoments.reference.mmdit import BlockGuidance, BlockKV
 from livemoments.reference.motion import embedding_index

@@ -18,8 +18,8 @@ from livemoments.errors import EngineError, ResourceError
 from livemoments.live_photo import LivePhoto
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.options import RestoreOptions
+from livemoments.validate.cost.fresh_process import ProcessCost, measure_process
 from livemoments.validate.cost.nvml import GPU_PROVIDERS, Gpu
-from livemoments.validate.meters import ProcessCost, measure_process
 from livemoments.validate.report_data import Memory
 
 SAMPLE_S = 0.02

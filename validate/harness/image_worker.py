@@ -29,7 +29,7 @@ from livemoments.validate.harness.heap import give_back_large_blocks
 from livemoments.validate.harness.image_files import ImageFiles, Role
 from livemoments.validate.harness.kept_engines import KeptEngines
 from livemoments.validate.harness.key import bundle_digest
-from livemoments.validate.harness.measures import Measures, photo_psnr_db
+from livemoments.validate.harness.metrics import Measures, photo_psnr_db
 from livemoments.validate.harness.previews import make_previews
 from livemoments.validate.report_data import ImageResult
 

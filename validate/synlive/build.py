@@ -7,13 +7,11 @@ the seed and the names, so a second build gives the same bytes, and a killed one
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 import cv2
@@ -33,7 +31,7 @@ from livemoments.validate.synlive.journal import Build, check_place, open_build
 from livemoments.validate.synlive.manifest import BuildSettings, Pair, Skip, SourceEntry, SynliveManifest
 from livemoments.validate.synlive.presets import PRESETS
 from livemoments.validate.synlive.sources import WHOLE_MULTIPLE_PX, RawPair, Source, Wish, open_sources
-from livemoments.version import __version__
+from livemoments.version import __version__, version_of
 
 DEGRADATIONS = (*PRESETS, "codec")
 DEFAULT_GAP, DEFAULT_CROP = 5, Size(1024, 1024)
@@ -173,10 +171,8 @@ def _check(settings: BuildSettings, crop: Size | None, count: int | None) -> Non
 
 
 def _versions() -> dict[str, str]:
-    found = {"numpy": np.__version__, "opencv": cv2.__version__}
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        found["av"] = metadata.version("av")
-    return found
+    versions = {"numpy": np.__version__, "opencv": cv2.__version__, "av": version_of("av")}
+    return {name: version for name, version in versions.items() if version is not None}
 
 
 def _entries(sources: Sequence[Source], settings: BuildSettings, build: Build) -> Iterator[tuple[Pair | Skip, bool]]:

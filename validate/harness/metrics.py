@@ -15,7 +15,7 @@ from livemoments.runtime._image_encode import to_bit_depth
 from livemoments.runtime.restore import RestoreResult
 from livemoments.runtime.tiles import TilePlan
 from livemoments.validate.quality.luma import Luma
-from livemoments.validate.quality.measure import ImageQuality, QualityMeter
+from livemoments.validate.quality.meter import ImageQuality, QualityMeter
 from livemoments.validate.quality.pcr_stats import pcr_statistics
 from livemoments.validate.quality.registry import DEFAULT
 from livemoments.validate.quality.seam import seam_score
