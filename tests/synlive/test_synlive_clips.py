@@ -21,10 +21,10 @@ from livemoments.validate.synlive.clips import FolderClip, VideoClip
 from livemoments.validate.synlive.codec import Codec, sample_codec, through_codec
 from livemoments.validate.synlive.degradation import image_rng
 from livemoments.validate.synlive.pairs import measure_pair, place_crop, start_frame
-from livemoments.validate.synlive.sources import Wish, moved_pair, open_sources, with_margin
+from livemoments.validate.synlive.sources import PairOptions, moved_pair, open_sources, with_margin
 
 FRAMES = moving_frames(24)
-WISH = Wish(5, Size(128, 128), neighbours=False)
+WISH = PairOptions(5, Size(128, 128), neighbours=False)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from livemoments.validate.synlive.degradation import Degradation, apply, image_r
 from livemoments.validate.synlive.journal import Build, check_place, open_build
 from livemoments.validate.synlive.manifest import BuildSettings, Pair, Skip, SourceEntry, SynliveManifest
 from livemoments.validate.synlive.presets import PRESETS
-from livemoments.validate.synlive.sources import WHOLE_MULTIPLE_PX, RawPair, Source, Wish, open_sources
+from livemoments.validate.synlive.sources import WHOLE_MULTIPLE_PX, PairOptions, RawPair, Source, open_sources
 from livemoments.version import __version__, version_of
 
 DEGRADATIONS = (*PRESETS, "codec")
@@ -111,9 +111,9 @@ def build_set(
     )
     _check(settings, crop, count)
     target = check_place(Path(destination), overwrite=overwrite)
-    wish = Wish(gap, crop, neighbours=degradation == "codec")
+    options = PairOptions(gap, crop, neighbours=degradation == "codec")
     sources, unusable = open_sources(
-        Path(folder), wish, photographs=photographs, skip_unusable=skip_unusable, progress=progress
+        Path(folder), options, photographs=photographs, skip_unusable=skip_unusable, progress=progress
     )
     entries = tuple(SourceEntry(name=source.name, sha256=source.sha256) for source in sources)
     blank = SynliveManifest(
