@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +205,8 @@ def restore_tiles(
         total = len(plan.tiles) * sampler.steps
         with run.progress.task("Restoring tiles", total) as task:
             for group, is_last in _grouped(plan.tiles, per_group):
-                _restore_group(run, group, is_last, codec, sampler, pool, ordered, task)
+                with run.timings.measure_group(len(group)):
+                    _restore_group(run, group, is_last, codec, sampler, pool, ordered, task)
     return blender, [corners[tile.index] for tile in plan.tiles]
 
 
@@ -220,7 +220,6 @@ def _restore_group(
     blender: OrderedBlender,
     task: Task,
 ) -> None:
-    start_s = time.perf_counter()
     batches = [codec.encode(part) for part, _ in _grouped(tiles, run.options.batch)]
     if is_last:  # each engine goes when nothing needs it any more
         pool.close(Stage.FLOW, Stage.VAE_ENCODER)
@@ -230,8 +229,6 @@ def _restore_group(
     for batch, z in zip(batches, latents, strict=True):
         for tile, image in codec.decode(batch, z):
             blender.add(tile, image)
-    elapsed_s = time.perf_counter() - start_s
-    run.timings.tile_seconds.extend([elapsed_s / len(tiles)] * len(tiles))
 
 
 def _make_sampler(run: Restoration, pool: EnginePool, cache: KvCache | None, stack: contextlib.ExitStack) -> Sampler:

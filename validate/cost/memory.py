@@ -36,7 +36,7 @@ class FreshRun:
         memory: every peak.
         seconds: the command's own wall time: checking the bundle's hashes, loading, restoring, writing.
         width, height: of the photo, in pixels.
-        tile_s: seconds of every tile, each its batch's share, without loading.
+        tile_s: seconds of every tile: its share of its batch's time, in which the first batch's engines were loaded.
         load_s: seconds in which engines were loaded.
     """
 
