@@ -80,7 +80,7 @@ def test_text_of_a_file_is_shown_and_not_sent(tmp_path: Path, capfd: pytest.Capt
     file.write_text(json.dumps(manifest))
     code, out, err = run(capfd, "inspect", bundle.path)
     assert code == 2
-    assert "no file name" in err
+    assert "not a file name" in err
     assert not {"\x1b", "\x07"} & set(out + err)
 
 
