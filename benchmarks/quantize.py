@@ -38,8 +38,8 @@ from livemoments.quantize.probe import Probe, open_probe
 from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.sensitivity import stage_sqnr_db
 from livemoments.runtime.backends.ort import OrtBackend
-from livemoments.runtime.images import Photo
-from livemoments.runtime.kv_codecs import KV_DTYPES, find_codec
+from livemoments.runtime.image_files.photo import Photo
+from livemoments.runtime.keys_values.codecs import KV_DTYPES, find_codec
 from livemoments.simulated_clip import simulate_live_photo
 from livemoments.types import Size, Stage
 

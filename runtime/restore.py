@@ -15,23 +15,23 @@ import numpy as np
 from livemoments.bundle import Bundle
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress, Task
-from livemoments.runtime.align import MeanFlow, ReferenceCorner
 from livemoments.runtime.backends.base import Backend
-from livemoments.runtime.blend import Blender
 from livemoments.runtime.color import color_fix_rows, to_unit_range
 from livemoments.runtime.engine_pool import EnginePool, Timings
 from livemoments.runtime.flow import FlowOfTile, flow_estimator
-from livemoments.runtime.images import ensure_writable, write_image
+from livemoments.runtime.image_files.photo import ensure_writable, write_image
 from livemoments.runtime.inputs import ImageSource, RestoreInputs, load_inputs
-from livemoments.runtime.kv_cache import KvCache
-from livemoments.runtime.kv_codecs import find_codec
-from livemoments.runtime.kv_store import open_store
+from livemoments.runtime.keys_values.codecs import find_codec
+from livemoments.runtime.keys_values.content_cache import KvCache
+from livemoments.runtime.keys_values.step_store import open_store
 from livemoments.runtime.noise import NoiseSource
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restoration import Restoration, describe, plan_tiles
 from livemoments.runtime.sampler import Observer, PhaseSplitSampler, ResidentSampler, Sampler
-from livemoments.runtime.tile_batch import OrderedBlender, TileCodec, photo_flow, reference_corners
-from livemoments.runtime.tiles import TilePlan
+from livemoments.runtime.tiles.batch import OrderedBlender, TileCodec, photo_flow, reference_corners
+from livemoments.runtime.tiles.blend import Blender
+from livemoments.runtime.tiles.correspondence import MeanFlow, ReferenceCorner
+from livemoments.runtime.tiles.plan import TilePlan
 from livemoments.types import Size, Stage, Tile
 from livemoments.version import __version__
 

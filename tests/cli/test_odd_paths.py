@@ -25,7 +25,7 @@ from livemoments.errors import BundleError, CheckpointError, FileError, ImageErr
 from livemoments.limits import load_limits
 from livemoments.quantize.recipes import load_recipe
 from livemoments.reference.layout import locate, read_inference_config
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.runtime.photo_set import list_photos
 from livemoments.simulated_clip import synthetic_photograph
 from livemoments.store.files import read_file, write_file

@@ -26,7 +26,7 @@ from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.sensitivity import quantizable
 from livemoments.quantize.sensitivity_report import LayerSensitivity
 from livemoments.quantize.to_budget import check_bundle, quantize_to_budget, read_probe_photos
-from livemoments.runtime.images import Photo, write_image
+from livemoments.runtime.image_files.photo import Photo, write_image
 from livemoments.types import Size
 
 PHOTO = Photo(textured(SIZE, 1))

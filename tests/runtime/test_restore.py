@@ -18,7 +18,7 @@ from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.runtime import restoration
 from livemoments.runtime import restore as restore_photo
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.noise import SeededNoise, TileNoise
 from livemoments.runtime.restore import RestoreResult
 from livemoments.types import ReferencePolicy, Size, Stage, Tile

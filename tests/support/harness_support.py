@@ -15,9 +15,9 @@ from restore_images import shrunk, textured
 
 from livemoments.bundle import Bundle
 from livemoments.live_photo import LivePhoto
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.runtime.restore import RestoreResult
-from livemoments.runtime.tiles import TilePlan
+from livemoments.runtime.tiles.plan import TilePlan
 from livemoments.types import Size
 from livemoments.validate.datasets.index import Dataset
 from livemoments.validate.harness.metrics import Measures

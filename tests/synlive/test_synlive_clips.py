@@ -14,7 +14,7 @@ from synlive_videos import moving_frames, write_video
 from livemoments.distances import psnr_db
 from livemoments.errors import FileError, ImageError, UsageError
 from livemoments.progress import SILENT
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
 from livemoments.validate.synlive.clips import FolderClip, VideoClip

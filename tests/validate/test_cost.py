@@ -21,7 +21,7 @@ from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_bundle
 from livemoments.errors import EngineError, ResourceError, UsageError
 from livemoments.live_photo import LivePhoto
-from livemoments.runtime.images import read_photo, write_image
+from livemoments.runtime.image_files.photo import read_photo, write_image
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size, Stage
 from livemoments.validate.cost import machine, memory

@@ -15,7 +15,7 @@ from logging_backend import LoggingBackend
 from livemoments.bundle import Bundle
 from livemoments.distances import psnr_db
 from livemoments.errors import UsageError
-from livemoments.runtime.images import Photo, read_photo
+from livemoments.runtime.image_files.photo import Photo, read_photo
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
 from livemoments.types import Size, Stage

@@ -21,7 +21,7 @@ from livemoments.manifest import Graph
 from livemoments.natural_images import FLOW_STD_PX
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Array, Backend
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
 from livemoments.runtime.schedule import plan_steps

@@ -17,9 +17,9 @@ from livemoments.bundle import Bundle
 from livemoments.errors import BundleError, EngineError, ImageError, ResourceError, UsageError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
-from livemoments.runtime._profiles import match_profile
 from livemoments.runtime.backends.base import Backend
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.colour_profiles import match_profile
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.resize import WindowView

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from livemoments.bundle import hash_file
-from livemoments.runtime._image_encode import to_bit_depth
+from livemoments.runtime.image_files.encode import to_bit_depth
 from livemoments.runtime.restore import RestoreResult
-from livemoments.runtime.tiles import TilePlan
+from livemoments.runtime.tiles.plan import TilePlan
 from livemoments.validate.quality.luma import Luma
 from livemoments.validate.quality.meter import ImageQuality, QualityMeter
 from livemoments.validate.quality.pcr_stats import pcr_statistics
