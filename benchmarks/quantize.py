@@ -34,9 +34,9 @@ from common import photograph, run_worker, summary, write_record
 from livemoments.bundle import Bundle
 from livemoments.distances import sqnr_db
 from livemoments.live_photo import LivePhoto
-from livemoments.quantize.probe import Probe, open_probe
 from livemoments.quantize.recipes import Recipe, load_recipe
-from livemoments.quantize.sensitivity import stage_sqnr_db
+from livemoments.quantize.search.photo_loss import Probe, open_probe
+from livemoments.quantize.search.sensitivity import stage_sqnr_db
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.keys_values.codecs import KV_DTYPES, find_codec
@@ -89,7 +89,7 @@ def find_recipe(name: str) -> Recipe:
 
 def quantize(work: Path, recipe: str, budget: str) -> dict[str, Any]:
     """The worker: one recipe; what it did to how many layers."""
-    from livemoments.quantize.calibration import calibrate
+    from livemoments.quantize.calibrate.run import calibrate
     from livemoments.quantize.pipeline import quantize as run
     from livemoments.quantize.to_budget import quantize_to_budget
 

@@ -26,9 +26,9 @@ from livemoments.version import __version__
 
 if TYPE_CHECKING:
     from livemoments.graphs.linears import Linear
+    from livemoments.quantize.acceptance import StageSpeed
     from livemoments.quantize.actions import LayerPlan
-    from livemoments.quantize.calibration_result import CalibrationResult
-    from livemoments.quantize.guards import StageSpeed
+    from livemoments.quantize.calibrate.result import CalibrationResult
     from livemoments.quantize.recipes import Recipe
 
 _TOOLS = ("onnx-ir", "onnxruntime", "numpy", "ml-dtypes")
@@ -103,8 +103,8 @@ def quantize(
         MissingExtraError: the extra ``export`` is not installed.
     """
     _need_extra()
-    from livemoments.quantize.guards import check_plan, check_source
-    from livemoments.quantize.guards import check_speed as refuse_slower
+    from livemoments.quantize.acceptance import check_plan, check_source
+    from livemoments.quantize.acceptance import check_speed as refuse_slower
     from livemoments.quantize.recipes import load_recipe, plan_layers
     from livemoments.quantize.write_stage import copy_stage, quantize_stage
 
@@ -189,8 +189,8 @@ def _calibration(
     work: str | os.PathLike[str] | None,
     progress: Progress,
 ) -> CalibrationResult | None:
-    from livemoments.quantize.calibration import calibrate
-    from livemoments.quantize.calibration_result import CalibrationResult
+    from livemoments.quantize.calibrate.result import CalibrationResult
+    from livemoments.quantize.calibrate.run import calibrate
 
     if calibration is None:
         if recipe.needs_calibration or any(action.needs_calibration for action in plan.values()):
@@ -237,7 +237,7 @@ def _verify(
     progress: Progress,
 ) -> tuple[Manifest, tuple[StageSpeed, ...]]:
     """Compare and time the touched stages; the manifest with what was measured."""
-    from livemoments.quantize.guards import compare_stage, time_stage
+    from livemoments.quantize.acceptance import compare_stage, time_stage
     from livemoments.quantize.sample_inputs import SampleInputs
     from livemoments.runtime.backends.ort import OrtBackend
 

@@ -17,20 +17,20 @@ from livemoments.graphs.linears import find_linears
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.quantize.actions import Action, LayerPlan
-from livemoments.quantize.budget import Budget, Goal, layer_cost
-from livemoments.quantize.calibration_set import read_set
-from livemoments.quantize.candidate import load_graph, open_candidate
-from livemoments.quantize.probe import TRANSFORMERS, Probe, Score, open_probe
+from livemoments.quantize.calibrate.photos import read_set
 from livemoments.quantize.recipes import Recipe, load_recipe
-from livemoments.quantize.search import SearchResult, search
-from livemoments.quantize.sensitivity import Alter, measure_sensitivity, recipe_alter
-from livemoments.quantize.sensitivity_report import Sensitivity
+from livemoments.quantize.search.budget import Budget, Goal, layer_cost
+from livemoments.quantize.search.chain import SearchResult, search
+from livemoments.quantize.search.in_memory_engine import load_graph, open_candidate
+from livemoments.quantize.search.photo_loss import TRANSFORMERS, Probe, Score, open_probe
+from livemoments.quantize.search.sensitivity import Alter, measure_sensitivity, recipe_alter
+from livemoments.quantize.search.sensitivity_report import Sensitivity
 from livemoments.runtime.backends.base import Backend, Engine
 from livemoments.runtime.image_files.photo import Photo, read_photo
 from livemoments.types import Stage
 
 if TYPE_CHECKING:
-    from livemoments.quantize.calibration_result import CalibrationResult
+    from livemoments.quantize.calibrate.result import CalibrationResult
     from livemoments.quantize.pipeline import Quantized
 
 DEFAULT_PHOTOS = 2
@@ -205,8 +205,8 @@ def quantize_to_budget(
         CheckFailedError: no mix keeps the budget, or the result is slower than the source.
         LiveMomentsError: see :func:`find_mix` and :func:`livemoments.quantize.pipeline.quantize`.
     """
-    from livemoments.quantize.calibration import calibrate
-    from livemoments.quantize.guards import check_source
+    from livemoments.quantize.acceptance import check_source
+    from livemoments.quantize.calibrate.run import calibrate
     from livemoments.quantize.pipeline import quantize
 
     source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)

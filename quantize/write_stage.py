@@ -17,11 +17,11 @@ from livemoments.graphs.linears import LinearId, find_linears
 from livemoments.graphs.tensors import read_tensor
 from livemoments.manifest import Graph, StageEntry
 from livemoments.quantize.actions import LayerPlan
-from livemoments.quantize.calibration_result import LinearStats
+from livemoments.quantize.calibrate.result import LinearStats
 from livemoments.quantize.recipes import Recipe
-from livemoments.quantize.rewrite import rewrite
-from livemoments.quantize.smooth import smooth
-from livemoments.quantize.to_fp16 import half_specs, to_fp16
+from livemoments.quantize.rewrite.half import half_specs, to_fp16
+from livemoments.quantize.rewrite.run import rewrite
+from livemoments.quantize.rewrite.smoothquant import smooth
 from livemoments.types import Stage
 
 

@@ -18,11 +18,11 @@ from livemoments.bundle import Bundle
 from livemoments.distances import psnr_db
 from livemoments.errors import CheckFailedError, EngineError, ParityError, UsageError
 from livemoments.export.pipeline import export_bundle
-from livemoments.quantize import guards
+from livemoments.quantize import acceptance
+from livemoments.quantize.acceptance import StageSpeed, check_speed, compare_stage
 from livemoments.quantize.actions import Action
-from livemoments.quantize.calibration import calibrate
-from livemoments.quantize.calibration_result import CalibrationResult
-from livemoments.quantize.guards import StageSpeed, check_speed, compare_stage
+from livemoments.quantize.calibrate.result import CalibrationResult
+from livemoments.quantize.calibrate.run import calibrate
 from livemoments.quantize.pipeline import quantize, quantize_bundle
 from livemoments.quantize.recipes import load_recipe
 from livemoments.quantize.sample_inputs import SampleInputs
@@ -192,7 +192,7 @@ def test_an_engine_past_its_limit_leaves_nothing(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = load_limits_of("int8-dynamic", 1e-6)
-    monkeypatch.setattr(guards, "load_limits", lambda _precision: limits)
+    monkeypatch.setattr(acceptance, "load_limits", lambda _precision: limits)
     with pytest.raises(ParityError, match="int8-dynamic stage 'reference'"):
         quantize_bundle(tiny_bundle, tmp_path / "out", recipe="int8-dynamic")
     assert listing(tmp_path) == set()
@@ -210,7 +210,7 @@ def load_limits_of(precision: str, rel_l2: float) -> object:
 def test_a_slower_engine_is_refused_unless_it_is_wanted(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guards, "time_stage", lambda *a, **k: StageSpeed("restoration", "256x256", 0.1, 0.2))
+    monkeypatch.setattr(acceptance, "time_stage", lambda *a, **k: StageSpeed("restoration", "256x256", 0.1, 0.2))
     with pytest.raises(CheckFailedError, match=r"2\.00 times as long") as caught:
         quantize(tiny_bundle, tmp_path / "out", recipe="int8-dynamic")
     assert "--allow-slower" in (caught.value.fix or "")

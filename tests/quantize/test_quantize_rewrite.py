@@ -16,10 +16,10 @@ from livemoments.graphs.linears import LinearId
 from livemoments.graphs.tensors import read_tensor
 from livemoments.ort import open_session, session_options
 from livemoments.quantize.actions import Action
-from livemoments.quantize.ranges import symmetric_scale, unsigned_parameters
 from livemoments.quantize.recipes import Recipe
-from livemoments.quantize.rewrite import rewrite
-from livemoments.quantize.weights import E4M3_MAX, fp8_channels, int8_channels, quantize_blocks
+from livemoments.quantize.rewrite.input_ranges import symmetric_scale, unsigned_parameters
+from livemoments.quantize.rewrite.round_weights import E4M3_MAX, fp8_channels, int8_channels, quantize_blocks
+from livemoments.quantize.rewrite.run import rewrite
 
 pytestmark = pytest.mark.threads
 

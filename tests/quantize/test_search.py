@@ -11,10 +11,10 @@ import pytest
 from livemoments.errors import CheckFailedError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.quantize.actions import Action, LayerPlan
-from livemoments.quantize.budget import Budget
-from livemoments.quantize.probe import Score, from_db, to_db
-from livemoments.quantize.search import build_chain, plan_of, search
-from livemoments.quantize.sensitivity_report import LayerSensitivity, Sensitivity
+from livemoments.quantize.search.budget import Budget
+from livemoments.quantize.search.chain import build_chain, plan_of, search
+from livemoments.quantize.search.photo_loss import Score, from_db, to_db
+from livemoments.quantize.search.sensitivity_report import LayerSensitivity, Sensitivity
 
 BITS = {Action.KEEP: 32, Action.WEIGHT_INT8: 8, Action.WEIGHT_INT4: 4}
 EXACT = Score(0.0, None)

@@ -26,13 +26,13 @@ from livemoments.graphs.linears import Linear
 from livemoments.graphs.tensors import read_tensor
 from livemoments.live_photo import LivePhoto
 from livemoments.quantize.actions import Action, LayerPlan
-from livemoments.quantize.candidate import load_graph, open_candidate
-from livemoments.quantize.plots import draw_sensitivity
-from livemoments.quantize.probe import Probe, open_probe
-from livemoments.quantize.probe_photos import centre, pixels_sha256
 from livemoments.quantize.recipes import load_recipe
-from livemoments.quantize.sensitivity import measure_sensitivity, quantizable, recipe_alter, stage_sqnr_db
-from livemoments.quantize.sensitivity_report import Sensitivity, load_sensitivity
+from livemoments.quantize.search.heat_map import draw_sensitivity
+from livemoments.quantize.search.in_memory_engine import load_graph, open_candidate
+from livemoments.quantize.search.photo_loss import Probe, open_probe
+from livemoments.quantize.search.sensitivity import measure_sensitivity, quantizable, recipe_alter, stage_sqnr_db
+from livemoments.quantize.search.sensitivity_report import Sensitivity, load_sensitivity
+from livemoments.quantize.search.trial_photos import centre, pixels_sha256
 from livemoments.quantize.to_budget import find_mix, score_plan
 from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.restore import restore

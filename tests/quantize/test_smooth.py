@@ -18,11 +18,11 @@ from livemoments.errors import UsageError
 from livemoments.graphs.linears import Linear, LinearId, find_linears
 from livemoments.graphs.tensors import read_tensor
 from livemoments.ort import open_session, session_options
-from livemoments.quantize.calibration import CalibrationResult, LinearStats, calibrate
-from livemoments.quantize.calibration_set import read_set
+from livemoments.quantize.calibrate.photos import read_set
+from livemoments.quantize.calibrate.run import CalibrationResult, LinearStats, calibrate
 from livemoments.quantize.recipes import Recipe, load_recipe, plan_layers
-from livemoments.quantize.rewrite import rewrite
-from livemoments.quantize.smooth import (
+from livemoments.quantize.rewrite.run import rewrite
+from livemoments.quantize.rewrite.smoothquant import (
     fold_scales,
     smooth,
     smooth_scales,

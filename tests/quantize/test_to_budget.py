@@ -19,12 +19,12 @@ from livemoments.graphs.linears import LinearId
 from livemoments.live_photo import LivePhoto
 from livemoments.quantize import to_budget
 from livemoments.quantize.actions import Action
-from livemoments.quantize.budget import Budget, layer_cost
-from livemoments.quantize.probe import open_probe
-from livemoments.quantize.probe_photos import pixels_sha256
 from livemoments.quantize.recipes import Recipe, load_recipe
-from livemoments.quantize.sensitivity import quantizable
-from livemoments.quantize.sensitivity_report import LayerSensitivity
+from livemoments.quantize.search.budget import Budget, layer_cost
+from livemoments.quantize.search.photo_loss import open_probe
+from livemoments.quantize.search.sensitivity import quantizable
+from livemoments.quantize.search.sensitivity_report import LayerSensitivity
+from livemoments.quantize.search.trial_photos import pixels_sha256
 from livemoments.quantize.to_budget import check_bundle, quantize_to_budget, read_probe_photos
 from livemoments.runtime.image_files.photo import Photo, write_image
 from livemoments.types import Size
@@ -140,9 +140,9 @@ def test_budget_to_bundle_and_back(bundle: Bundle, tmp_path: Path, monkeypatch: 
 @pytest.mark.slow
 def test_changed_bundle_is_scored_like_its_graphs_in_memory(bundle: Bundle, tmp_path: Path) -> None:
     from livemoments.graphs.linears import find_linears
-    from livemoments.quantize.candidate import load_graph
     from livemoments.quantize.pipeline import quantize_bundle
-    from livemoments.quantize.sensitivity import recipe_alter
+    from livemoments.quantize.search.in_memory_engine import load_graph
+    from livemoments.quantize.search.sensitivity import recipe_alter
     from livemoments.quantize.to_budget import score_plan
     from livemoments.runtime.backends.ort import OrtBackend
     from livemoments.types import Stage

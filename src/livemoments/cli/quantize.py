@@ -15,8 +15,8 @@ from livemoments.progress import Progress
 
 if TYPE_CHECKING:
     from livemoments.bundle import Bundle
-    from livemoments.quantize.budget import Goal
     from livemoments.quantize.pipeline import Quantized
+    from livemoments.quantize.search.budget import Goal
 
 
 @click.command("quantize", short_help="Make a bundle smaller and faster, with the loss measured.")

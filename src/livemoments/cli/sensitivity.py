@@ -15,7 +15,7 @@ from livemoments.cli.output import plural, stdout_is_ours, write_json
 from livemoments.progress import Progress
 
 if TYPE_CHECKING:
-    from livemoments.quantize.sensitivity_report import Sensitivity
+    from livemoments.quantize.search.sensitivity_report import Sensitivity
 
 _ROWS = 12
 """Of the table on the terminal; the file has all."""
@@ -79,10 +79,10 @@ def command(
       livemoments sensitivity bundle --recipe int4-weights --calibration photos -o sensitivity
     """
     with stdout_is_ours(), needs_extra("quantizing", "export"):
-        from livemoments.quantize.calibration import calibrate
-        from livemoments.quantize.plots import draw_sensitivity
+        from livemoments.quantize.calibrate.run import calibrate
         from livemoments.quantize.recipes import load_recipe
-        from livemoments.quantize.sensitivity import measure_sensitivity
+        from livemoments.quantize.search.heat_map import draw_sensitivity
+        from livemoments.quantize.search.sensitivity import measure_sensitivity
         from livemoments.quantize.to_budget import read_probe_photos
         from livemoments.store.files import check_file, write_file
 

@@ -14,8 +14,8 @@ import numpy as np
 from livemoments.bundle import Bundle
 from livemoments.errors import OutputError, UsageError
 from livemoments.live_photo import LivePhoto
-from livemoments.quantize.memo import Call, Memo, MemoBackend, MemoEngine
-from livemoments.quantize.probe_photos import centre
+from livemoments.quantize.search.cached_backend import Call, Memo, MemoBackend, MemoEngine
+from livemoments.quantize.search.trial_photos import centre
 from livemoments.runtime.backends.base import Backend, Engine
 from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.restore import restore

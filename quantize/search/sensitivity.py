@@ -24,19 +24,19 @@ from livemoments.graphs.linears import Linear, find_linears
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.quantize.actions import Action, LayerPlan
-from livemoments.quantize.candidate import load_graph, open_candidate
-from livemoments.quantize.journal import Journal
-from livemoments.quantize.memo import Call
-from livemoments.quantize.probe import TRANSFORMERS, Probe, open_probe
-from livemoments.quantize.probe_photos import pixels_sha256
 from livemoments.quantize.recipes import Recipe, load_recipe
-from livemoments.quantize.sensitivity_report import LayerSensitivity, Sensitivity
+from livemoments.quantize.search.cached_backend import Call
+from livemoments.quantize.search.in_memory_engine import load_graph, open_candidate
+from livemoments.quantize.search.journal import Journal
+from livemoments.quantize.search.photo_loss import TRANSFORMERS, Probe, open_probe
+from livemoments.quantize.search.sensitivity_report import LayerSensitivity, Sensitivity
+from livemoments.quantize.search.trial_photos import pixels_sha256
 from livemoments.runtime.backends.base import Backend, Engine, to_host
 from livemoments.runtime.image_files.photo import Photo
 from livemoments.types import Size, Stage
 
 if TYPE_CHECKING:
-    from livemoments.quantize.calibration import CalibrationResult
+    from livemoments.quantize.calibrate.run import CalibrationResult
 
 _DB_DIGITS = 4
 _SMOOTHED = (Action.INT8_STATIC, Action.INT8_DYNAMIC, Action.FP8)
@@ -192,8 +192,8 @@ def stage_sqnr_db(engine: Engine, calls: Sequence[Call], points: Iterable[int]) 
 
 def recipe_alter(recipe: Recipe, calibration: CalibrationResult | None) -> Alter:
     """What the pipeline makes of a recipe: smoothing, as far as a plan's layers are concerned, then the rewrite."""
-    from livemoments.quantize.rewrite import rewrite
-    from livemoments.quantize.smooth import smooth
+    from livemoments.quantize.rewrite.run import rewrite
+    from livemoments.quantize.rewrite.smoothquant import smooth
 
     def alter(model: ir.Model, linears: Sequence[Linear], plan: LayerPlan) -> None:
         stats = None if calibration is None else calibration.stats

@@ -18,9 +18,9 @@ from livemoments.errors import CheckFailedError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.progress import SILENT, Progress
 from livemoments.quantize.actions import Action, LayerPlan
-from livemoments.quantize.budget import Budget, Goal
-from livemoments.quantize.probe import Score, from_db, to_db
-from livemoments.quantize.sensitivity_report import LayerSensitivity, Sensitivity
+from livemoments.quantize.search.budget import Budget, Goal
+from livemoments.quantize.search.photo_loss import Score, from_db, to_db
+from livemoments.quantize.search.sensitivity_report import LayerSensitivity, Sensitivity
 
 SCHEMA = "livemoments/search/1"
 MOST_RESTORES = 12
@@ -130,7 +130,7 @@ def search(
         reports: the sensitivity of the same layers to one action each.
         budget: what the photos may lose.
         source: the source's own score.
-        cost: of a layer under an action; :func:`livemoments.quantize.budget.layer_cost`.
+        cost: of a layer under an action; :func:`livemoments.quantize.search.budget.layer_cost`.
         trial: restores with a plan.
         goal: what ``cost`` counts.
         most_restores: how many plans may be tried.

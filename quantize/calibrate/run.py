@@ -23,16 +23,16 @@ from livemoments.graphs.segments import Tap
 from livemoments.graphs.taps import TAPPED_STAGES, TappedBackend
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress, Task
-from livemoments.quantize.activations import ActivationStats
 from livemoments.quantize.array_file import read_arrays, write_arrays
-from livemoments.quantize.calibration_result import (
+from livemoments.quantize.calibrate.activations import ActivationStats
+from livemoments.quantize.calibrate.observers import DEFAULT_PERCENTILE, Observer, Percentile, find_observer
+from livemoments.quantize.calibrate.photos import read_set, set_sha256
+from livemoments.quantize.calibrate.result import (
     CalibrationResult,
     LinearStats,
     fill_unseen,
     source_digest,
 )
-from livemoments.quantize.calibration_set import read_set, set_sha256
-from livemoments.quantize.observers import DEFAULT_PERCENTILE, Observer, Percentile, find_observer
 from livemoments.runtime.backends.ort import import_onnxruntime
 from livemoments.runtime.flow import FlowKind, resolve_flow
 from livemoments.runtime.restore import restore

@@ -10,9 +10,9 @@ from typing import Literal
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.quantize.actions import Action
-from livemoments.quantize.probe import Score, from_db, to_db
 from livemoments.quantize.recipes import Recipe
-from livemoments.quantize.sensitivity_report import LayerSensitivity
+from livemoments.quantize.search.photo_loss import Score, from_db, to_db
+from livemoments.quantize.search.sensitivity_report import LayerSensitivity
 from livemoments.types import Size, Stage
 
 Goal = Literal["size", "speed"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from livemoments.errors import UsageError
 from livemoments.graphs.linears import LinearId
-from livemoments.quantize.sensitivity_report import LayerSensitivity
+from livemoments.quantize.search.sensitivity_report import LayerSensitivity
 from livemoments.store.journals import LineJournal
 
 

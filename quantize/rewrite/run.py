@@ -12,13 +12,13 @@ from livemoments.export.passes.remove_dead import remove_dead
 from livemoments.export.passes.report import PassReport
 from livemoments.graphs.linears import Linear, iter_linear_nodes
 from livemoments.quantize.actions import Action, LayerPlan
-from livemoments.quantize.graph_edit import Target
-from livemoments.quantize.ranges import StatsOf
 from livemoments.quantize.recipes import Recipe
-from livemoments.quantize.rewrite_dynamic import rewrite_dynamic
-from livemoments.quantize.rewrite_fp8 import rewrite_fp8
-from livemoments.quantize.rewrite_static import rewrite_static
-from livemoments.quantize.rewrite_weights import rewrite_weights
+from livemoments.quantize.rewrite.dynamic import rewrite_dynamic
+from livemoments.quantize.rewrite.fp8 import rewrite_fp8
+from livemoments.quantize.rewrite.graph_edit import Target
+from livemoments.quantize.rewrite.input_ranges import StatsOf
+from livemoments.quantize.rewrite.static import rewrite_static
+from livemoments.quantize.rewrite.weight_only import rewrite_weights
 
 NAME = "quantize"
 
