@@ -1,4 +1,4 @@
-"""Quantize a bundle: plan, calibrate, rewrite and check one stage after the other, then the manifest.
+"""Quantize a bundle: decide, calibrate, rewrite and check one stage after the other, then the manifest.
 
 Weights go from the source's files to the new ones one tensor at a time, so memory does not grow with the network until
 the finished engines are run.
@@ -27,7 +27,7 @@ from livemoments.version import __version__
 if TYPE_CHECKING:
     from livemoments.graphs.linears import Linear
     from livemoments.quantize.acceptance import StageSpeed
-    from livemoments.quantize.actions import LayerPlan
+    from livemoments.quantize.actions import Mix
     from livemoments.quantize.calibrate.result import CalibrationResult
     from livemoments.quantize.recipes import Recipe
 
@@ -40,12 +40,12 @@ class Quantized:
 
     Attributes:
         bundle: the new bundle, opened.
-        actions: how many linears became what, by action.
+        layers: how many linears became what, by action.
         speeds: of the stages that were timed; empty if the recipe is not meant for this machine's processor.
     """
 
     bundle: Bundle
-    actions: Mapping[str, int]
+    layers: Mapping[str, int]
     speeds: tuple[StageSpeed, ...]
 
 
@@ -66,7 +66,7 @@ def quantize(
     *,
     recipe: str | os.PathLike[str] | Recipe,
     calibration: CalibrationResult | str | os.PathLike[str] | None = None,
-    plan: LayerPlan | None = None,
+    mix: Mix | None = None,
     seed: int = 0,
     allow_slower: bool = False,
     check_speed: bool = True,
@@ -82,7 +82,7 @@ def quantize(
         output: the new bundle's folder.
         recipe: the name of a shipped recipe, a TOML file, or a recipe.
         calibration: a set of photos (a folder ``lr/``, ``ref/``), a saved calibration (a file), or its result.
-        plan: what happens to each linear; ``None``: what the recipe says.
+        mix: what happens to each linear; ``None``: what the recipe says.
         seed: of calibration's noise.
         allow_slower: accept engines that are slower than the source's.
         check_speed: time the transformers against the source's, if the recipe is meant to be fast on a CPU.
@@ -103,17 +103,16 @@ def quantize(
         MissingExtraError: the extra ``export`` is not installed.
     """
     _need_extra()
-    from livemoments.quantize.acceptance import check_plan, check_source
-    from livemoments.quantize.acceptance import check_speed as refuse_slower
-    from livemoments.quantize.recipes import load_recipe, plan_layers
+    from livemoments.quantize.acceptance import check_mix, check_source, refuse_slower
+    from livemoments.quantize.recipes import load_recipe, recipe_mix
     from livemoments.quantize.write_stage import copy_stage, quantize_stage
 
     chosen = load_recipe(recipe)
     source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     check_source(source, chosen)
     linears = _find_linears(source)
-    actions = plan_layers(chosen, linears) if plan is None else plan
-    check_plan(actions, chosen, source)
+    actions = recipe_mix(chosen, linears) if mix is None else mix
+    check_mix(actions, chosen, source)
     with _resource_errors(Path(output)), write_bundle(output, overwrite=overwrite) as writer:
         observed = _calibration(source, chosen, calibration, actions, seed, work, progress)
         stats = None if observed is None else observed.stats
@@ -184,7 +183,7 @@ def _calibration(
     bundle: Bundle,
     recipe: Recipe,
     calibration: CalibrationResult | str | os.PathLike[str] | None,
-    plan: LayerPlan,
+    mix: Mix,
     seed: int,
     work: str | os.PathLike[str] | None,
     progress: Progress,
@@ -193,7 +192,7 @@ def _calibration(
     from livemoments.quantize.calibrate.run import calibrate
 
     if calibration is None:
-        if recipe.needs_calibration or any(action.needs_calibration for action in plan.values()):
+        if recipe.needs_calibration or any(action.needs_calibration for action in mix.values()):
             raise UsageError(
                 f"recipe '{recipe.name}' needs a calibration set",
                 fix="pass --calibration DIR, a folder with lr/ (frames) and ref/ (photos) of the same names",
@@ -217,11 +216,11 @@ def _calibration(
     return found
 
 
-def _touched(bundle: Bundle, recipe: Recipe, plan: LayerPlan) -> list[Stage]:
+def _touched(bundle: Bundle, recipe: Recipe, mix: Mix) -> list[Stage]:
     """The stages that change, in the order in which a tile passes them."""
     from livemoments.quantize.actions import Action
 
-    names = {linear.stage for linear, action in plan.items() if action is not Action.KEEP}
+    names = {linear.stage for linear, action in mix.items() if action is not Action.KEEP}
     if recipe.half:
         names |= {str(stage) for stage in Stage if stage is not Stage.FLOW}
     return [stage for stage in Stage if str(stage) in names and str(stage) in bundle.manifest.stages]
@@ -263,9 +262,9 @@ def _verify(
     return msgspec.structs.replace(manifest, stages=entries), tuple(speeds)
 
 
-def _count(plan: LayerPlan) -> dict[str, int]:
+def _count(mix: Mix) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for action in plan.values():
+    for action in mix.values():
         counts[action.value] = counts.get(action.value, 0) + 1
     return counts
 

@@ -16,14 +16,14 @@ from livemoments.errors import CheckFailedError
 from livemoments.graphs.linears import find_linears
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
-from livemoments.quantize.actions import Action, LayerPlan
+from livemoments.quantize.actions import Action, Mix
 from livemoments.quantize.calibrate.photos import read_set
 from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.search.budget import Budget, Goal, layer_cost
 from livemoments.quantize.search.chain import SearchResult, search
-from livemoments.quantize.search.in_memory_engine import load_graph, open_candidate
-from livemoments.quantize.search.photo_loss import TRANSFORMERS, Probe, Score, open_probe
-from livemoments.quantize.search.sensitivity import Alter, measure_sensitivity, recipe_alter
+from livemoments.quantize.search.in_memory_engine import load_graph, open_in_memory
+from livemoments.quantize.search.photo_loss import TRANSFORMERS, PhotoLoss, Score, open_photo_loss
+from livemoments.quantize.search.sensitivity import Rewriter, measure_sensitivity, recipe_rewriter
 from livemoments.quantize.search.sensitivity_report import Sensitivity
 from livemoments.runtime.backends.base import Backend, Engine
 from livemoments.runtime.image_files.photo import Photo, read_photo
@@ -40,14 +40,14 @@ _LADDER: dict[Action, tuple[Action, ...]] = {Action.WEIGHT_INT4: (Action.WEIGHT_
 
 
 @dataclass(frozen=True)
-class Mix:
+class MeasuredMix:
     """A mix that keeps a budget, and how it was found: one sensitivity report per action."""
 
-    found: SearchResult
+    search: SearchResult
     reports: tuple[Sensitivity, ...]
 
 
-def read_probe_photos(
+def read_trial_photos(
     folder: str | os.PathLike[str],
     *,
     limit: int = DEFAULT_PHOTOS,
@@ -91,13 +91,13 @@ def find_mix(
     work: Path | None = None,
     backend: Backend | None = None,
     progress: Progress = SILENT,
-    alter: Alter | None = None,
-) -> Mix:
+    rewriter: Rewriter | None = None,
+) -> MeasuredMix:
     """Measure every layer's sensitivity and search for the mix.
 
     Args:
         bundle: the source.
-        photos: what is restored to measure the loss; :func:`read_probe_photos`.
+        photos: what is restored to measure the loss; :func:`read_trial_photos`.
         recipe: how layers are quantized; what it keeps is kept.
         budget: ``42dB``, ``0.1dB-of-quality``, or parsed.
         calibration: the activations' ranges, where the recipe needs them.
@@ -107,7 +107,7 @@ def find_mix(
         work: a folder that keeps finished layers; the same call goes on from there.
         backend: what runs the source's graphs.
         progress: where to report.
-        alter: instead of the recipe's rewrite.
+        rewriter: instead of the recipe's rewrite.
 
     Raises:
         UsageError: an argument cannot be used.
@@ -118,9 +118,9 @@ def find_mix(
     chosen = load_recipe(recipe)
     limit = budget if isinstance(budget, Budget) else Budget.parse(budget)
     wanted = tuple(actions or _LADDER.get(chosen.action, (chosen.action,)))
-    change = alter or recipe_alter(chosen, calibration)
-    with open_probe(bundle, photos, backend=backend, seed=seed, parent=work) as probe:
-        limit.allowed_mse(probe.source_score)  # a budget that cannot be measured fails before the work
+    change = rewriter or recipe_rewriter(chosen, calibration)
+    with open_photo_loss(bundle, photos, backend=backend, seed=seed, parent=work) as loss:
+        limit.allowed_mse(loss.source_score)  # a budget that cannot be measured fails before the work
         reports = tuple(
             measure_sensitivity(
                 bundle,
@@ -132,25 +132,25 @@ def find_mix(
                 seed=seed,
                 work=work,
                 progress=progress,
-                probe=probe,
-                alter=change,
+                loss=loss,
+                rewriter=change,
             )
             for action in wanted
         )
-        found = search(
+        result = search(
             reports,
             limit,
-            probe.source_score,
-            lambda layer, action: layer_cost(layer, action, goal, bundle, probe.size, chosen),
-            lambda plan: score_plan(probe, plan, change),
+            loss.source_score,
+            lambda layer, action: layer_cost(layer, action, goal, bundle, loss.size, chosen),
+            lambda mix: score_mix(loss, mix, change),
             goal=goal,
             progress=progress,
         )
-    return Mix(found, reports)
+    return MeasuredMix(result, reports)
 
 
-def score_plan(probe: Probe, plan: LayerPlan, alter: Alter) -> Score:
-    """Restore the photos with a whole plan; the changed graphs stay in memory.
+def score_mix(loss: PhotoLoss, mix: Mix, rewriter: Rewriter) -> Score:
+    """Restore the photos with a whole mix; the changed graphs stay in memory.
 
     Raises:
         EngineError: a graph fails, or is not finite.
@@ -159,11 +159,11 @@ def score_plan(probe: Probe, plan: LayerPlan, alter: Alter) -> Score:
     engines: dict[Stage, Engine] = {}
     try:
         for stage in TRANSFORMERS:
-            if any(own.stage == stage and action is not Action.KEEP for own, action in plan.items()):
-                model = load_graph(probe.bundle, stage, probe.size)
-                alter(model, find_linears(model, str(stage)), plan)
-                engines[stage] = open_candidate(model, probe.bundle, stage, probe.size)
-        return probe.score(engines)
+            if any(own.stage == stage and action is not Action.KEEP for own, action in mix.items()):
+                model = load_graph(loss.bundle, stage, loss.size)
+                rewriter(model, find_linears(model, str(stage)), mix)
+                engines[stage] = open_in_memory(model, loss.bundle, stage, loss.size)
+        return loss.score(engines)
     finally:
         for engine in engines.values():
             engine.close()
@@ -183,7 +183,7 @@ def quantize_to_budget(
     allow_slower: bool = False,
     overwrite: bool = False,
     progress: Progress = SILENT,
-) -> tuple[Quantized, Mix]:
+) -> tuple[Quantized, MeasuredMix]:
     """Find the mix that keeps a budget, write its bundle, and restore with that bundle once more.
 
     Args:
@@ -214,7 +214,7 @@ def quantize_to_budget(
     check_source(source, chosen)
     limit = budget if isinstance(budget, Budget) else Budget.parse(budget)
     folder = None if work is None else Path(work)
-    probes = read_probe_photos(calibration, limit=photos, with_truth=limit.of_quality, seed=seed, progress=progress)
+    tried_on = read_trial_photos(calibration, limit=photos, with_truth=limit.of_quality, seed=seed, progress=progress)
     observed = None
     if chosen.needs_calibration:
         observed = calibrate(
@@ -226,9 +226,9 @@ def quantize_to_budget(
             work=folder,
             progress=progress,
         )
-    mix = find_mix(
+    found = find_mix(
         source,
-        probes,
+        tried_on,
         recipe=chosen,
         budget=limit,
         calibration=observed,
@@ -242,18 +242,18 @@ def quantize_to_budget(
         output,
         recipe=chosen,
         calibration=observed,
-        plan=mix.found.plan,
+        mix=found.search.mix,
         seed=seed,
         allow_slower=allow_slower,
         overwrite=overwrite,
         progress=progress,
     )
     try:
-        check_bundle(source, done.bundle, probes, limit, seed=seed)
+        check_bundle(source, done.bundle, tried_on, limit, seed=seed)
     except BaseException:
         shutil.rmtree(done.bundle.path, ignore_errors=True)
         raise
-    return done, mix
+    return done, found
 
 
 def check_bundle(
@@ -273,10 +273,10 @@ def check_bundle(
     from livemoments.runtime.backends.ort import OrtBackend
 
     runner = backend or OrtBackend()
-    with open_probe(source, photos, backend=runner, seed=seed) as probe:
-        score = probe.score_bundle(quantized, runner)
-        spent = budget.spent_db(probe.source_score, score)
-        if not budget.is_kept(probe.source_score, score):
+    with open_photo_loss(source, photos, backend=runner, seed=seed) as loss:
+        score = loss.score_bundle(quantized, runner)
+        spent = budget.spent_db(loss.source_score, score)
+        if not budget.is_kept(loss.source_score, score):
             raise CheckFailedError(
                 f"{quantized.path}: measured {spent:.2f} dB, which breaks the budget of {budget}",
                 fix="report this: the mix kept it when it was searched",

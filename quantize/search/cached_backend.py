@@ -1,6 +1,6 @@
 """Restoring one photo again and again with one thing changed: what does not change is computed once.
 
-:class:`MemoBackend` runs under the ordinary ``restore``. Each call of an engine is remembered by its inputs, so a
+:class:`CachedBackend` runs under the ordinary ``restore``. Each call of an engine is remembered by its inputs, so a
 second restoration with another RestorationNet finds flow, latents, motion and every key and value again, and one whose
 network differs at step 3 only finds the steps before it, too.
 """
@@ -40,18 +40,18 @@ class Call:
     point: int | None
 
 
-class Memo:
+class CallCache:
     """Calls by stage and inputs.
 
     Args:
         folder: an existing folder for large arrays; whoever made it removes it.
-        knows: a memo whose arrays need not be copied or hashed again.
+        knows: a cache whose arrays need not be copied or hashed again.
 
     Attributes:
         frozen: whether new calls are no longer remembered.
     """
 
-    def __init__(self, folder: Path, knows: Memo | None = None) -> None:
+    def __init__(self, folder: Path, knows: CallCache | None = None) -> None:
         self.frozen = False
         self._folder = folder
         self._other = knows
@@ -97,7 +97,7 @@ class Memo:
         return digest.digest()
 
     def _find_known(self, array: np.ndarray) -> bytes | None:
-        """The digest of an array that this memo handed out: recognised as the object it is, without reading it."""
+        """The digest of an array that this cache handed out: recognised as the object it is, without reading it."""
         kept, digest = self._known.get(id(array), (None, b""))
         if kept is array:
             return digest
@@ -117,21 +117,21 @@ class Memo:
         return kept
 
 
-class MemoEngine(Engine):
+class CachedEngine(Engine):
     """An engine whose calls are remembered; the engine behind it is opened at the first call that is not."""
 
-    def __init__(self, stage: Stage, graph: Graph, memo: Memo, open_engine: Callable[[], Engine]) -> None:
+    def __init__(self, stage: Stage, graph: Graph, cache: CallCache, open_engine: Callable[[], Engine]) -> None:
         super().__init__(stage, graph.inputs, graph.outputs)
-        self._memo = memo
+        self._cache = cache
         self._open = open_engine
 
     def _run(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
         given = {name: to_host(array) for name, array in inputs.items()}
-        found = self._memo.find(self.stage, given)
+        found = self._cache.find(self.stage, given)
         if found is not None:
             return dict(found.outputs)
         outputs = {name: to_host(array) for name, array in self._open().run(given).items()}
-        return dict(self._memo.add(self.stage, given, outputs))
+        return dict(self._cache.add(self.stage, given, outputs))
 
 
 class _AtPoint(Engine):
@@ -146,7 +146,7 @@ class _AtPoint(Engine):
         return engine.run(inputs)
 
 
-class MemoBackend(Backend):
+class CachedBackend(Backend):
     """Opens engines of a backend, remembers what they compute, and lets some stages be replaced.
 
     Engines stay open until :meth:`close`.
@@ -158,7 +158,7 @@ class MemoBackend(Backend):
 
     def __init__(self, source: Backend, folder: Path) -> None:
         self.name, self.provider = source.name, source.provider
-        self.memo = Memo(folder)
+        self.cache = CallCache(folder)
         self._source = source
         self._engines: dict[tuple[Stage, str], Engine] = {}
         self._replaced: dict[Stage, tuple[Engine, int | None]] = {}
@@ -181,7 +181,7 @@ class MemoBackend(Backend):
                 self._engines[key] = self._source.open(bundle, stage, size)
             return self._engines[key]
 
-        own = MemoEngine(stage, graph, self.memo, open_source)
+        own = CachedEngine(stage, graph, self.cache, open_source)
         if stage not in self._replaced:
             return own
         engine, point = self._replaced[stage]

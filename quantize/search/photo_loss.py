@@ -14,7 +14,7 @@ import numpy as np
 from livemoments.bundle import Bundle
 from livemoments.errors import OutputError, UsageError
 from livemoments.live_photo import LivePhoto
-from livemoments.quantize.search.cached_backend import Call, Memo, MemoBackend, MemoEngine
+from livemoments.quantize.search.cached_backend import CachedBackend, CachedEngine, Call, CallCache
 from livemoments.quantize.search.trial_photos import centre
 from livemoments.runtime.backends.base import Backend, Engine
 from livemoments.runtime.image_files.photo import Photo
@@ -54,8 +54,8 @@ class _Restored:
     image: np.ndarray
 
 
-class Probe:
-    """Restores the same photos with one engine or another. Use :func:`open_probe`.
+class PhotoLoss:
+    """Restores the same photos with one engine or another. Use :func:`open_photo_loss`.
 
     Attributes:
         bundle: the source.
@@ -69,7 +69,7 @@ class Probe:
         bundle: Bundle,
         photos: Sequence[LivePhoto[Photo]],
         size: Size,
-        backend: MemoBackend,
+        backend: CachedBackend,
         *,
         seed: int,
         folder: Path,
@@ -81,7 +81,7 @@ class Probe:
         # an exact policy's photo is per-step's, which opens no engine twice
         self._policy = "per-step" if ReferencePolicy.parse(policy).exact else policy
         self._source = [self._restore(photo) for photo in self.photos]
-        backend.memo.frozen = True
+        backend.cache.frozen = True
 
     @property
     def source_score(self) -> Score:
@@ -90,15 +90,15 @@ class Probe:
 
     def calls(self, stage: Stage) -> list[Call]:
         """What the source's stage was asked, and what it answered."""
-        return self._backend.memo.calls(stage)
+        return self._backend.cache.calls(stage)
 
     @contextlib.contextmanager
     def remembered(self, engine: Engine) -> Iterator[Engine]:
         """A candidate's engine whose calls are remembered while the ``with`` block lasts; it is closed afterwards."""
         graph = self.bundle.graph(engine.stage, self.size)
         with tempfile.TemporaryDirectory(dir=self._folder) as folder, engine:
-            memo = Memo(Path(folder), knows=self._backend.memo)
-            yield MemoEngine(engine.stage, graph, memo, lambda: engine)
+            cache = CallCache(Path(folder), knows=self._backend.cache)
+            yield CachedEngine(engine.stage, graph, cache, lambda: engine)
 
     def score(self, engines: Mapping[Stage, Engine], *, point: int | None = None) -> Score:
         """Restore every photo with these engines in place of the source's.
@@ -160,7 +160,7 @@ class Probe:
 
 
 @contextlib.contextmanager
-def open_probe(
+def open_photo_loss(
     bundle: Bundle,
     photos: Sequence[LivePhoto[Photo]],
     *,
@@ -168,7 +168,7 @@ def open_probe(
     size: Size | None = None,
     seed: int = 0,
     parent: Path | None = None,
-) -> Iterator[Probe]:
+) -> Iterator[PhotoLoss]:
     """Restore the photos' middles with the source, and keep what every engine computed while the block lasts.
 
     Args:
@@ -197,13 +197,13 @@ def open_probe(
         except OSError as error:
             raise OutputError(parent, f"cannot be made ({error.strerror})", fix="choose another folder") from None
     tile = size or min(bundle.tile_sizes, key=lambda own: own.height * own.width)
-    with tempfile.TemporaryDirectory(dir=parent, prefix="livemoments-probe-") as name:
+    with tempfile.TemporaryDirectory(dir=parent, prefix="livemoments-loss-") as name:
         folder = Path(name)
-        memo = MemoBackend(backend, folder)
+        cache = CachedBackend(backend, folder)
         try:
-            yield Probe(bundle, [centre(photo, tile) for photo in photos], tile, memo, seed=seed, folder=folder)
+            yield PhotoLoss(bundle, [centre(photo, tile) for photo in photos], tile, cache, seed=seed, folder=folder)
         finally:
-            memo.close()
+            cache.close()
 
 
 def to_db(mse: float) -> float:

@@ -23,12 +23,12 @@ from livemoments.errors import EngineError, UsageError
 from livemoments.graphs.linears import Linear, find_linears
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
-from livemoments.quantize.actions import Action, LayerPlan
+from livemoments.quantize.actions import Action, Mix
 from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.search.cached_backend import Call
-from livemoments.quantize.search.in_memory_engine import load_graph, open_candidate
+from livemoments.quantize.search.in_memory_engine import load_graph, open_in_memory
 from livemoments.quantize.search.journal import Journal
-from livemoments.quantize.search.photo_loss import TRANSFORMERS, Probe, open_probe
+from livemoments.quantize.search.photo_loss import TRANSFORMERS, PhotoLoss, open_photo_loss
 from livemoments.quantize.search.sensitivity_report import LayerSensitivity, Sensitivity
 from livemoments.quantize.search.trial_photos import pixels_sha256
 from livemoments.runtime.backends.base import Backend, Engine, to_host
@@ -42,7 +42,7 @@ _DB_DIGITS = 4
 _SMOOTHED = (Action.INT8_STATIC, Action.INT8_DYNAMIC, Action.FP8)
 """Actions whose activations are quantized too: outliers matter to them."""
 
-Alter = Callable[[ir.Model, Sequence[Linear], LayerPlan], None]
+Rewriter = Callable[[ir.Model, Sequence[Linear], Mix], None]
 """Quantizes a graph in place: the graph, all its linears, what to do with each."""
 
 
@@ -60,8 +60,8 @@ def measure_sensitivity(
     work: Path | None = None,
     backend: Backend | None = None,
     progress: Progress = SILENT,
-    probe: Probe | None = None,
-    alter: Alter | None = None,
+    loss: PhotoLoss | None = None,
+    rewriter: Rewriter | None = None,
 ) -> Sensitivity:
     """Quantize every linear of the two transformers alone, and measure.
 
@@ -78,8 +78,8 @@ def measure_sensitivity(
         work: a folder in which finished layers are kept; the same call goes on from there.
         backend: what runs the source's graphs.
         progress: where to report.
-        probe: an open one for this bundle and these photos, instead of a new one.
-        alter: instead of the recipe's rewrite.
+        loss: an open one for this bundle and these photos, instead of a new one.
+        rewriter: instead of the recipe's rewrite.
 
     Raises:
         UsageError: no photo, or nothing to quantize.
@@ -90,11 +90,11 @@ def measure_sensitivity(
     wanted = action or found.action
     if wanted is Action.KEEP:
         raise UsageError(f"the recipe '{found.name}' quantizes no layer", fix="use another recipe")
-    change = alter or recipe_alter(found, calibration)
-    if probe is None:
-        with open_probe(bundle, photos, backend=backend, size=size, seed=seed, parent=work) as opened:
+    change = rewriter or recipe_rewriter(found, calibration)
+    if loss is None:
+        with open_photo_loss(bundle, photos, backend=backend, size=size, seed=seed, parent=work) as opened:
             return _measure(opened, found, wanted, change, calibration, only, per_step_photo, seed, work, progress)
-    return _measure(probe, found, wanted, change, calibration, only, per_step_photo, seed, work, progress)
+    return _measure(loss, found, wanted, change, calibration, only, per_step_photo, seed, work, progress)
 
 
 def quantizable(bundle: Bundle, recipe: Recipe, size: Size) -> Iterator[tuple[Stage, list[Linear]]]:
@@ -105,10 +105,10 @@ def quantizable(bundle: Bundle, recipe: Recipe, size: Size) -> Iterator[tuple[St
 
 
 def _measure(
-    probe: Probe,
+    loss: PhotoLoss,
     recipe: Recipe,
     action: Action,
-    alter: Alter,
+    rewriter: Rewriter,
     calibration: CalibrationResult | None,
     only: Callable[[Linear], bool] | None,
     per_step_photo: bool,
@@ -118,45 +118,45 @@ def _measure(
 ) -> Sensitivity:
     work_list = [
         (stage, linear, linears)
-        for stage, linears in quantizable(probe.bundle, recipe, probe.size)
+        for stage, linears in quantizable(loss.bundle, recipe, loss.size)
         for linear in linears
         if only is None or only(linear)
     ]
     if not work_list:
         raise UsageError(f"there is no layer that the recipe '{recipe.name}' could quantize")
-    key = _key(probe, recipe, action, calibration, per_step_photo, seed)
+    key = _key(loss, recipe, action, calibration, per_step_photo, seed)
     journal = Journal(None if work is None else work / f"sensitivity-{key[:16]}.jsonl", key)
-    schedule = probe.bundle.manifest.schedule
+    schedule = loss.bundle.manifest.schedule
     layers = []
     with progress.task(f"sensitivity to {action.value}", total=len(work_list)) as task:
         for stage, linear, linears in work_list:
             layer = journal.done.get(linear.id)
             if layer is None:
-                layer = _measure_layer(probe, stage, linear, linears, action, alter, per_step_photo)
+                layer = _measure_layer(loss, stage, linear, linears, action, rewriter, per_step_photo)
                 journal.add(layer)
             layers.append(layer)
             task.advance(note=f"{linear.id}: photo {layer.photo_psnr_db:.1f} dB")
-    timesteps = tuple(schedule.points[point].timestep for point in probe.points)
+    timesteps = tuple(schedule.points[point].timestep for point in loss.points)
     return Sensitivity(recipe.name, key, timesteps, tuple(layers))
 
 
 def _measure_layer(
-    probe: Probe,
+    loss: PhotoLoss,
     stage: Stage,
     linear: Linear,
     linears: Sequence[Linear],
     action: Action,
-    alter: Alter,
+    rewriter: Rewriter,
     per_step_photo: bool,
 ) -> LayerSensitivity:
-    model = load_graph(probe.bundle, stage, probe.size)
+    model = load_graph(loss.bundle, stage, loss.size)
     try:
-        alter(model, linears, {linear.id: action})
-        with probe.remembered(open_candidate(model, probe.bundle, stage, probe.size)) as engine:
-            sqnr = stage_sqnr_db(engine, probe.calls(stage), probe.points)
-            photo = probe.score({stage: engine}).psnr_db
-            steps = probe.points if per_step_photo else ()
-            by_step = tuple(_rounded(probe.score({stage: engine}, point=point).psnr_db) for point in steps)
+        rewriter(model, linears, {linear.id: action})
+        with loss.remembered(open_in_memory(model, loss.bundle, stage, loss.size)) as engine:
+            sqnr = stage_sqnr_db(engine, loss.calls(stage), loss.points)
+            photo = loss.score({stage: engine}).psnr_db
+            steps = loss.points if per_step_photo else ()
+            by_step = tuple(_rounded(loss.score({stage: engine}, point=point).psnr_db) for point in steps)
     except EngineError as error:
         raise EngineError(f"{linear.id} as {action.value}: {error.message}", fix=error.fix) from error
     return LayerSensitivity(
@@ -190,24 +190,24 @@ def stage_sqnr_db(engine: Engine, calls: Sequence[Call], points: Iterable[int]) 
     return tuple(10 * math.log10(signal[p] / noise[p]) if noise[p] > 0 else math.inf for p in signal)
 
 
-def recipe_alter(recipe: Recipe, calibration: CalibrationResult | None) -> Alter:
-    """What the pipeline makes of a recipe: smoothing, as far as a plan's layers are concerned, then the rewrite."""
+def recipe_rewriter(recipe: Recipe, calibration: CalibrationResult | None) -> Rewriter:
+    """What the pipeline makes of a recipe: smoothing, as far as a mix's layers are concerned, then the rewrite."""
     from livemoments.quantize.rewrite.run import rewrite
     from livemoments.quantize.rewrite.smoothquant import smooth
 
-    def alter(model: ir.Model, linears: Sequence[Linear], plan: LayerPlan) -> None:
+    def rewriter(model: ir.Model, linears: Sequence[Linear], mix: Mix) -> None:
         stats = None if calibration is None else calibration.stats
         if stats is not None and recipe.smoothquant_alpha is not None:
-            norms = {own.norm for own in linears if plan.get(own.id, Action.KEEP) in _SMOOTHED and own.norm is not None}
+            norms = {own.norm for own in linears if mix.get(own.id, Action.KEEP) in _SMOOTHED and own.norm is not None}
             group = [own for own in linears if own.norm in norms]
             _, stats = smooth(model, group, stats, recipe.smoothquant_alpha)
-        rewrite(model, linears, plan, recipe, stats)
+        rewrite(model, linears, mix, recipe, stats)
 
-    return alter
+    return rewriter
 
 
 def _key(
-    probe: Probe,
+    loss: PhotoLoss,
     recipe: Recipe,
     action: Action,
     calibration: CalibrationResult | None,
@@ -215,13 +215,13 @@ def _key(
     seed: int,
 ) -> str:
     facts = {
-        "bundle": [probe.bundle.digest(stage) for stage in probe.bundle.manifest.model.stages],
+        "bundle": [loss.bundle.digest(stage) for stage in loss.bundle.manifest.model.stages],
         "recipe": msgspec.to_builtins(recipe),
         "action": action.value,
         "calibration": None if calibration is None else calibration.sha256,
-        "photos": [pixels_sha256(photo) for photo in probe.photos],
-        "size": str(probe.size),
-        "points": list(probe.points),
+        "photos": [pixels_sha256(photo) for photo in loss.photos],
+        "size": str(loss.size),
+        "points": list(loss.points),
         "per_step_photo": per_step_photo,
         "seed": seed,
     }

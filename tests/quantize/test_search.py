@@ -10,9 +10,9 @@ import pytest
 
 from livemoments.errors import CheckFailedError, UsageError
 from livemoments.graphs.linears import LinearId
-from livemoments.quantize.actions import Action, LayerPlan
+from livemoments.quantize.actions import Action, Mix
 from livemoments.quantize.search.budget import Budget
-from livemoments.quantize.search.chain import build_chain, plan_of, search
+from livemoments.quantize.search.chain import build_chain, mix_of, search
 from livemoments.quantize.search.photo_loss import Score, from_db, to_db
 from livemoments.quantize.search.sensitivity_report import LayerSensitivity, Sensitivity
 
@@ -49,15 +49,15 @@ class Additive:
         self.errors, self.factor = errors, factor
         self.restores = 0
 
-    def __call__(self, plan: LayerPlan) -> Score:
+    def __call__(self, mix: Mix) -> Score:
         self.restores += 1
-        found = [self.errors[item] for item in plan.items() if item[1] is not Action.KEEP]
+        found = [self.errors[item] for item in mix.items() if item[1] is not Action.KEEP]
         return Score(self.factor * sum(found), None)
 
 
-def total(plan: LayerPlan, reports: list[Sensitivity]) -> float:
+def total(mix: Mix, reports: list[Sensitivity]) -> float:
     sizes = {own.linear: own for own in reports[0].layers}
-    return sum(cost(sizes[linear], action) for linear, action in plan.items())
+    return sum(cost(sizes[linear], action) for linear, action in mix.items())
 
 
 @pytest.mark.parametrize("text", ["42dB", " 42.0 db", "0.1dB-of-quality", "0.25db-OF-quality"])
@@ -81,8 +81,8 @@ def test_found_mix_keeps_the_budget_and_the_next_link_breaks_it(db: float, facto
     trial = Additive(errors, factor)
     found = search(reports, Budget(db), EXACT, cost, trial)
     assert found.measured_db >= db
-    assert found.measured_db == trial(found.plan).psnr_db
-    assert found.cost == pytest.approx(total(found.plan, reports))
+    assert found.measured_db == trial(found.mix).psnr_db
+    assert found.cost == pytest.approx(total(found.mix, reports))
     assert len(found.tried) <= 12
     chain = build_chain({own.linear: [own, b] for own, b in zip(*(r.layers for r in reports), strict=True)}, cost)
     costs = [found.source_cost - sum(step.saved for step in chain[:n]) for n in range(len(chain) + 1)]
@@ -102,9 +102,9 @@ def test_found_mix_is_near_the_best_of_all(seed: int) -> None:
     found = search(reports, budget, EXACT, cost, trial)
     names = [own.linear for own in reports[0].layers]
     best = min(
-        total(plan, reports)
-        for mix in itertools.product(BITS, repeat=len(names))
-        if trial(plan := dict(zip(names, mix, strict=True))).psnr_db >= budget.db
+        total(mix, reports)
+        for choice in itertools.product(BITS, repeat=len(names))
+        if trial(mix := dict(zip(names, choice, strict=True))).psnr_db >= budget.db
     )
     largest = max(own.in_features for own in reports[0].layers) * 3.5
     assert best <= found.cost <= best + largest  # greedy misses at most one link
@@ -114,13 +114,13 @@ def test_search_is_deterministic_and_independent_of_the_order_of_reports() -> No
     reports, errors = made_up(40, seed=3)
     results = [search(r, Budget(44), EXACT, cost, Additive(errors)) for r in (reports, reports, reports[::-1])]
     assert results[0].to_json() == results[1].to_json()
-    assert results[0].plan == results[2].plan
+    assert results[0].mix == results[2].mix
 
 
 def test_tight_budget_backs_off_and_impossible_one_is_a_failed_check() -> None:
     reports, errors = made_up(30, seed=8)
     found = search(reports, Budget(75), EXACT, cost, Additive(errors))
-    assert set(found.plan.values()) >= {Action.KEEP}
+    assert set(found.mix.values()) >= {Action.KEEP}
     assert any(not tried.kept for tried in search(reports, Budget(50), EXACT, cost, Additive(errors, 9.0)).tried)
     with pytest.raises(CheckFailedError, match="no mix keeps the budget of 120dB"):
         search(reports, Budget(120), EXACT, cost, Additive(errors))
@@ -131,13 +131,13 @@ def test_quality_budget_counts_the_loss_against_the_truth() -> None:
     own_mse = from_db(30)
     source = Score(0.0, own_mse)
 
-    def trial(plan: LayerPlan) -> Score:
-        noise = Additive(errors)(plan).mse
+    def trial(mix: Mix) -> Score:
+        noise = Additive(errors)(mix).mse
         return Score(noise, own_mse + noise)
 
     found = search(reports, Budget(0.02, of_quality=True), source, cost, trial)
     assert 0 < found.measured_db <= 0.02
-    assert found.measured_db == pytest.approx(to_db(own_mse) - to_db(own_mse + Additive(errors)(found.plan).mse))
+    assert found.measured_db == pytest.approx(to_db(own_mse) - to_db(own_mse + Additive(errors)(found.mix).mse))
     with pytest.raises(UsageError, match="perfect restoration"):
         search(reports, Budget(0.02, of_quality=True), EXACT, cost, trial)
 
@@ -153,7 +153,7 @@ def test_actions_that_are_dearer_or_beaten_never_appear() -> None:
     chain = build_chain({name: worse}, cost)
     assert [step.action for step in chain] == [Action.WEIGHT_INT8, Action.WEIGHT_INT4]
     assert sum(step.error for step in chain) == pytest.approx(1e-3)
-    assert plan_of({name: worse}, chain[:1]) == {name: Action.WEIGHT_INT8}
+    assert mix_of({name: worse}, chain[:1]) == {name: Action.WEIGHT_INT8}
     with pytest.raises(UsageError, match="no layer becomes cheaper"):
         search([Sensitivity("r", "k", (), tuple(worse[:1]))], Budget(40), EXACT, lambda own, action: 1.0, Additive({}))
 
@@ -163,5 +163,5 @@ def test_infinite_psnr_of_a_layer_without_effect_is_free() -> None:
     assert math.isinf(harmless.photo_psnr_db)
     errors = {(own.linear, own.action): from_db(own.photo_psnr_db) for own in (harmless, harmful)}
     found = search([Sensitivity("r", "k", (), (harmful, harmless))], Budget(60), EXACT, cost, Additive(errors))
-    assert found.plan == {harmful.linear: Action.KEEP, harmless.linear: Action.WEIGHT_INT4}
+    assert found.mix == {harmful.linear: Action.KEEP, harmless.linear: Action.WEIGHT_INT4}
     assert found.to_json()["measured_db"] is None

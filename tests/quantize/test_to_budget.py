@@ -21,11 +21,11 @@ from livemoments.quantize import to_budget
 from livemoments.quantize.actions import Action
 from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.search.budget import Budget, layer_cost
-from livemoments.quantize.search.photo_loss import open_probe
+from livemoments.quantize.search.photo_loss import open_photo_loss
 from livemoments.quantize.search.sensitivity import quantizable
 from livemoments.quantize.search.sensitivity_report import LayerSensitivity
 from livemoments.quantize.search.trial_photos import pixels_sha256
-from livemoments.quantize.to_budget import check_bundle, quantize_to_budget, read_probe_photos
+from livemoments.quantize.to_budget import check_bundle, quantize_to_budget, read_trial_photos
 from livemoments.runtime.image_files.photo import Photo, write_image
 from livemoments.types import Size
 
@@ -57,11 +57,11 @@ def write_larger_photos(folder: Path, names: str) -> Path:
 
 def test_photos_of_a_folder_and_clips_simulated_from_them(tmp_path: Path) -> None:
     folder = write_larger_photos(tmp_path, "abc")
-    real = read_probe_photos(folder, limit=2)
+    real = read_trial_photos(folder, limit=2)
     assert [photo.truth for photo in real] == [None, None]
     assert all(photo.photo_frame is not None and photo.photo.size == Size(160, 208) for photo in real)
-    simulated = read_probe_photos(folder, limit=2, with_truth=True)
-    for photo, again in zip(simulated, read_probe_photos(folder, limit=2, with_truth=True), strict=True):
+    simulated = read_trial_photos(folder, limit=2, with_truth=True)
+    for photo, again in zip(simulated, read_trial_photos(folder, limit=2, with_truth=True), strict=True):
         assert pixels_sha256(photo) == pixels_sha256(again)
         assert photo.truth is not None
         assert photo.truth.size == photo.photo.size
@@ -69,9 +69,9 @@ def test_photos_of_a_folder_and_clips_simulated_from_them(tmp_path: Path) -> Non
         assert psnr_db(photo.truth.pixels, photo.photo.pixels, peak=255) < 45
     assert pixels_sha256(simulated[0]) != pixels_sha256(simulated[1])
     with pytest.raises(UsageError):
-        read_probe_photos(folder, limit=0)
+        read_trial_photos(folder, limit=0)
     with pytest.raises(ImageError):
-        read_probe_photos(tmp_path / "nowhere")
+        read_trial_photos(tmp_path / "nowhere")
 
 
 @pytest.mark.slow
@@ -112,12 +112,12 @@ def test_budget_to_bundle_and_back(bundle: Bundle, tmp_path: Path, monkeypatch: 
         "work": tmp_path / "work",
         "allow_slower": True,
     }
-    done, mix = quantize_to_budget(bundle, tmp_path / "one", budget="0.5dB-of-quality", **options)
+    done, found = quantize_to_budget(bundle, tmp_path / "one", budget="0.5dB-of-quality", **options)
     assert done.bundle.manifest.recipe == recipe.name
-    assert mix.found.measured_db <= 0.5
-    simulated = read_probe_photos(folder, limit=1, with_truth=True)
+    assert found.search.measured_db <= 0.5
+    simulated = read_trial_photos(folder, limit=1, with_truth=True)
     spent = check_bundle(bundle, done.bundle, simulated, Budget(0.5, of_quality=True))
-    assert spent == pytest.approx(mix.found.measured_db, abs=0.01)
+    assert spent == pytest.approx(found.search.measured_db, abs=0.01)
     quantize_to_budget(bundle, tmp_path / "two", budget="0.5dB-of-quality", **options)
     files = {p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file()}
     assert files == {p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file()}
@@ -142,18 +142,18 @@ def test_changed_bundle_is_scored_like_its_graphs_in_memory(bundle: Bundle, tmp_
     from livemoments.graphs.linears import find_linears
     from livemoments.quantize.pipeline import quantize_bundle
     from livemoments.quantize.search.in_memory_engine import load_graph
-    from livemoments.quantize.search.sensitivity import recipe_alter
-    from livemoments.quantize.to_budget import score_plan
+    from livemoments.quantize.search.sensitivity import recipe_rewriter
+    from livemoments.quantize.to_budget import score_mix
     from livemoments.runtime.backends.ort import OrtBackend
     from livemoments.types import Stage
 
     recipe = load_recipe("int8-weights")
     model = load_graph(bundle, Stage.RESTORATION, bundle.tile_sizes[0])
-    plan = {one.id: Action.WEIGHT_INT8 for one in find_linears(model, "restoration") if one.block == 2}
-    made = quantize_bundle(bundle, tmp_path / "made", recipe=recipe, plan=plan, verify=False)
-    with open_probe(bundle, PHOTOS) as probe:
-        written = probe.score_bundle(made, OrtBackend())
-        in_memory = score_plan(probe, plan, recipe_alter(recipe, None))
+    mix = {one.id: Action.WEIGHT_INT8 for one in find_linears(model, "restoration") if one.block == 2}
+    made = quantize_bundle(bundle, tmp_path / "made", recipe=recipe, mix=mix, verify=False)
+    with open_photo_loss(bundle, PHOTOS) as loss:
+        written = loss.score_bundle(made, OrtBackend())
+        in_memory = score_mix(loss, mix, recipe_rewriter(recipe, None))
     assert written.mse > 0
     assert written.mse == pytest.approx(in_memory.mse, rel=1e-3)
     assert check_bundle(bundle, made, PHOTOS, Budget(30)) == pytest.approx(written.psnr_db)

@@ -120,30 +120,30 @@ def command(
             "progress": progress,
         }
         if budget is not None and calibration is not None:
-            result, mix = quantize_to_budget(
+            result, found = quantize_to_budget(
                 source, output, budget=budget, calibration=calibration, goal=goal, **common
             )
         else:
-            result, mix = quantize(source, output, calibration=calibration, verify=verify != "none", **common), None
+            result, found = quantize(source, output, calibration=calibration, verify=verify != "none", **common), None
     if as_json:
         speeds = [
             {"stage": s.stage, "size": s.size, "source_s": s.source_s, "quantized_s": s.quantized_s}
             for s in result.speeds
         ]
-        found: dict[str, Any] = {"layers": dict(result.actions), "speeds": speeds}
-        if mix is not None:
-            found["search"] = mix.found.to_json()
-        write_json(bundle_document(result.bundle) | {"quantized": found})
+        quantized: dict[str, Any] = {"layers": dict(result.layers), "speeds": speeds}
+        if found is not None:
+            quantized["search"] = found.search.to_json()
+        write_json(bundle_document(result.bundle) | {"quantized": quantized})
     else:
-        if mix is not None:
-            click.echo(mix.found.to_text())
+        if found is not None:
+            click.echo(found.search.to_text())
         click.echo(_summary(source, result))
 
 
 def _summary(source: Bundle, result: Quantized) -> str:
     bundle = result.bundle
     old, new = bundle_bytes(source), bundle_bytes(bundle)
-    layers = ", ".join(f"{count} {action}" for action, count in result.actions.items())
+    layers = ", ".join(f"{count} {action}" for action, count in result.layers.items())
     lines = [
         f"wrote {bundle.path}: {bundle.manifest.recipe}, {human_bytes(new)}, {new / old:.2f} of the source",
         f"  layers: {layers or 'all in half precision'}",

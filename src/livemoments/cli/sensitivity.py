@@ -83,13 +83,13 @@ def command(
         from livemoments.quantize.recipes import load_recipe
         from livemoments.quantize.search.heat_map import draw_sensitivity
         from livemoments.quantize.search.sensitivity import measure_sensitivity
-        from livemoments.quantize.to_budget import read_probe_photos
+        from livemoments.quantize.to_budget import read_trial_photos
         from livemoments.store.files import check_file, write_file
 
         chosen = load_recipe(recipe)
         check_file(output / _NAMES["json"])
         source = open_checked(bundle, progress)
-        probes = read_probe_photos(calibration, limit=photos, progress=progress)
+        probes = read_trial_photos(calibration, limit=photos, progress=progress)
         work = output / "work"
         observed = None
         if chosen.needs_calibration:
