@@ -89,12 +89,11 @@ def find_recipe(name: str) -> Recipe:
 
 def quantize(work: Path, recipe: str, budget: str) -> dict[str, Any]:
     """The worker: one recipe; what it did to how many layers."""
-    from livemoments.quantize.calibrate.run import calibrate
+    from livemoments.quantize.calibrate.run import calibrate_for
     from livemoments.quantize.pipeline import quantize as run
-    from livemoments.quantize.to_budget import quantize_to_budget
 
     if budget:
-        done, found = quantize_to_budget(
+        done = run(
             work / SOURCE,
             work / f"{recipe} {budget}",
             recipe=recipe,
@@ -105,21 +104,15 @@ def quantize(work: Path, recipe: str, budget: str) -> dict[str, Any]:
             allow_slower=True,
             overwrite=True,
         )
-        return {"actions": dict(done.layers), "search": found.search.to_json()}
+        return {"actions": dict(done.layers), "search": done.search.to_json() if done.search else None}
     found = find_recipe(recipe)
     calibration = None
     started = time.perf_counter()
     if found.needs_calibration:
-        calibration = calibrate(
-            work / SOURCE,
-            work / "photos",
-            observer=found.observer,
-            percentile=found.percentile,
-            work=work / "calibration",
-        )
+        calibration = calibrate_for(found, Bundle.open(work / SOURCE), work / "photos", work=work / "calibration")
     calibrated = time.perf_counter()
     done = run(
-        work / SOURCE, work / recipe, recipe=found, calibration=calibration, allow_slower=True, refuse_slower=False,
+        work / SOURCE, work / recipe, recipe=found, calibration=calibration, allow_slower=True, check_speed=False,
         overwrite=True,
     )  # fmt: skip
     return {

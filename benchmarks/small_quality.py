@@ -166,7 +166,7 @@ def prepare(checkpoint: Path, work: Path, *, quick: bool) -> dict[str, Variant]:
             ranges = None
             if load_recipe(recipe).needs_calibration:
                 ranges = calibrate(base, calibration, steps=STEPS, work=work / "statistics", progress=progress)
-            options = {"calibration": ranges, "allow_slower": True, "refuse_slower": False}
+            options = {"calibration": ranges, "allow_slower": True, "check_speed": False}
             quantize_bundle(base, work / recipe, recipe=recipe, progress=progress, **options)
         rows[recipe] = Variant(work / recipe)
     if not quick:

@@ -33,6 +33,7 @@ from livemoments.quantize.calibrate.result import (
     fill_unseen,
     source_digest,
 )
+from livemoments.quantize.recipes import Recipe
 from livemoments.runtime.backends.ort import import_onnxruntime
 from livemoments.runtime.flow import FlowKind, resolve_flow
 from livemoments.runtime.restore import restore
@@ -224,6 +225,20 @@ def calibrate(
         schedule=opened.manifest.schedule.points,
         source_sha256=source_digest(opened),
     )
+
+
+def calibrate_for(
+    recipe: Recipe,
+    bundle: Bundle,
+    folder: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    work: str | os.PathLike[str] | None = None,
+    progress: Progress = SILENT,
+) -> CalibrationResult:
+    """:func:`calibrate` with a recipe's observer."""
+    chosen = {"observer": recipe.observer, "percentile": recipe.percentile}
+    return calibrate(bundle, folder, seed=seed, work=work, progress=progress, **chosen)  # type: ignore[arg-type]
 
 
 def _step_counts(bundle: Bundle, steps: Sequence[int] | None) -> tuple[int, ...]:

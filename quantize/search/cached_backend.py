@@ -88,11 +88,9 @@ class CallCache:
         return digest.digest()
 
     def _digest(self, array: np.ndarray) -> bytes:
-        known = self._find_known(array)
-        if known is not None:
+        if (known := self._find_known(array)) is not None:
             return known
-        head = f"{array.dtype.str}{array.shape}".encode()
-        digest = hashlib.blake2b(head, digest_size=20)
+        digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=20)
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.digest()
 
@@ -120,30 +118,30 @@ class CallCache:
 class CachedEngine(Engine):
     """An engine whose calls are remembered; the engine behind it is opened at the first call that is not."""
 
-    def __init__(self, stage: Stage, graph: Graph, cache: CallCache, open_engine: Callable[[], Engine]) -> None:
+    def __init__(self, graph: Graph, cache: CallCache, stage: Stage, open_engine: Callable[[], Engine]) -> None:
         super().__init__(stage, graph.inputs, graph.outputs)
         self._cache = cache
         self._open = open_engine
 
     def _run(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
         given = {name: to_host(array) for name, array in inputs.items()}
-        found = self._cache.find(self.stage, given)
-        if found is not None:
-            return dict(found.outputs)
+        known = self._cache.find(self.stage, given)
+        if known is not None:
+            return dict(known.outputs)
         outputs = {name: to_host(array) for name, array in self._open().run(given).items()}
         return dict(self._cache.add(self.stage, given, outputs))
 
 
-class _AtPoint(Engine):
-    """One engine at one point of the schedule, another at all others."""
+class _Replaced(Engine):
+    """Passes calls on to another engine, or only those of one point of the schedule; closing it closes neither."""
 
-    def __init__(self, there: Engine, elsewhere: Engine, point: int) -> None:
-        super().__init__(there.stage, there.inputs, there.outputs)
-        self._there, self._elsewhere, self._point = there, elsewhere, point
+    def __init__(self, engine: Engine, usual: Engine, point: int | None) -> None:
+        super().__init__(engine.stage, engine.inputs, engine.outputs)
+        self._engine, self._usual, self._point = engine, usual, point
 
     def _run(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
-        engine = self._there if int(to_host(inputs["step"])) == self._point else self._elsewhere
-        return engine.run(inputs)
+        here = self._point is None or int(to_host(inputs["step"])) == self._point
+        return (self._engine if here else self._usual).run(inputs)
 
 
 class CachedBackend(Backend):
@@ -158,9 +156,9 @@ class CachedBackend(Backend):
 
     def __init__(self, source: Backend, folder: Path) -> None:
         self.name, self.provider = source.name, source.provider
-        self.cache = CallCache(folder)
+        self.cache, self.folder = CallCache(folder), folder
         self._source = source
-        self._engines: dict[tuple[Stage, str], Engine] = {}
+        self._engines: dict[str, Engine] = {}
         self._replaced: dict[Stage, tuple[Engine, int | None]] = {}
 
     def replace(self, engines: Mapping[Stage, Engine], *, point: int | None = None) -> None:
@@ -176,32 +174,18 @@ class CachedBackend(Backend):
         graph = bundle.graph(stage, size)
 
         def open_source() -> Engine:
-            key = (stage, graph.path)
-            if key not in self._engines:
-                self._engines[key] = self._source.open(bundle, stage, size)
-            return self._engines[key]
+            if graph.path not in self._engines:
+                self._engines[graph.path] = self._source.open(bundle, stage, size)
+            return self._engines[graph.path]
 
-        own = CachedEngine(stage, graph, self.cache, open_source)
+        usual = CachedEngine(graph, self.cache, stage, open_source)
         if stage not in self._replaced:
-            return own
+            return usual
         engine, point = self._replaced[stage]
-        if point is not None:
-            return _AtPoint(engine, own, point)
-        return _Borrowed(engine)
+        return _Replaced(engine, usual, point)
 
     def close(self) -> None:
         """Close every engine that was opened for the source."""
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
-
-
-class _Borrowed(Engine):
-    """Passes calls on; closing it leaves the engine behind it open."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine.stage, engine.inputs, engine.outputs)
-        self._engine = engine
-
-    def _run(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
-        return self._engine.run(inputs)

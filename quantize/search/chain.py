@@ -8,18 +8,21 @@ the chain is then found by real restorations.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from livemoments.distances import mse_of, psnr_of
 from livemoments.errors import CheckFailedError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.progress import SILENT, Progress
 from livemoments.quantize.actions import Action, Mix
 from livemoments.quantize.search.budget import Budget, Goal
-from livemoments.quantize.search.photo_loss import Score, from_db, to_db
+from livemoments.quantize.search.photo_loss import Score
 from livemoments.quantize.search.sensitivity_report import LayerSensitivity, Sensitivity
 
 SCHEMA = "livemoments/search/1"
@@ -89,21 +92,14 @@ class SearchResult:
             "cost": self.cost,
             "plan": {str(linear): action.value for linear, action in self.mix.items()},
             "tried": [
-                {
-                    "steps": trial.steps,
-                    "cost": trial.cost,
-                    "predicted_psnr_db": _finite(trial.predicted_psnr_db),
-                    "measured_db": _finite(trial.measured_db),
-                    "kept": trial.kept,
-                }
-                for trial in self.tried
+                {name: _finite(value) for name, value in dataclasses.asdict(trial).items()} for trial in self.tried
             ],
         }
 
     def to_text(self) -> str:
         """Two lines: what is quantized to what, and what that costs."""
-        counts = {action: sum(1 for own in self.mix.values() if own is action) for action in Action}
-        mix = ", ".join(f"{count} {action.value}" for action, count in counts.items() if count)
+        counts = Counter(self.mix.values())
+        mix = ", ".join(f"{counts[action]} {action.value}" for action in Action if counts[action])
         what = "quality lost" if self.budget.of_quality else "photo"
         share = self.cost / self.source_cost if self.source_cost else 1.0
         unit = "bytes" if self.goal == "size" else "estimated time"
@@ -163,7 +159,7 @@ def search(
             score = trial(mix_of(layers, chain[:steps]))
             kept = budget.is_kept(source, score)
             measured = budget.spent_db(source, score)
-            tried.append(Tried(steps, costs[steps], to_db(errors[steps]), measured, kept))
+            tried.append(Tried(steps, costs[steps], psnr_of(errors[steps]), measured, kept))
             task.advance(note=f"{steps} of {len(chain)} links: {measured:.2f} dB")
             if errors[steps] > 0 and math.isfinite(score.psnr_db):
                 ratio = max(score.mse / errors[steps], 1e-6)
@@ -185,7 +181,7 @@ def build_chain(layers: Mapping[LinearId, Sequence[LayerSensitivity]], cost: Cos
     links: list[tuple[float, str, Step]] = []
     for linear, options in layers.items():
         points = [(cost(options[0], Action.KEEP), 0.0, Action.KEEP)]
-        points += [(cost(option, option.action), from_db(option.photo_psnr_db), option.action) for option in options]
+        points += [(cost(option, option.action), mse_of(option.photo_psnr_db), option.action) for option in options]
         hull = _lower_hull(points)
         for before, after in itertools.pairwise(hull):
             saved, error = before[0] - after[0], after[1] - before[1]

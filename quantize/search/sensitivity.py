@@ -11,8 +11,8 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -20,23 +20,21 @@ import onnx_ir as ir
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, UsageError
-from livemoments.graphs.linears import Linear, find_linears
-from livemoments.live_photo import LivePhoto
+from livemoments.graphs.linears import Linear, LinearId, find_linears
 from livemoments.progress import SILENT, Progress
 from livemoments.quantize.actions import Action, Mix
-from livemoments.quantize.recipes import Recipe, load_recipe
+from livemoments.quantize.calibrate.result import CalibrationResult
+from livemoments.quantize.recipes import Recipe
+from livemoments.quantize.rewrite.run import rewrite
+from livemoments.quantize.rewrite.smoothquant import smooth
 from livemoments.quantize.search.cached_backend import Call
 from livemoments.quantize.search.in_memory_engine import load_graph, open_in_memory
-from livemoments.quantize.search.journal import Journal
-from livemoments.quantize.search.photo_loss import TRANSFORMERS, PhotoLoss, open_photo_loss
+from livemoments.quantize.search.photo_loss import TRANSFORMERS, PhotoLoss
 from livemoments.quantize.search.sensitivity_report import LayerSensitivity, Sensitivity
 from livemoments.quantize.search.trial_photos import pixels_sha256
-from livemoments.runtime.backends.base import Backend, Engine, to_host
-from livemoments.runtime.image_files.photo import Photo
+from livemoments.runtime.backends.base import Engine, to_host
+from livemoments.store.journals import LineJournal
 from livemoments.types import Size, Stage
-
-if TYPE_CHECKING:
-    from livemoments.quantize.calibrate.run import CalibrationResult
 
 _DB_DIGITS = 4
 _SMOOTHED = (Action.INT8_STATIC, Action.INT8_DYNAMIC, Action.FP8)
@@ -46,55 +44,93 @@ Rewriter = Callable[[ir.Model, Sequence[Linear], Mix], None]
 """Quantizes a graph in place: the graph, all its linears, what to do with each."""
 
 
-def measure_sensitivity(
-    bundle: Bundle,
-    photos: Sequence[LivePhoto[Photo]],
-    *,
-    recipe: str | Recipe,
-    calibration: CalibrationResult | None = None,
-    action: Action | None = None,
-    only: Callable[[Linear], bool] | None = None,
-    per_step_photo: bool = False,
-    seed: int = 0,
-    size: Size | None = None,
-    work: Path | None = None,
-    backend: Backend | None = None,
-    progress: Progress = SILENT,
-    loss: PhotoLoss | None = None,
-    rewriter: Rewriter | None = None,
-) -> Sensitivity:
+@dataclass(frozen=True, slots=True)
+class SensitivityOptions:
+    """What is measured, and how layers are quantized for it.
+
+    Attributes:
+        recipe: how a linear is quantized.
+        calibration: the activations' ranges, where the recipe needs them.
+        action: what a linear becomes, instead of the recipe's action.
+        only: which linears to look at; all that the recipe may quantize by default.
+        per_step_photo: also restore with the linear quantized at one step only (about three times the time).
+        work: a folder in which finished layers are kept; the same call goes on from there.
+        rewriter: what quantizes a graph, instead of the recipe.
+
+    Raises:
+        UsageError: the recipe quantizes no layer.
+    """
+
+    recipe: Recipe
+    calibration: CalibrationResult | None = None
+    action: Action | None = None
+    only: Callable[[Linear], bool] | None = None
+    per_step_photo: bool = False
+    work: Path | None = None
+    rewriter: Rewriter | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a recipe that quantizes nothing."""
+        if self.wanted is Action.KEEP:
+            raise UsageError(f"the recipe '{self.recipe.name}' quantizes no layer", fix="use another recipe")
+
+    @property
+    def wanted(self) -> Action:
+        """What a linear becomes."""
+        return self.action or self.recipe.action
+
+    def rewrite(self, model: ir.Model, linears: Sequence[Linear], mix: Mix) -> None:
+        """Quantize a graph in place: smoothing, as far as the mix's layers are concerned, then the rewrite."""
+        if self.rewriter is not None:
+            return self.rewriter(model, linears, mix)
+        recipe, stats = self.recipe, None if self.calibration is None else self.calibration.stats
+        if stats is not None and recipe.smoothquant_alpha is not None:
+            norms = {own.norm for own in linears if mix.get(own.id, Action.KEEP) in _SMOOTHED and own.norm is not None}
+            group = [own for own in linears if own.norm in norms]
+            _, stats = smooth(model, group, stats, recipe.smoothquant_alpha)
+        rewrite(model, linears, mix, recipe, stats)
+        return None
+
+
+def measure_sensitivity(loss: PhotoLoss, options: SensitivityOptions, *, progress: Progress = SILENT) -> Sensitivity:
     """Quantize every linear of the two transformers alone, and measure.
 
     Args:
-        bundle: the source.
-        photos: of each, the middle of one tile is restored.
-        recipe: how a linear is quantized.
-        calibration: the activations' ranges, where the recipe needs them.
-        action: instead of the recipe's.
-        only: which linears to look at; all that the recipe may quantize by default.
-        per_step_photo: also restore with the linear quantized at one step only (about three times the time).
-        seed: of the noise.
-        size: the tiles' size; the bundle's smallest by default.
-        work: a folder in which finished layers are kept; the same call goes on from there.
-        backend: what runs the source's graphs.
+        loss: restores the middle of one tile of each photo.
+        options: how.
         progress: where to report.
-        loss: an open one for this bundle and these photos, instead of a new one.
-        rewriter: instead of the recipe's rewrite.
 
     Raises:
-        UsageError: no photo, or nothing to quantize.
+        UsageError: there is nothing to quantize, or the recipe needs a calibration.
         EngineError: a layer's quantization gives a graph that fails or is not finite; the layer is named.
         OutputError: the folder cannot be written.
+        ResourceError: the disk is full.
     """
-    found = load_recipe(recipe)
-    wanted = action or found.action
-    if wanted is Action.KEEP:
-        raise UsageError(f"the recipe '{found.name}' quantizes no layer", fix="use another recipe")
-    change = rewriter or recipe_rewriter(found, calibration)
-    if loss is None:
-        with open_photo_loss(bundle, photos, backend=backend, size=size, seed=seed, parent=work) as opened:
-            return _measure(opened, found, wanted, change, calibration, only, per_step_photo, seed, work, progress)
-    return _measure(loss, found, wanted, change, calibration, only, per_step_photo, seed, work, progress)
+    recipe, action = options.recipe, options.wanted
+    to_do = [
+        (stage, linear, linears)
+        for stage, linears in quantizable(loss.bundle, recipe, loss.size)
+        for linear in linears
+        if options.only is None or options.only(linear)
+    ]
+    if not to_do:
+        raise UsageError(f"there is no layer that the recipe '{recipe.name}' could quantize")
+    key = _key(loss, options)
+    journal = None if options.work is None else LineJournal(options.work / f"sensitivity-{key[:16]}.jsonl")
+    done = {} if journal is None else _finished_layers(journal, key)
+    layers = []
+    with progress.task(f"sensitivity to {action.value}", total=len(to_do)) as task:
+        for stage, linear, linears in to_do:
+            layer = done.get(linear.id)
+            if layer is None:
+                layer = _measure_layer(loss, stage, linear, linears, options)
+                if journal is not None:
+                    journal.append(layer.to_json())
+            layers.append(layer)
+            task.advance(note=f"{linear.id}: photo {layer.photo_psnr_db:.1f} dB")
+    schedule = loss.bundle.manifest.schedule
+    timesteps = tuple(schedule.points[point].timestep for point in loss.points)
+    return Sensitivity(recipe.name, key, timesteps, tuple(layers))
 
 
 def quantizable(bundle: Bundle, recipe: Recipe, size: Size) -> Iterator[tuple[Stage, list[Linear]]]:
@@ -104,71 +140,44 @@ def quantizable(bundle: Bundle, recipe: Recipe, size: Size) -> Iterator[tuple[St
             yield stage, find_linears(load_graph(bundle, stage, size), str(stage))
 
 
-def _measure(
-    loss: PhotoLoss,
-    recipe: Recipe,
-    action: Action,
-    rewriter: Rewriter,
-    calibration: CalibrationResult | None,
-    only: Callable[[Linear], bool] | None,
-    per_step_photo: bool,
-    seed: int,
-    work: Path | None,
-    progress: Progress,
-) -> Sensitivity:
-    work_list = [
-        (stage, linear, linears)
-        for stage, linears in quantizable(loss.bundle, recipe, loss.size)
-        for linear in linears
-        if only is None or only(linear)
-    ]
-    if not work_list:
-        raise UsageError(f"there is no layer that the recipe '{recipe.name}' could quantize")
-    key = _key(loss, recipe, action, calibration, per_step_photo, seed)
-    journal = Journal(None if work is None else work / f"sensitivity-{key[:16]}.jsonl", key)
-    schedule = loss.bundle.manifest.schedule
-    layers = []
-    with progress.task(f"sensitivity to {action.value}", total=len(work_list)) as task:
-        for stage, linear, linears in work_list:
-            layer = journal.done.get(linear.id)
-            if layer is None:
-                layer = _measure_layer(loss, stage, linear, linears, action, rewriter, per_step_photo)
-                journal.add(layer)
-            layers.append(layer)
-            task.advance(note=f"{linear.id}: photo {layer.photo_psnr_db:.1f} dB")
-    timesteps = tuple(schedule.points[point].timestep for point in loss.points)
-    return Sensitivity(recipe.name, key, timesteps, tuple(layers))
+def _finished_layers(journal: LineJournal, key: str) -> dict[LinearId, LayerSensitivity]:
+    """The layers that a journal holds; what another measurement wrote is not read but replaced."""
+    if journal.head != {"key": key}:
+        journal.start({"key": key})
+    done = {}
+    for number, line in enumerate(journal.lines):
+        try:
+            layer = LayerSensitivity.from_json(line)
+        except (ValueError, KeyError, TypeError, UsageError):
+            journal.keep(number)
+            break
+        done[layer.linear] = layer
+    return done
 
 
 def _measure_layer(
-    loss: PhotoLoss,
-    stage: Stage,
-    linear: Linear,
-    linears: Sequence[Linear],
-    action: Action,
-    rewriter: Rewriter,
-    per_step_photo: bool,
+    loss: PhotoLoss, stage: Stage, linear: Linear, linears: Sequence[Linear], options: SensitivityOptions
 ) -> LayerSensitivity:
-    model = load_graph(loss.bundle, stage, loss.size)
+    model, action = load_graph(loss.bundle, stage, loss.size), options.wanted
     try:
-        rewriter(model, linears, {linear.id: action})
+        options.rewrite(model, linears, {linear.id: action})
         with loss.remembered(open_in_memory(model, loss.bundle, stage, loss.size)) as engine:
             sqnr = stage_sqnr_db(engine, loss.calls(stage), loss.points)
             photo = loss.score({stage: engine}).psnr_db
-            steps = loss.points if per_step_photo else ()
-            by_step = tuple(_rounded(loss.score({stage: engine}, point=point).psnr_db) for point in steps)
+            steps = loss.points if options.per_step_photo else ()
+            by_step = [loss.score({stage: engine}, point=point).psnr_db for point in steps]
     except EngineError as error:
         raise EngineError(f"{linear.id} as {action.value}: {error.message}", fix=error.fix) from error
     return LayerSensitivity(
-        linear.id,
-        linear.block,
-        linear.kind,
-        linear.in_features,
-        linear.out_features,
-        action,
-        tuple(map(_rounded, sqnr)),
-        _rounded(photo),
-        by_step,
+        linear=linear.id,
+        block=linear.block,
+        kind=linear.kind,
+        in_features=linear.in_features,
+        out_features=linear.out_features,
+        action=action,
+        sqnr_db=tuple(round(value, _DB_DIGITS) for value in sqnr),
+        photo_psnr_db=round(photo, _DB_DIGITS),
+        step_photo_psnr_db=tuple(round(value, _DB_DIGITS) for value in by_step),
     )
 
 
@@ -190,43 +199,17 @@ def stage_sqnr_db(engine: Engine, calls: Sequence[Call], points: Iterable[int]) 
     return tuple(10 * math.log10(signal[p] / noise[p]) if noise[p] > 0 else math.inf for p in signal)
 
 
-def recipe_rewriter(recipe: Recipe, calibration: CalibrationResult | None) -> Rewriter:
-    """What the pipeline makes of a recipe: smoothing, as far as a mix's layers are concerned, then the rewrite."""
-    from livemoments.quantize.rewrite.run import rewrite
-    from livemoments.quantize.rewrite.smoothquant import smooth
-
-    def rewriter(model: ir.Model, linears: Sequence[Linear], mix: Mix) -> None:
-        stats = None if calibration is None else calibration.stats
-        if stats is not None and recipe.smoothquant_alpha is not None:
-            norms = {own.norm for own in linears if mix.get(own.id, Action.KEEP) in _SMOOTHED and own.norm is not None}
-            group = [own for own in linears if own.norm in norms]
-            _, stats = smooth(model, group, stats, recipe.smoothquant_alpha)
-        rewrite(model, linears, mix, recipe, stats)
-
-    return rewriter
-
-
-def _key(
-    loss: PhotoLoss,
-    recipe: Recipe,
-    action: Action,
-    calibration: CalibrationResult | None,
-    per_step_photo: bool,
-    seed: int,
-) -> str:
+def _key(loss: PhotoLoss, options: SensitivityOptions) -> str:
+    """SHA-256 of everything that the numbers depend on."""
     facts = {
         "bundle": [loss.bundle.digest(stage) for stage in loss.bundle.manifest.model.stages],
-        "recipe": msgspec.to_builtins(recipe),
-        "action": action.value,
-        "calibration": None if calibration is None else calibration.sha256,
+        "recipe": msgspec.to_builtins(options.recipe),
+        "action": options.wanted.value,
+        "calibration": None if options.calibration is None else options.calibration.sha256,
         "photos": [pixels_sha256(photo) for photo in loss.photos],
         "size": str(loss.size),
         "points": list(loss.points),
-        "per_step_photo": per_step_photo,
-        "seed": seed,
+        "per_step_photo": options.per_step_photo,
+        "seed": loss.seed,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _rounded(value: float) -> float:
-    return round(value, _DB_DIGITS)

@@ -1,16 +1,56 @@
-"""The parts of Live Photos that networks are tried on."""
+"""The Live Photos that changed networks are tried on: read from a calibration set or simulated, and cut to a tile."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import os
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from livemoments.live_photo import LivePhoto
-from livemoments.runtime.image_files.photo import MIN_SIDE_PX, Photo
+from livemoments.progress import SILENT, Progress
+from livemoments.quantize.calibrate.photos import read_set
+from livemoments.runtime.image_files.photo import MIN_SIDE_PX, Photo, read_photo
+from livemoments.simulated_clip import simulate_live_photo
 from livemoments.types import Size
+
+
+def read_trial_photos(
+    folder: str | os.PathLike[str],
+    limit: int,
+    *,
+    with_truth: bool = False,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> list[LivePhoto[Photo]]:
+    """Photos of a calibration folder.
+
+    Real clips have no truth. For a budget of quality a clip is simulated from each key photo, whose moved view is the
+    truth (:mod:`livemoments.simulated_clip`).
+
+    Args:
+        folder: the calibration set.
+        limit: at most this many photos.
+        with_truth: simulate the clips.
+        seed: the seed of the simulated clips.
+        progress: where to report.
+
+    Raises:
+        ImageError: the folder is no calibration set, or an image cannot be read.
+        UsageError: the limit is below 1, or a photo is too small to simulate a clip from.
+    """
+    items = read_set(folder, limit=limit, progress=progress)
+    if not with_truth:
+        return [item.map(read_photo) for item in items]
+    photos = []
+    for number, item in enumerate(items):
+        photo = read_photo(item.photo)
+        pixels = photo.pixels if photo.bit_depth == 8 else np.rint(photo.pixels / 257).astype(np.uint8)
+        photos.append(simulate_live_photo(pixels, seed=seed + number).map(Photo))
+    return photos
 
 
 def centre(live: LivePhoto[Photo], tile: Size) -> LivePhoto[Photo]:
@@ -28,13 +68,9 @@ def centre(live: LivePhoto[Photo], tile: Size) -> LivePhoto[Photo]:
     left = min(round(x * scale), photo.width - large.width)
     inner = (slice(y, y + small.height), slice(x, x + small.width))
     outer = (slice(top, top + large.height), slice(left, left + large.width))
-    return replace(
-        live,
-        frame=_cut(live.frame, inner),
-        photo=_cut(live.photo, outer),
-        photo_frame=None if live.photo_frame is None else _cut(live.photo_frame, inner),
-        truth=None if live.truth is None else _cut(live.truth, outer),
-    )
+    windows = {"frame": inner, "photo": outer, "photo_frame": inner, "truth": outer}
+    cut: dict[str, Any] = {part: _cut(image, windows[part]) for part, image in live.parts().items()}
+    return replace(live, **cut)
 
 
 def pixels_sha256(live: LivePhoto[Photo]) -> str:

@@ -8,12 +8,13 @@ import math
 import numpy as np
 import pytest
 
+from livemoments.distances import mse_of, psnr_of
 from livemoments.errors import CheckFailedError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.quantize.actions import Action, Mix
 from livemoments.quantize.search.budget import Budget
 from livemoments.quantize.search.chain import build_chain, mix_of, search
-from livemoments.quantize.search.photo_loss import Score, from_db, to_db
+from livemoments.quantize.search.photo_loss import Score
 from livemoments.quantize.search.sensitivity_report import LayerSensitivity, Sensitivity
 
 BITS = {Action.KEEP: 32, Action.WEIGHT_INT8: 8, Action.WEIGHT_INT4: 4}
@@ -22,7 +23,7 @@ EXACT = Score(0.0, None)
 
 def layer(number: int, action: Action, mse: float, size: int = 100) -> LayerSensitivity:
     name = LinearId("restoration", f"transformer_blocks.{number}.ff.net.2.weight")
-    return LayerSensitivity(name, number, "ff.net.2", size, 1, action, (30.0, 20.0), to_db(mse))
+    return LayerSensitivity(name, number, "ff.net.2", size, 1, action, (30.0, 20.0), psnr_of(mse))
 
 
 def cost(own: LayerSensitivity, action: Action) -> float:
@@ -38,7 +39,7 @@ def made_up(count: int, seed: int) -> tuple[list[Sensitivity], dict[tuple[Linear
         for action, factor in ((Action.WEIGHT_INT8, 1.0), (Action.WEIGHT_INT4, rng.uniform(50, 300))):
             own = layer(number, action, base * factor, size)
             layers[action].append(own)
-            errors[own.linear, action] = from_db(own.photo_psnr_db)
+            errors[own.linear, action] = mse_of(own.photo_psnr_db)
     return [Sensitivity("made-up", "key", (1.0,), tuple(found)) for found in layers.values()], errors
 
 
@@ -98,7 +99,7 @@ def test_found_mix_keeps_the_budget_and_the_next_link_breaks_it(db: float, facto
 def test_found_mix_is_near_the_best_of_all(seed: int) -> None:
     reports, errors = made_up(7, seed)
     trial = Additive(errors)
-    budget = Budget(to_db(sorted(errors.values())[9]))
+    budget = Budget(psnr_of(sorted(errors.values())[9]))
     found = search(reports, budget, EXACT, cost, trial)
     names = [own.linear for own in reports[0].layers]
     best = min(
@@ -128,7 +129,7 @@ def test_tight_budget_backs_off_and_impossible_one_is_a_failed_check() -> None:
 
 def test_quality_budget_counts_the_loss_against_the_truth() -> None:
     reports, errors = made_up(30, seed=5)
-    own_mse = from_db(30)
+    own_mse = mse_of(30)
     source = Score(0.0, own_mse)
 
     def trial(mix: Mix) -> Score:
@@ -137,7 +138,7 @@ def test_quality_budget_counts_the_loss_against_the_truth() -> None:
 
     found = search(reports, Budget(0.02, of_quality=True), source, cost, trial)
     assert 0 < found.measured_db <= 0.02
-    assert found.measured_db == pytest.approx(to_db(own_mse) - to_db(own_mse + Additive(errors)(found.mix).mse))
+    assert found.measured_db == pytest.approx(psnr_of(own_mse) - psnr_of(own_mse + Additive(errors)(found.mix).mse))
     with pytest.raises(UsageError, match="perfect restoration"):
         search(reports, Budget(0.02, of_quality=True), EXACT, cost, trial)
 
@@ -161,7 +162,7 @@ def test_actions_that_are_dearer_or_beaten_never_appear() -> None:
 def test_infinite_psnr_of_a_layer_without_effect_is_free() -> None:
     harmless, harmful = layer(0, Action.WEIGHT_INT4, 0.0), layer(1, Action.WEIGHT_INT4, 1e-3)
     assert math.isinf(harmless.photo_psnr_db)
-    errors = {(own.linear, own.action): from_db(own.photo_psnr_db) for own in (harmless, harmful)}
+    errors = {(own.linear, own.action): mse_of(own.photo_psnr_db) for own in (harmless, harmful)}
     found = search([Sensitivity("r", "k", (), (harmful, harmless))], Budget(60), EXACT, cost, Additive(errors))
     assert found.mix == {harmful.linear: Action.KEEP, harmless.linear: Action.WEIGHT_INT4}
     assert found.to_json()["measured_db"] is None

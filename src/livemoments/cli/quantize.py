@@ -104,39 +104,35 @@ def command(
       livemoments quantize bundle -o bundle-int8 --recipe int8 --calibration photos
       livemoments quantize bundle -o bundle-int4 --recipe int4-weights --allow-slower
     """
-    if budget is not None and calibration is None:
-        raise click.UsageError("--budget needs --calibration DIR: the loss is measured on its photos")
     with stdout_is_ours(), needs_extra("quantizing", "export"):
-        from livemoments.quantize.pipeline import quantize
-        from livemoments.quantize.to_budget import quantize_to_budget
+        from livemoments.quantize.options import QuantizeOptions
+        from livemoments.quantize.pipeline import quantize as run
 
+        options = QuantizeOptions(
+            recipe,
+            calibration,
+            budget,
+            goal,
+            seed=seed,
+            allow_slower=allow_slower,
+            verify=verify != "none",
+            work=work,
+            overwrite=overwrite,
+        )
         source = open_checked(bundle, progress)
-        common: dict[str, Any] = {
-            "recipe": recipe,
-            "seed": seed,
-            "work": work,
-            "allow_slower": allow_slower,
-            "overwrite": overwrite,
-            "progress": progress,
-        }
-        if budget is not None and calibration is not None:
-            result, found = quantize_to_budget(
-                source, output, budget=budget, calibration=calibration, goal=goal, **common
-            )
-        else:
-            result, found = quantize(source, output, calibration=calibration, verify=verify != "none", **common), None
+        result = run(source, output, options, progress=progress)
     if as_json:
         speeds = [
             {"stage": s.stage, "size": s.size, "source_s": s.source_s, "quantized_s": s.quantized_s}
             for s in result.speeds
         ]
         quantized: dict[str, Any] = {"layers": dict(result.layers), "speeds": speeds}
-        if found is not None:
-            quantized["search"] = found.search.to_json()
+        if result.search is not None:
+            quantized["search"] = result.search.to_json()
         write_json(bundle_document(result.bundle) | {"quantized": quantized})
     else:
-        if found is not None:
-            click.echo(found.search.to_text())
+        if result.search is not None:
+            click.echo(result.search.to_text())
         click.echo(_summary(source, result))
 
 
