@@ -23,7 +23,6 @@ from livemoments.graphs.segments import Tap
 from livemoments.graphs.taps import TAPPED_STAGES, TappedBackend
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress, Task
-from livemoments.quantize.array_file import read_arrays, write_arrays
 from livemoments.quantize.calibrate.activations import ActivationStats
 from livemoments.quantize.calibrate.observers import DEFAULT_PERCENTILE, Observer, Percentile, find_observer
 from livemoments.quantize.calibrate.photos import read_set, set_sha256
@@ -37,6 +36,7 @@ from livemoments.quantize.recipes import Recipe
 from livemoments.runtime.backends.ort import import_onnxruntime
 from livemoments.runtime.flow import FlowKind, resolve_flow
 from livemoments.runtime.restore import restore
+from livemoments.store.arrays import read_arrays, write_arrays
 from livemoments.version import __version__
 
 __all__ = ["CalibrationResult", "LinearStats", "calibrate"]
