@@ -233,8 +233,8 @@ def calibrate_for(
     progress: Progress = SILENT,
 ) -> CalibrationResult:
     """:func:`calibrate` with a recipe's observer."""
-    chosen = {"observer": recipe.observer, "percentile": recipe.percentile}
-    return calibrate(bundle, folder, seed=seed, work=work, progress=progress, **chosen)  # type: ignore[arg-type]
+    observer, percentile = recipe.observer, recipe.percentile
+    return calibrate(bundle, folder, seed=seed, observer=observer, percentile=percentile, work=work, progress=progress)
 
 
 def _step_counts(bundle: Bundle, steps: Sequence[int] | None) -> tuple[int, ...]:
