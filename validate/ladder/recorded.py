@@ -10,7 +10,7 @@ import numpy as np
 from livemoments.bundle import Bundle
 from livemoments.errors import BundleError
 from livemoments.types import Stage
-from livemoments.validate.recording.cases import RecordedCase, recorded_case, schedule_point
+from livemoments.validate.recording.cases import RecordedCase, keys_values_names, recorded_case, schedule_point
 from livemoments.validate.recording.store import Recording
 
 STEPPED = (Stage.REFERENCE, Stage.RESTORATION)
@@ -154,7 +154,9 @@ def passes(
             continue
         kv_steps = meta.settings.kv_steps()
         for step in range(meta.settings.steps) if stage is Stage.RESTORATION else sorted(set(kv_steps)):
-            names = [f"tile{tile}.step{kv_steps[step]}.kv.transformer_blocks.0.attn.to_k"]
+            blocks = range(bundle.manifest.model.num_blocks)
+            parts = [keys_values_names(f"tile{tile}.step{kv_steps[step]}", block) for block in blocks]
+            names = [name for part in parts for pair in part.values() for name in pair]
             if stage is Stage.RESTORATION:
                 names += [f"tile{tile}.motion_bias", f"tile{tile}.step{step}.z"]
             if recording.has(image, *names):

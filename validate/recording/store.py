@@ -25,11 +25,16 @@ import numpy as np
 
 from livemoments.bundle import hash_file, size_of_listed
 from livemoments.errors import FileError, UsageError
+from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
+from livemoments.runtime.noise import NoiseSource, RecordedNoise, SeededNoise, TileNoise
 from livemoments.types import ReferencePolicy, Size
 from livemoments.validate.recording.schema import (
+    LR,
     META_NAME,
     RECORDING_SCHEMA,
+    REF,
+    REF_LR,
     RESULT,
     ImageEntry,
     RecordingMeta,
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
 
 _AGAIN = "copy the recording again, or make it again with 'livemoments record'"
 _RESULT_NAME = "photo.result"
+_NOISE = ("lq.posterior_noise", "ref.posterior_noise", "noise")
 
 
 class Recording(abc.ABC):
@@ -76,6 +82,31 @@ class Recording(abc.ABC):
         """The file of a photo's ``lr``, ``ref``, ``ref_lr``, ``gt`` or ``result``; ``None`` if there is none."""
         name = self.entry(image).files.get(role)
         return None if name is None else self.path / name
+
+    def live_photo(self, image: str) -> LivePhoto[Path]:
+        """The files that a photo was restored from.
+
+        Raises:
+            FileError: no such photo, or its frame or photo is not in the recording.
+        """
+        frame, photo, photo_frame = (self.image_path(image, role) for role in (LR, REF, REF_LR))
+        if frame is None or photo is None:
+            raise FileError(self.path, f"holds no input images of '{image}'", fix="record again")
+        return LivePhoto(frame, photo, photo_frame, name=image)
+
+    def noise(self, image: str) -> NoiseSource:
+        """The noise of a photo's tiles: the recorded one; the seed's where the noise itself was not kept.
+
+        Raises:
+            FileError: no such photo, or a damaged file.
+        """
+        tiles = {}
+        for index in range(len(self.entry(image).tiles)):
+            names = [f"tile{index}.{part}" for part in _NOISE]
+            if self.has(image, *names):
+                tiles[index] = TileNoise(*(self.read(image, name)[0] for name in names))
+        seed = self.meta.settings.seed
+        return SeededNoise(seed) if not tiles and seed is not None else RecordedNoise(tiles)
 
     @abc.abstractmethod
     def _known(self, image: str) -> Mapping[str, object]:
