@@ -134,6 +134,7 @@ def quantize(
             stages=entries,
             toolchain=source.manifest.toolchain | _toolchain(),
             recipe=chosen.name,
+            smoothed=chosen.smoothquant_alpha is not None,
             calibration_sha256=None if observed is None else observed.sha256,
             calibration_seed=None if observed is None else observed.seed,
             files={},

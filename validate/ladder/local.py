@@ -13,7 +13,6 @@ from livemoments.errors import UsageError
 from livemoments.graphs.subgraphs import Network, Piece
 from livemoments.limits import PrecisionLimits
 from livemoments.manifest import Graph
-from livemoments.quantize.recipes import NAMES, load_recipe
 from livemoments.types import Stage
 from livemoments.validate.ladder.intended import Intended
 from livemoments.validate.ladder.landmarks import Landmark, draw_map, ingredients
@@ -87,7 +86,7 @@ class LocalErrors:
     def __init__(self, bundle: Bundle, stage: Stage, graph: Graph, limits: PrecisionLimits) -> None:
         self.network = Network(bundle.path / graph.path)
         outputs = [spec.name for spec in graph.outputs]
-        self.map = draw_map(self.network, stage, outputs, smoothed=_may_be_smoothed(bundle.manifest.recipe))
+        self.map = draw_map(self.network, stage, outputs, smoothed=bundle.manifest.may_be_smoothed)
         self._stage = stage
         self._heads = bundle.manifest.model.num_heads
         self._limits = limits
@@ -246,13 +245,6 @@ class LocalErrors:
         tokens = difference.reshape(-1, difference.shape[-1])
         varying = float(np.linalg.norm(tokens - tokens.mean(axis=0)))
         return varying <= _SAME_ROW * float(np.linalg.norm(tokens))
-
-
-def _may_be_smoothed(recipe: str | None) -> bool:
-    """Whether a recipe may have moved scales from norms into weights; that of a user's own may."""
-    if recipe is None:
-        return False
-    return recipe not in NAMES or load_recipe(recipe).smoothquant_alpha is not None
 
 
 def _compare(got: np.ndarray, want: np.ndarray) -> Distance:
