@@ -32,7 +32,8 @@ _HEAD_BYTES = 64
 
 def is_picture(path: Path) -> bool:
     """Whether a file is meant as a picture: by its suffix, in any case, else by its first bytes. Sidecars
-    (``x.png.json``), ``Thumbs.db`` and the like are not; a link to nothing with a picture's suffix is."""
+    (``x.png.json``), ``Thumbs.db`` and the like are not; a link to nothing with a picture's suffix is.
+    """
     if path.suffix.lower() in (*READABLE_SUFFIXES, *_OTHER_PICTURES):
         return path.is_file() or is_broken_link(path)
     if not path.is_file():

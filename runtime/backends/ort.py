@@ -50,17 +50,21 @@ class OrtArray(DeviceArray):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
         return tuple(self.value.shape())
 
     @property
     def dtype(self) -> np.dtype:
+        """Its numpy dtype."""
         return self._dtype
 
     @property
     def nbytes(self) -> int:
+        """Bytes it takes where it lies."""
         return int(self.value.tensor_size_in_bytes())
 
     def numpy(self) -> np.ndarray:
+        """A copy on the host."""
         return self.value.numpy()
 
 
@@ -113,6 +117,7 @@ class OrtEngine(Engine):
         }
 
     def close(self) -> None:
+        """Let go of the session and its memory."""
         super().close()
         self._session = None
 
@@ -151,6 +156,7 @@ class OrtBackend(Backend):
         self._providers = list(dict.fromkeys([self._ort_name, *fallbacks, _CPU]))
 
     def open(self, bundle: Bundle, stage: Stage, size: Size) -> OrtEngine:
+        """Open a session on the stage's graph; see :meth:`Backend.open`."""
         graph = bundle.graph(stage, size)
         path = bundle.path / graph.path  # by path: external weights lie beside the graph
         try:

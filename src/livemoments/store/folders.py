@@ -200,7 +200,8 @@ def check_destination(
 
 def _tidy(retired: Claim, destination: Path) -> None:
     """Remove what is not needed any more; leave what could not be put back, and what belongs to a name that begins
-    alike."""
+    alike.
+    """
     content = {path.name for path in retired.path.iterdir()} if retired.path.is_dir() else set()
     if content <= {_DELETED} or (destination.name in content and os.path.lexists(destination)):
         retired.remove()
