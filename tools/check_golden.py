@@ -18,7 +18,7 @@ from livemoments.errors import LiveMomentsError
 from livemoments.reference.layout import locate
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.validate.ladder.all_points import check_source
-from livemoments.validate.ladder.replay import climb
+from livemoments.validate.ladder.compare import compare
 from livemoments.validate.recording.golden_format import GoldenRecording
 from livemoments.validate.recording.reproduction import check_reference
 from livemoments.validate.report.text import report_line
@@ -40,7 +40,7 @@ def main(recording: Path, images: Path | None, engine: Path | None, provider: st
             else:
                 bundle = open_bundle(engine)
                 check_source(bundle, locate(checkpoint))
-                results = climb(bundle, opened, backend=OrtBackend(provider))
+                results = compare(bundle, opened, backend=OrtBackend(provider))
     except LiveMomentsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

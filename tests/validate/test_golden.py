@@ -17,8 +17,8 @@ from places import GOLDEN, ROOT
 from livemoments.bundle import Bundle, open_bundle
 from livemoments.errors import FileError
 from livemoments.types import Stage
-from livemoments.validate.ladder.recorded import passes
-from livemoments.validate.ladder.replay import climb
+from livemoments.validate.ladder.compare import compare
+from livemoments.validate.ladder.recorded_runs import recorded_runs
 from livemoments.validate.recording.golden_format import GoldenRecording
 from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.reproduction import check_reference, check_tensor
@@ -115,20 +115,20 @@ def test_images_must_share_one_name(tmp_path: Path) -> None:
 
 
 def test_numbers_are_compared_by_their_kind() -> None:
-    def passes(name: str, value: np.ndarray, expected: np.ndarray) -> bool:
+    def recorded_runs(name: str, value: np.ndarray, expected: np.ndarray) -> bool:
         return check_tensor(name, value, expected, 1e-4).status == "pass"
 
     floats = np.linspace(-1, 1, 100, dtype=np.float32)
-    assert passes("z", floats * np.float32(1.00005), floats)
-    assert not passes("z", floats * np.float32(1.0002), floats)
-    assert not passes("z", np.full_like(floats, np.nan), floats)
-    assert not passes("z", floats[:50], floats)
+    assert recorded_runs("z", floats * np.float32(1.00005), floats)
+    assert not recorded_runs("z", floats * np.float32(1.0002), floats)
+    assert not recorded_runs("z", np.full_like(floats, np.nan), floats)
+    assert not recorded_runs("z", floats[:50], floats)
     levels = np.arange(100, dtype=np.uint8)
-    assert passes("photo.result", levels + np.uint8(1), levels)
-    assert not passes("photo.result", levels + np.uint8(2), levels)
+    assert recorded_runs("photo.result", levels + np.uint8(1), levels)
+    assert not recorded_runs("photo.result", levels + np.uint8(2), levels)
     corners = np.array([[0, 1], [2, 3]])
-    assert passes("ref_patch_coords", corners.copy(), corners)
-    assert not passes("ref_patch_coords", corners + np.array([[0, 0], [0, 1]]), corners)
+    assert recorded_runs("ref_patch_coords", corners.copy(), corners)
+    assert not recorded_runs("ref_patch_coords", corners + np.array([[0, 0], [0, 1]]), corners)
 
 
 def test_the_recording_says_its_sizes() -> None:
@@ -145,7 +145,7 @@ def test_the_recording_says_its_sizes() -> None:
 
 
 def rungs_of(bundle: Bundle, recording: Recording) -> dict[str, Rung]:
-    rungs = climb(bundle, recording, levels=("network", "step", "tile", "photo"))
+    rungs = compare(bundle, recording, levels=("network", "step", "tile", "photo"))
     return {f"{rung.level} {rung.name}": rung for rung in rungs}
 
 
@@ -169,4 +169,4 @@ def test_an_engine_is_held_against_a_golden_recording(tiny_bundle: Path, tmp_pat
 def test_a_recording_of_a_part_of_the_keys_and_values_has_no_run_of_the_transformers(tiny_bundle: Path) -> None:
     recording, bundle = open_recording(GOLDEN), open_bundle(tiny_bundle)
     assert recording.has("photo", "tile0.step0.kv.transformer_blocks.0.attn.to_k")
-    assert list(passes(recording, "photo", bundle, Stage.REFERENCE)) == []
+    assert list(recorded_runs(recording, "photo", bundle, Stage.REFERENCE)) == []

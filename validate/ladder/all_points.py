@@ -1,7 +1,7 @@
 """The network rung with a checkpoint at hand: every stage at every tile size and every point of the schedule.
 
 Inputs are made up (natural spectra, realistic magnitudes) and the reference computes the outputs there and then; what a
-recording holds of real photos is compared by :mod:`livemoments.validate.ladder.replay`. Needs torch.
+recording holds of real photos is compared by :mod:`livemoments.validate.ladder.compare`. Needs torch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from livemoments.reference.checkpoint import read_configs, read_prompt
 from livemoments.reference.layout import CheckpointFiles
 from livemoments.runtime.backends.base import Backend, to_host
 from livemoments.types import Size, Stage
-from livemoments.validate.ladder.measures import measure
-from livemoments.validate.ladder.recorded import STEPPED
-from livemoments.validate.ladder.rungs import Worst
+from livemoments.validate.ladder.recorded_runs import STEPPED
+from livemoments.validate.ladder.rungs import WorstDistance
+from livemoments.validate.ladder.tensor_distance import tensor_distance
 from livemoments.validate.report_data import Rung
 
 
@@ -86,12 +86,12 @@ def all_points(
     return tuple(rungs)
 
 
-def _worst_output(bundle: Bundle, stage: Stage, size: Size, cases: Iterable[Case], backend: Backend) -> Worst:
-    worst = Worst()
+def _worst_output(bundle: Bundle, stage: Stage, size: Size, cases: Iterable[Case], backend: Backend) -> WorstDistance:
+    worst = WorstDistance()
     with backend.open(bundle, stage, size) as engine:
         for case in cases:
             outputs = engine.run(engine.cast(case.inputs))
             for name, expected in case.outputs.items():
                 label = name if case.point is None else f"{name} at point {case.point}"
-                worst.add(measure(to_host(outputs[name]), expected), label)
+                worst.add(tensor_distance(to_host(outputs[name]), expected), label)
     return worst

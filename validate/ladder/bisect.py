@@ -6,10 +6,10 @@ Three questions, one after the other, for each transformer:
    that its error is its own: past ``block_rel_l2`` it is suspect. Where the recording lacks what enters a block, the
    engine's own way decides: the first boundary past the limit is suspect if its error is also at least :data:`JUMP`
    times that of the boundary before; errors that grow slowly from block to block are rounding, and nobody's fault.
-2. Which module? Inside that block every landmark (:mod:`landmarks`), each fed with the reference's values, in the
+2. Which module? Inside that block every comparable (:mod:`values`), each fed with the reference's values, in the
    graph's order. If no block stands out, those of all blocks are compared: in float16 and int8 a wrong operation can
    hide in a block's rounding, not in its own, for it is computed in float32.
-3. Which node? The nodes between the landmarks before and the bad one; those that give something recognised as right are
+3. Which node? The nodes between the values before and the bad one; those that give something recognised as right are
    cleared. Of what is left the product with a weight is named, or else the first; ``detail`` says how many there were.
 
 The other stages have no blocks: the network's error (:func:`networks`), then their modules, then the node.
@@ -27,12 +27,12 @@ from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.types import Stage
-from livemoments.validate.ladder.conditions import check_fits, choose_image, limits_for
-from livemoments.validate.ladder.local import LocalError, LocalErrors
-from livemoments.validate.ladder.recorded import STEPPED, Pass, passes
-from livemoments.validate.ladder.replay import networks
+from livemoments.validate.ladder.block_errors import BlockError, BlockErrors
+from livemoments.validate.ladder.compare import networks
+from livemoments.validate.ladder.isolated_errors import IsolatedError, IsolatedErrors
+from livemoments.validate.ladder.recorded_conditions import check_fits, choose_image, limits_for
+from livemoments.validate.ladder.recorded_runs import STEPPED, RecordedRun, recorded_runs
 from livemoments.validate.ladder.rungs import finite
-from livemoments.validate.ladder.walk import BlockWalk, BoundaryError
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.report_data import Bisection, Rung, Suspect
 
@@ -110,12 +110,12 @@ def bisect(
 def _search(
     bundle: Bundle, recording: Recording, image: str, stage: Stage, network: Rung, limits: PrecisionLimits
 ) -> _Found:
-    cases = list(passes(recording, image, bundle, stage))
+    cases = list(recorded_runs(recording, image, bundle, stage))
     boundaries = _walk(bundle, recording, stage, cases) if stage in STEPPED else []
     suspect = _first_boundary(boundaries, limits)
     has_modules = any(given.has_modules for given in cases)
     if has_modules and limits.module_rel_l2 is not None and limits.exact_rel_l2 is not None:
-        with LocalErrors(bundle, stage, bundle.graph(stage, recording.meta.tile), limits) as local:
+        with IsolatedErrors(bundle, stage, bundle.graph(stage, recording.meta.tile), limits) as local:
             error = _first_module(local, cases, suspect)
             if error is not None:
                 return _accused(local, error, boundaries)
@@ -129,19 +129,19 @@ def _search(
     return _Found(_of_network(stage, network, cases), why, len(boundaries))
 
 
-def _walk(bundle: Bundle, recording: Recording, stage: Stage, cases: list[Pass]) -> list[BoundaryError]:
+def _walk(bundle: Bundle, recording: Recording, stage: Stage, cases: list[RecordedRun]) -> list[BlockError]:
     """Every recorded boundary; of each pass in the order of blocks."""
-    found: list[BoundaryError] = []
+    found: list[BlockError] = []
     if not any(given.has("block0.hidden") for given in cases):
         return found
-    with BlockWalk(bundle, stage, bundle.graph(stage, recording.meta.tile)) as walk:
+    with BlockErrors(bundle, stage, bundle.graph(stage, recording.meta.tile)) as walk:
         for given in cases:
             found += walk.of(given)
             given.forget()
     return found
 
 
-def _first_boundary(boundaries: list[BoundaryError], limits: PrecisionLimits) -> BoundaryError | None:
+def _first_boundary(boundaries: list[BlockError], limits: PrecisionLimits) -> BlockError | None:
     """The worst error of the first block that is suspect."""
     limit = limits.block_rel_l2
     if limit is None:
@@ -153,7 +153,7 @@ def _first_boundary(boundaries: list[BoundaryError], limits: PrecisionLimits) ->
     return max((error for error in bad if error.block == first), key=lambda error: _order(error.worst))
 
 
-def _is_suspect(error: BoundaryError, boundaries: list[BoundaryError], limit: float) -> bool:
+def _is_suspect(error: BlockError, boundaries: list[BlockError], limit: float) -> bool:
     if error.alone is not None:
         return not error.alone.rel_l2 <= limit
     if error.own.rel_l2 <= limit:
@@ -162,7 +162,7 @@ def _is_suspect(error: BoundaryError, boundaries: list[BoundaryError], limit: fl
     return before is None or not error.own.rel_l2 < JUMP * before
 
 
-def _error_before(error: BoundaryError, boundaries: list[BoundaryError]) -> float | None:
+def _error_before(error: BlockError, boundaries: list[BlockError]) -> float | None:
     """The error of what enters a boundary's block, on the engine's own way; ``None`` for the first block."""
     earlier = [
         other.own.rel_l2 for other in boundaries if other.given is error.given and other.block == error.block - 1
@@ -174,52 +174,52 @@ def _order(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def _first_module(local: LocalErrors, cases: list[Pass], suspect: BoundaryError | None) -> LocalError | None:
-    """The first bad landmark: of the suspect's block; of the whole graph if there is no suspect, or none in it."""
+def _first_module(local: IsolatedErrors, cases: list[RecordedRun], suspect: BlockError | None) -> IsolatedError | None:
+    """The first bad comparable: of the suspect's block; of the whole graph if there is no suspect, or none in it."""
     if suspect is not None:
         given = suspect.given if suspect.given.has_modules else next(case for case in cases if case.has_modules)
         for error in local.of(given, block=f"transformer_blocks.{suspect.block}"):
             if error.is_bad:
                 return error
-    first: LocalError | None = None
+    first: IsolatedError | None = None
     place = local.places
     for given in cases:
         if not given.has_modules:
             continue
         for error in local.of(given):
             if error.is_bad:
-                if first is None or place[error.landmark.value] < place[first.landmark.value]:
+                if first is None or place[error.comparable.value] < place[first.comparable.value]:
                     first = error
                 break
         given.forget()
     return first
 
 
-def _accused(local: LocalErrors, error: LocalError, boundaries: list[BoundaryError]) -> _Found:
+def _accused(local: IsolatedErrors, error: IsolatedError, boundaries: list[BlockError]) -> _Found:
     """The suspect with its module and node."""
-    accusation = local.accuse(error)
+    faulty = local.find_faulty_node(error)
     nodes = local.network.nodes
-    node = nodes[accusation.node]
-    landmark = error.landmark
+    node = nodes[faulty.node]
+    comparable = error.comparable
     entering = [
         other.own.rel_l2
         for other in boundaries
-        if other.given.prefix == error.given.prefix and f"transformer_blocks.{other.block + 1}" == landmark.block
+        if other.given.prefix == error.given.prefix and f"transformer_blocks.{other.block + 1}" == comparable.block
     ]
     suspect = Suspect(
         stage=str(error.given.stage),
         point=error.given.point,
-        block=landmark.block,
-        module=local.module_of(accusation.node) or (landmark.module if " the " not in f" {landmark.what}" else None),
+        block=comparable.block,
+        module=local.module_of(faulty.node) or (comparable.module if " the " not in f" {comparable.what}" else None),
         node=node.name or None,
         op=node.op_type,
-        output=accusation.output,
+        output=faulty.output,
         rel_l2=finite(error.distance.rel_l2),
         limit=error.limit,
         before=finite(max(entering, key=_order)) if entering else 0.0,
     )
-    rest = [nodes[index] for index in accusation.remaining if index != accusation.node]
-    where = f"{landmark.what} of stage '{suspect.stage}' at {error.given}"
+    rest = [nodes[index] for index in faulty.remaining if index != faulty.node]
+    where = f"{comparable.what} of stage '{suspect.stage}' at {error.given}"
     detail = (
         f"{where}: fed with the reference's values, {node.op_type} '{node.name}' is the only node that can be wrong"
     )
@@ -229,15 +229,13 @@ def _accused(local: LocalErrors, error: LocalError, boundaries: list[BoundaryErr
             f"{where}: {len(rest) + 1} nodes lie between what is right and what is wrong; besides {node.op_type} "
             f"'{node.name}': {others}{', …' if len(rest) > 4 else ''}"
         )
-    if landmark.value in local.map.tables:
+    if comparable.value in local.map.tables:
         bad, all_of_them = local.bad_tables(error.given)
         detail += f"; {bad} of {all_of_them} AdaLN tables of the stage give wrong rows at this step"
     return _Found(suspect, detail, len(boundaries))
 
 
-def _of_boundary(
-    stage: Stage, error: BoundaryError, boundaries: list[BoundaryError], limits: PrecisionLimits
-) -> Suspect:
+def _of_boundary(stage: Stage, error: BlockError, boundaries: list[BlockError], limits: PrecisionLimits) -> Suspect:
     before = 0.0 if error.alone is not None else _error_before(error, boundaries)
     return Suspect(
         stage=str(stage),
@@ -253,7 +251,7 @@ def _of_boundary(
     )
 
 
-def _of_network(stage: Stage, network: Rung, cases: list[Pass]) -> Suspect:
+def _of_network(stage: Stage, network: Rung, cases: list[RecordedRun]) -> Suspect:
     point = next((given.point for given in cases if network.where.endswith(str(given))), None)
     return Suspect(
         stage=str(stage),
@@ -277,7 +275,7 @@ def _why_no_node(stage: Stage, has_modules: bool) -> str:
     return f"stage '{stage}': no module is named, for none was recorded; record with --detail modules"
 
 
-def _why_no_block(stage: Stage, network: Rung, boundaries: list[BoundaryError], has_modules: bool) -> str:
+def _why_no_block(stage: Stage, network: Rung, boundaries: list[BlockError], has_modules: bool) -> str:
     start = f"stage '{stage}' is past its limit ({network.where})"
     if stage in STEPPED and not boundaries:
         return f"{start}; no block is named, for no block was recorded: record with --detail blocks or modules"

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from livemoments.validate.ladder.measures import Distance
+from livemoments.validate.ladder.tensor_distance import Distance
 from livemoments.validate.report_data import Rung
 
 Level = Literal["block", "network", "step", "tile", "photo"]
@@ -20,7 +20,7 @@ def finite(value: float | None) -> float | None:
 
 
 @dataclass
-class Worst:
+class WorstDistance:
     """The worst of the distances of one rung. NaN is worse than any number.
 
     Attributes:
@@ -43,7 +43,7 @@ class Worst:
     def rung(self, level: Level, name: str, size: str, limit: float | None, *, note: str = "") -> Rung:
         """The rung; ``info`` without a limit, or if there was nothing to compare."""
         if self.distance is None:
-            return nothing(level, name, size, note or "nothing to compare was recorded")
+            return unmeasured_rung(level, name, size, note or "nothing to compare was recorded")
         value = self.distance.rel_l2 if self.of == "rel_l2" else self.distance.psnr_db
         return rung_of(
             level,
@@ -85,7 +85,7 @@ def rung_of(
     )
 
 
-def nothing(level: Level, name: str, size: str, why: str) -> Rung:
+def unmeasured_rung(level: Level, name: str, size: str, why: str) -> Rung:
     """A rung that could not be measured, and why."""
     return Rung(
         level=level,

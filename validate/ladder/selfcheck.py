@@ -26,8 +26,8 @@ from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restoration import Restoration, plan_tiles
 from livemoments.runtime.restore import restore_tiles, to_integers
 from livemoments.types import Size, Stage, TensorSpec
-from livemoments.validate.ladder.measures import measure
 from livemoments.validate.ladder.rungs import finite
+from livemoments.validate.ladder.tensor_distance import tensor_distance
 from livemoments.validate.report_data import Better, Check
 
 _NEIGHBOUR_SCALE = 1.25
@@ -131,7 +131,7 @@ def _picture(
         task.advance()
     yield _same("second_run", again, first, "a second run of the same picture")
     yield _same("tile_order", backwards, first, "the same picture with its tiles in the opposite order")
-    error = measure(together, first).rel_l2
+    error = tensor_distance(together, first).rel_l2
     levels = int(np.abs(_levels(together) - _levels(first)).max())
     detail = f"two tiles at once against one after the other; the 8-bit pictures differ by at most {levels} levels"
     yield _check("batch_size", error, limits.step_rel_l2, "rel_l2", detail)
@@ -158,7 +158,7 @@ def _stage(engine: Engine, row: Mapping[str, np.ndarray], limits: PrecisionLimit
         first, second = (_take(spec, twins[spec.name], place) for place in (0, 1))
         worst_rows = max(worst_rows, float(np.count_nonzero(first != second)))
         for name, value in (("another row", mixed), ("the same row", twins)):
-            error = measure(_take(spec, value[spec.name], 0), _take(spec, alone[spec.name], 0)).rel_l2
+            error = tensor_distance(_take(spec, value[spec.name], 0), _take(spec, alone[spec.name], 0)).rel_l2
             if error > worst_neighbour:
                 worst_neighbour, where = error, f"output '{spec.name}' beside {name}"
         constant += _constant_channels(stage, _take(spec, alone[spec.name], 0))

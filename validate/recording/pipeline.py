@@ -23,7 +23,8 @@ from livemoments.store.names import check_utf8
 from livemoments.types import ReferencePolicy, Size
 from livemoments.validate.datasets.index import Dataset
 from livemoments.validate.recording.capture import Capture, Wanted
-from livemoments.validate.recording.conditions import (
+from livemoments.validate.recording.opening import open_recording
+from livemoments.validate.recording.preparation import (
     check_blocks,
     check_detail,
     check_tile,
@@ -36,7 +37,6 @@ from livemoments.validate.recording.conditions import (
     sorted_numbers,
     with_schedule,
 )
-from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.schema import (
     LR,
     RECORDING_SCHEMA,

@@ -13,8 +13,8 @@ from livemoments.runtime.image_files.photo import read_photo
 from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.tiles.plan import plan_balanced
 from livemoments.types import Size
-from livemoments.validate.ladder.measures import measure
 from livemoments.validate.ladder.rungs import finite
+from livemoments.validate.ladder.tensor_distance import tensor_distance
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.reference_photo import image_tensor, restore_like_runtime, torch_noise
 from livemoments.validate.report_data import Check
@@ -96,7 +96,7 @@ def check_tensor(name: str, value: np.ndarray, expected: np.ndarray, limit: floa
         expected: what was recorded. Whole numbers must be equal, 8-bit images within :data:`IMAGE_LIMIT_LEVELS`.
         limit: for floats, the largest relative L2 error.
     """
-    distance = measure(value, expected)
+    distance = tensor_distance(value, expected)
     unit, error = "rel_l2", distance.rel_l2
     if expected.dtype == np.uint8:
         unit, error, limit = "levels", distance.max_abs, IMAGE_LIMIT_LEVELS

@@ -32,7 +32,7 @@ class Distance:
     psnr_db: float | None = None
 
 
-def measure(value: np.ndarray, reference: np.ndarray, *, peak: float | None = None) -> Distance:
+def tensor_distance(value: np.ndarray, reference: np.ndarray, *, peak: float | None = None) -> Distance:
     """Compare two tensors of one shape.
 
     Args:

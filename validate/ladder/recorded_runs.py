@@ -18,7 +18,7 @@ _SMALL_BYTES = 1 << 20
 """Tensors below this (rows of AdaLN tables) are read once."""
 
 
-class Pass:
+class RecordedRun:
     """One run of a stage for one tile, and for the transformers at one step.
 
     Args:
@@ -132,9 +132,9 @@ class Pass:
         return found
 
 
-def passes(
+def recorded_runs(
     recording: Recording, image: str, bundle: Bundle, stage: Stage, *, tiles: tuple[int, ...] | None = None
-) -> Iterator[Pass]:
+) -> Iterator[RecordedRun]:
     """Every recorded pass of a stage: of each tile, and of each step at which the stage ran, in that order.
 
     Those whose inputs or outputs were not recorded are left out.
@@ -146,11 +146,11 @@ def passes(
         if stage is Stage.VAE_ENCODER:
             for part in ("lq", "ref"):
                 if recording.has(image, f"tile{tile}.{part}.image"):
-                    yield Pass(recording, image, tile, bundle, stage, part=part)
+                    yield RecordedRun(recording, image, tile, bundle, stage, part=part)
             continue
         if stage not in STEPPED:
             if all(recording.has(image, f"tile{tile}.{name}") for name in _NEEDS[stage]):
-                yield Pass(recording, image, tile, bundle, stage)
+                yield RecordedRun(recording, image, tile, bundle, stage)
             continue
         kv_steps = meta.settings.kv_steps()
         for step in range(meta.settings.steps) if stage is Stage.RESTORATION else sorted(set(kv_steps)):
@@ -160,7 +160,7 @@ def passes(
             if stage is Stage.RESTORATION:
                 names += [f"tile{tile}.motion_bias", f"tile{tile}.step{step}.z"]
             if recording.has(image, *names):
-                yield Pass(recording, image, tile, bundle, stage, step=step)
+                yield RecordedRun(recording, image, tile, bundle, stage, step=step)
 
 
 _NEEDS: Mapping[Stage, tuple[str, ...]] = {

@@ -15,12 +15,12 @@ from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend, to_host
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.types import FlowNetwork, Size, Stage
-from livemoments.validate.ladder.conditions import check_fits, choose_image, limits_for, restore_as_recorded
-from livemoments.validate.ladder.local import LocalError, LocalErrors
-from livemoments.validate.ladder.measures import measure
-from livemoments.validate.ladder.recorded import STEPPED, Pass, passes
-from livemoments.validate.ladder.rungs import LEVELS, Level, Worst, nothing, rung_of
-from livemoments.validate.ladder.walk import BlockWalk, BoundaryError
+from livemoments.validate.ladder.block_errors import BlockError, BlockErrors
+from livemoments.validate.ladder.isolated_errors import IsolatedError, IsolatedErrors
+from livemoments.validate.ladder.recorded_conditions import check_fits, choose_image, limits_for, restore_as_recorded
+from livemoments.validate.ladder.recorded_runs import STEPPED, RecordedRun, recorded_runs
+from livemoments.validate.ladder.rungs import LEVELS, Level, WorstDistance, rung_of, unmeasured_rung
+from livemoments.validate.ladder.tensor_distance import tensor_distance
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.report_data import Rung
 
@@ -33,7 +33,7 @@ _DIS = "of DIS, which rounding moves: the networks were given the recording's"
 _INNER = re.compile(r"tile(\d+)\.(?:step(\d+)\.)?(velocity|flow|z_init|z_out|decoded)")
 
 
-def climb(
+def compare(
     bundle: Bundle,
     recording: Recording,
     *,
@@ -104,8 +104,8 @@ def networks(
     present = _present(bundle, stages)
     with progress.task("Comparing networks", len(present)) as task:
         for stage in present:
-            worst = Worst()
-            found: Iterable[Pass] = passes(recording, image, bundle, stage)
+            worst = WorstDistance()
+            found: Iterable[RecordedRun] = recorded_runs(recording, image, bundle, stage)
             if stage not in STEPPED:
                 found = islice(found, _TILES_PER_NETWORK)
             cases = list(found)
@@ -124,12 +124,14 @@ def _present(bundle: Bundle, stages: Collection[Stage]) -> list[Stage]:
     return [stage for stage in Stage if stage in stages and str(stage) in bundle.manifest.stages]
 
 
-def _run_stage(bundle: Bundle, stage: Stage, size: Size, cases: list[Pass], backend: Backend, worst: Worst) -> None:
+def _run_stage(
+    bundle: Bundle, stage: Stage, size: Size, cases: list[RecordedRun], backend: Backend, worst: WorstDistance
+) -> None:
     with backend.open(bundle, stage, size) as engine:
         for given in cases:
             outputs = engine.run(engine.cast(given.case.inputs))
             for name, want in given.case.outputs.items():
-                worst.add(measure(to_host(outputs[name]), want), f"{name} at {given}")
+                worst.add(tensor_distance(to_host(outputs[name]), want), f"{name} at {given}")
             given.forget()
 
 
@@ -147,34 +149,34 @@ def _blocks(
     with progress.task("Comparing blocks and modules", len(present)) as task:
         for stage in present:
             graph = bundle.graph(stage, size)
-            cases = list(passes(recording, image, bundle, stage))
-            boundaries: dict[int, list[BoundaryError]] = {}
-            inner: dict[str, list[LocalError]] = {}
+            cases = list(recorded_runs(recording, image, bundle, stage))
+            boundaries: dict[int, list[BlockError]] = {}
+            inner: dict[str, list[IsolatedError]] = {}
             if stage in STEPPED and any(given.has("embed.hidden") or given.has("block0.hidden") for given in cases):
-                with BlockWalk(bundle, stage, graph) as walk:
+                with BlockErrors(bundle, stage, graph) as walk:
                     for given in cases:
                         for boundary in walk.of(given):
                             boundaries.setdefault(boundary.block, []).append(boundary)
                         given.forget()
             if limits.module_rel_l2 is not None and limits.exact_rel_l2 is not None:
-                with LocalErrors(bundle, stage, graph, limits) as local:
+                with IsolatedErrors(bundle, stage, graph, limits) as local:
                     for given in cases:
                         if given.has_modules:
                             for error in local.of(given):
-                                inner.setdefault(error.landmark.block or "outside", []).append(error)
+                                inner.setdefault(error.comparable.block or "outside", []).append(error)
                         given.forget()
             rungs += [_boundary_rung(stage, size, block, found, limits) for block, found in sorted(boundaries.items())]
             rungs += [_inner_rung(stage, size, block, found) for block, found in inner.items()]
             if stage in STEPPED and not boundaries:
                 why = "not recorded: record with --detail blocks or modules"
-                rungs.append(nothing("block", str(stage), str(size), why))
+                rungs.append(unmeasured_rung("block", str(stage), str(size), why))
             task.advance(note=str(stage))
     return rungs
 
 
-def _boundary_rung(stage: Stage, size: Size, block: int, found: list[BoundaryError], limits: PrecisionLimits) -> Rung:
+def _boundary_rung(stage: Stage, size: Size, block: int, found: list[BlockError], limits: PrecisionLimits) -> Rung:
     """The worst of a block's boundaries, on the engine's own way there and with the block on its own."""
-    worst = Worst()
+    worst = WorstDistance()
     for error in found:
         worst.add(error.own, f"{error.part} at {error.given}")
         if error.alone is not None:
@@ -182,7 +184,7 @@ def _boundary_rung(stage: Stage, size: Size, block: int, found: list[BoundaryErr
     return worst.rung("block", f"{stage}.block{block}", str(size), limits.block_rel_l2)
 
 
-def _inner_rung(stage: Stage, size: Size, block: str, found: list[LocalError]) -> Rung:
+def _inner_rung(stage: Stage, size: Size, block: str, found: list[IsolatedError]) -> Rung:
     """The module or operation of a block that comes closest to its limit."""
     worst = max(found, key=lambda error: error.ratio)
     name = block.replace("transformer_blocks.", "block")
@@ -193,7 +195,7 @@ def _inner_rung(stage: Stage, size: Size, block: str, found: list[LocalError]) -
         worst.distance,
         worst.limit,
         passed=not worst.is_bad,
-        where=f"{worst.landmark.what} at {worst.given}, the worst of {len(found)} values",
+        where=f"{worst.comparable.what} at {worst.given}, the worst of {len(found)} values",
     )
 
 
@@ -217,10 +219,10 @@ class _Comparison:
     def __init__(self, recording: Recording, image: str) -> None:
         self._recording = recording
         self._image = image
-        self._steps: dict[int, Worst] = {}
-        self._latents: dict[str, Worst] = {}
-        self._tiles: dict[int, Worst] = {}
-        self._photo: dict[str, Worst] = {}
+        self._steps: dict[int, WorstDistance] = {}
+        self._latents: dict[str, WorstDistance] = {}
+        self._tiles: dict[int, WorstDistance] = {}
+        self._photo: dict[str, WorstDistance] = {}
         self._corners: str | None = None
 
     def observe(self, name: str, value: np.ndarray) -> None:
@@ -229,20 +231,24 @@ class _Comparison:
             return
         if name in ("photo.stitched", "photo.result"):
             peak = _SIGNED_PEAK if name == "photo.stitched" else _BYTE_PEAK
-            worst = self._photo.setdefault(name.removeprefix("photo."), Worst("psnr_db"))
-            worst.add(measure(value, self._read(name), peak=peak), "")
+            worst = self._photo.setdefault(name.removeprefix("photo."), WorstDistance("psnr_db"))
+            worst.add(tensor_distance(value, self._read(name), peak=peak), "")
         elif name == "ref_patch_coords":
             moved = np.any(value != self._read(name), axis=1)
             self._corners = f"{np.count_nonzero(moved)} of {len(moved)} reference tiles lie elsewhere"
         elif found := _INNER.fullmatch(name):
             tile, step, tensor = int(found[1]), found[2], found[3]
             if tensor == "decoded":
-                worst = self._tiles.setdefault(tile, Worst("psnr_db"))
-                worst.add(measure(value, self._read(name), peak=_SIGNED_PEAK), "")
+                worst = self._tiles.setdefault(tile, WorstDistance("psnr_db"))
+                worst.add(tensor_distance(value, self._read(name), peak=_SIGNED_PEAK), "")
             elif tensor == "velocity":
-                self._steps.setdefault(int(step), Worst()).add(measure(value, self._read(name)), f"tile{tile}")
+                self._steps.setdefault(int(step), WorstDistance()).add(
+                    tensor_distance(value, self._read(name)), f"tile{tile}"
+                )
             else:
-                self._latents.setdefault(tensor, Worst()).add(measure(value, self._read(name)), f"tile{tile}")
+                self._latents.setdefault(tensor, WorstDistance()).add(
+                    tensor_distance(value, self._read(name)), f"tile{tile}"
+                )
 
     def _read(self, name: str) -> np.ndarray:
         return self._recording.read(self._image, name)

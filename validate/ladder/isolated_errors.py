@@ -1,4 +1,4 @@
-"""The error of each landmark on its own, and which node makes it."""
+"""The error of each comparable on its own, and which node makes it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from livemoments.graphs.subgraphs import Network, Piece
 from livemoments.limits import PrecisionLimits
 from livemoments.manifest import Graph
 from livemoments.types import Stage
-from livemoments.validate.ladder.intended import Intended
-from livemoments.validate.ladder.landmarks import Landmark, draw_map, ingredients
-from livemoments.validate.ladder.measures import Distance, measure
+from livemoments.validate.ladder.comparable_values import ComparableValue, find_comparable_values, parts_on_the_way
+from livemoments.validate.ladder.expected_values import ExpectedValue
 from livemoments.validate.ladder.modules import PRODUCTS
-from livemoments.validate.ladder.recorded import Pass
+from livemoments.validate.ladder.recorded_runs import RecordedRun
+from livemoments.validate.ladder.tensor_distance import Distance, tensor_distance
 
 _GROUP_BYTES = 1 << 29
-"""What landmarks that are computed at once are given."""
+"""What values that are computed at once are given."""
 _BYTES_UNKNOWN = 1 << 26
 """For a value whose shape the graph does not say."""
 _MOST_PRODUCTS = 32
@@ -37,11 +37,11 @@ _NUMBERS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class LocalError:
-    """One landmark in one pass; ``distance`` with everything before it as the reference has it."""
+class IsolatedError:
+    """One comparable in one pass; ``distance`` with everything before it as the reference has it."""
 
-    landmark: Landmark
-    given: Pass
+    comparable: ComparableValue
+    given: RecordedRun
     distance: Distance
     limit: float
 
@@ -58,8 +58,8 @@ class LocalError:
 
 
 @dataclass(frozen=True, slots=True)
-class Accusation:
-    """Which node makes a landmark's error.
+class FaultyNode:
+    """Which node makes a comparable's error.
 
     Attributes:
         node: its index.
@@ -72,8 +72,8 @@ class Accusation:
     remaining: tuple[int, ...]
 
 
-class LocalErrors:
-    """Compares the landmarks of one stage's graph. A context manager that closes the pieces it holds.
+class IsolatedErrors:
+    """Compares the values of one stage's graph. A context manager that closes the pieces it holds.
 
     Args:
         bundle: whose.
@@ -86,7 +86,7 @@ class LocalErrors:
     def __init__(self, bundle: Bundle, stage: Stage, graph: Graph, limits: PrecisionLimits) -> None:
         self.network = Network(bundle.path / graph.path)
         outputs = [spec.name for spec in graph.outputs]
-        self.map = draw_map(self.network, stage, outputs, smoothed=bundle.manifest.may_be_smoothed)
+        self.map = find_comparable_values(self.network, stage, outputs, smoothed=bundle.manifest.may_be_smoothed)
         self._stage = stage
         self._heads = bundle.manifest.model.num_heads
         self._limits = limits
@@ -95,7 +95,7 @@ class LocalErrors:
         self._keep = weights_bytes <= _KEPT_WEIGHTS_BYTES
         self._pieces: dict[tuple[str, ...], Piece] = {}
 
-    def __enter__(self) -> LocalErrors:
+    def __enter__(self) -> IsolatedErrors:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,23 +103,23 @@ class LocalErrors:
 
     @property
     def places(self) -> dict[str, int]:
-        """Every landmark's place in the graph's order."""
-        return {value: self.network.maker(value) or 0 for value in self.map.landmarks}
+        """Every comparable's place in the graph's order."""
+        return {value: self.network.maker(value) or 0 for value in self.map.values}
 
     def module_of(self, node: int) -> str | None:
         """The checkpoint's module whose product a node is."""
         modules = self.map.modules.values()
         return next((module.name for module in modules if module.product == node), None)
 
-    def bad_tables(self, given: Pass) -> tuple[int, int]:
+    def bad_tables(self, given: RecordedRun) -> tuple[int, int]:
         """How many AdaLN tables give wrong rows in a pass, and how many could be compared."""
         known = self.map.known(given)
         values = tuple(value for value in self.map.tables if value in known)
         errors = list(self._errors(values, given, known)) if values else []
         return sum(error.is_bad for error in errors), len(errors)
 
-    def of(self, given: Pass, *, block: str | None = None) -> Iterator[LocalError]:
-        """The landmarks of a pass: before the first block, block by block, behind the last; each in the graph's order.
+    def of(self, given: RecordedRun, *, block: str | None = None) -> Iterator[IsolatedError]:
+        """The values of a pass: before the first block, block by block, behind the last; each in the graph's order.
 
         Args:
             given: the pass.
@@ -127,32 +127,32 @@ class LocalErrors:
         """
         known = self.map.known(given)
         for group in self._groups(known):
-            if block is None or self.map.landmarks[group[0]].block == block:
+            if block is None or self.map.values[group[0]].block == block:
                 yield from self._errors(group, given, known)
 
-    def accuse(self, error: LocalError) -> Accusation:
+    def find_faulty_node(self, error: IsolatedError) -> FaultyNode:
         """The node at fault: the first between what is right and what is wrong, or the product among them."""
-        landmark, given = error.landmark, error.given
-        known = set(self.map.known(given)) - {landmark.value}
-        cone = self.network.cone([landmark.value], known)
-        stops = known | self._recognised(landmark, given, known, cone, error.limit)
-        remaining = self.network.cone([landmark.value], stops)
+        comparable, given = error.comparable, error.given
+        known = set(self.map.known(given)) - {comparable.value}
+        cone = self.network.cone([comparable.value], known)
+        stops = known | self._recognised(comparable, given, known, cone, error.limit)
+        remaining = self.network.cone([comparable.value], stops)
         nodes = self.network.nodes
         floats = [index for index in remaining if self.network.is_float(nodes[index].output[0])] or remaining
         products = [index for index in remaining if self._multiplies_weights(index)]
         chosen = products[0] if len(products) == 1 else floats[0]
-        if len(products) == 1 and self._is_bias_wrong(landmark, given, floats[-1]):
+        if len(products) == 1 and self._is_bias_wrong(comparable, given, floats[-1]):
             chosen = floats[-1]
-        return Accusation(chosen, nodes[chosen].output[0], tuple(remaining))
+        return FaultyNode(chosen, nodes[chosen].output[0], tuple(remaining))
 
-    def _groups(self, known: Mapping[str, Intended]) -> Iterator[tuple[str, ...]]:
+    def _groups(self, known: Mapping[str, ExpectedValue]) -> Iterator[tuple[str, ...]]:
         """Landmarks to compute at once: of one block, as many as the budget for what they are given allows."""
         group: list[str] = []
         held, block = 0, None
         for value in known:
             if self._products(self.network.cone([value], set(known) - {value})) > _MOST_PRODUCTS:
                 continue
-            of = self.map.landmarks[value].block
+            of = self.map.values[value].block
             size = _BYTES_UNKNOWN if (count := self.network.elements(value)) is None else 4 * count
             if group and (of != block or held + size > _GROUP_BYTES):
                 yield tuple(group)
@@ -162,7 +162,9 @@ class LocalErrors:
         if group:
             yield tuple(group)
 
-    def _errors(self, group: tuple[str, ...], given: Pass, known: Mapping[str, Intended]) -> Iterator[LocalError]:
+    def _errors(
+        self, group: tuple[str, ...], given: RecordedRun, known: Mapping[str, ExpectedValue]
+    ) -> Iterator[IsolatedError]:
         piece = self._pieces.get(group)
         if piece is None:
             piece = self.network.cut_apart(group, known.keys(), widen=self._widen)
@@ -170,20 +172,20 @@ class LocalErrors:
                 self._pieces[group] = piece
         got = piece.run(self._feeds(piece, given, known))
         for value in group:
-            landmark = self.map.landmarks[value]
+            comparable = self.map.values[value]
             distance = _compare(got.pop(value), known[value].make(given))
-            yield LocalError(landmark, given, distance, self._limit(landmark, set(known) - {value}))
+            yield IsolatedError(comparable, given, distance, self._limit(comparable, set(known) - {value}))
 
-    def _feeds(self, piece: Piece, given: Pass, known: Mapping[str, Intended]) -> dict[str, np.ndarray]:
+    def _feeds(self, piece: Piece, given: RecordedRun, known: Mapping[str, ExpectedValue]) -> dict[str, np.ndarray]:
         inputs = given.case.inputs
         return {name: known[name].make(given) if name in known else inputs[name] for name in piece.inputs}
 
-    def _run(self, outputs: Sequence[str], given: Pass, stops: set[str]) -> dict[str, np.ndarray]:
+    def _run(self, outputs: Sequence[str], given: RecordedRun, stops: set[str]) -> dict[str, np.ndarray]:
         with self.network.cut(outputs, stops, widen=self._widen) as piece:
             return piece.run(self._feeds(piece, given, self.map.known(given)))
 
-    def _limit(self, landmark: Landmark, stops: set[str]) -> float:
-        cone = self.network.cone([landmark.value], stops)
+    def _limit(self, comparable: ComparableValue, stops: set[str]) -> float:
+        cone = self.network.cone([comparable.value], stops)
         stage, module = self._limits.stage_rel_l2[str(self._stage)], self._limits.module_rel_l2
         if self._products(cone) > 1:
             limit: float | None = stage
@@ -213,15 +215,17 @@ class LocalErrors:
             tensor is not None and tensor.data_type in _NUMBERS and int(np.prod(tensor.dims)) > 1 for tensor in weights
         )
 
-    def _recognised(self, landmark: Landmark, given: Pass, known: set[str], cone: list[int], limit: float) -> set[str]:
-        """The values on the way to a landmark that are what they should be, by what may be found there."""
+    def _recognised(
+        self, comparable: ComparableValue, given: RecordedRun, known: set[str], cone: list[int], limit: float
+    ) -> set[str]:
+        """The values on the way to a comparable that are what they should be, by what may be found there."""
         ways = {
             name: way
-            for name, way in ingredients(landmark, self.map, self._stage, self._heads).items()
+            for name, way in parts_on_the_way(comparable, self.map, self._stage, self._heads).items()
             if way.is_there(given)
         }
         nodes = self.network.nodes
-        inner = [name for index in cone for name in nodes[index].output if name and name != landmark.value]
+        inner = [name for index in cone for name in nodes[index].output if name and name != comparable.value]
         inner = [name for name in inner if self.network.is_float(name) and name not in known]
         if not inner or not ways:
             return set()
@@ -229,18 +233,18 @@ class LocalErrors:
         wanted = [way.make(given) for way in ways.values()]
         got = self._run(inner, given, known)
         for name, value in got.items():
-            if any(value.shape == want.shape and measure(value, want).rel_l2 <= limit for want in wanted):
+            if any(value.shape == want.shape and tensor_distance(value, want).rel_l2 <= limit for want in wanted):
                 found.add(name)
         return found
 
-    def _is_bias_wrong(self, landmark: Landmark, given: Pass, last: int) -> bool:
+    def _is_bias_wrong(self, comparable: ComparableValue, given: RecordedRun, last: int) -> bool:
         """Whether the last node adds a bias and the error is the same for every token (or pixel)."""
         node = self.network.nodes[last]
         if node.op_type not in ("Add", "Sub") or not any(name.endswith(".bias") for name in node.input):
             return False
         known = self.map.known(given)
-        want = known[landmark.value].make(given)
-        got = self._run([landmark.value], given, set(known) - {landmark.value})[landmark.value]
+        want = known[comparable.value].make(given)
+        got = self._run([comparable.value], given, set(known) - {comparable.value})[comparable.value]
         difference = got.reshape(want.shape) - want
         tokens = difference.reshape(-1, difference.shape[-1])
         varying = float(np.linalg.norm(tokens - tokens.mean(axis=0)))
@@ -250,4 +254,4 @@ class LocalErrors:
 def _compare(got: np.ndarray, want: np.ndarray) -> Distance:
     """Distance of a computed value; shapes may differ by axes of length 1 (rows of tables have no batch)."""
     same = tuple(n for n in got.shape if n != 1) == tuple(n for n in want.shape if n != 1)
-    return measure(got.reshape(want.shape) if same else got, want)
+    return tensor_distance(got.reshape(want.shape) if same else got, want)

@@ -14,17 +14,17 @@ from livemoments.bundle import Bundle
 from livemoments.graphs.subgraphs import Network, Piece
 from livemoments.manifest import Graph
 from livemoments.types import Stage
-from livemoments.validate.ladder.boundaries import Block, Transformer, find_blocks
-from livemoments.validate.ladder.landmarks import entering_name
-from livemoments.validate.ladder.measures import Distance, measure
-from livemoments.validate.ladder.recorded import Pass
+from livemoments.validate.ladder.comparable_values import entering_name
+from livemoments.validate.ladder.recorded_runs import RecordedRun
+from livemoments.validate.ladder.tensor_distance import Distance, tensor_distance
+from livemoments.validate.ladder.transformer_graph import Block, Transformer, find_blocks
 
 _KEPT_WEIGHTS_BYTES = 1 << 28
 """Blocks of smaller networks stay loaded from one pass to the next."""
 
 
 @dataclass(frozen=True, slots=True)
-class BoundaryError:
+class BlockError:
     """One boundary in one pass.
 
     Attributes:
@@ -37,7 +37,7 @@ class BoundaryError:
 
     block: int
     part: str
-    given: Pass
+    given: RecordedRun
     own: Distance
     alone: Distance | None
 
@@ -48,7 +48,7 @@ class BoundaryError:
         return max(errors, key=lambda error: np.inf if np.isnan(error) else error)
 
 
-class BlockWalk:
+class BlockErrors:
     """Walks through the blocks of one graph.
 
     Args:
@@ -64,13 +64,13 @@ class BlockWalk:
         self._pieces: dict[int, Piece] = {}
         self._stage = stage
 
-    def __enter__(self) -> BlockWalk:
+    def __enter__(self) -> BlockErrors:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pieces.clear()
 
-    def of(self, given: Pass) -> Iterator[BoundaryError]:
+    def of(self, given: RecordedRun) -> Iterator[BlockError]:
         """Every recorded boundary of a pass, block by block."""
         own: dict[str, np.ndarray] = {}
         inputs = given.case.inputs
@@ -86,12 +86,12 @@ class BlockWalk:
                 if not given.has(name):
                     continue
                 want = given.read(name)
-                yield BoundaryError(
+                yield BlockError(
                     block.index,
                     part,
                     given,
-                    measure(own[value], want),
-                    None if alone is None else measure(alone[value], want),
+                    tensor_distance(own[value], want),
+                    None if alone is None else tensor_distance(alone[value], want),
                 )
             before = block.boundary
 
@@ -104,7 +104,7 @@ class BlockWalk:
         return piece
 
     def _alone(
-        self, piece: Piece, given: Pass, block: Block, before: Mapping[str, str]
+        self, piece: Piece, given: RecordedRun, block: Block, before: Mapping[str, str]
     ) -> dict[str, np.ndarray] | None:
         """What the block makes of what entered the reference's; ``None`` for the first, which has no other way."""
         names = {
