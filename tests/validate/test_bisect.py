@@ -18,8 +18,7 @@ from livemoments.limits import load_limits
 from livemoments.quantize.calibration import calibrate
 from livemoments.quantize.pipeline import quantize_bundle
 from livemoments.types import Size, Stage
-from livemoments.validate.ladder import bisect as bisection
-from livemoments.validate.ladder.bisect import bisect
+from livemoments.validate.ladder.bisect import bisect, first_suspect
 from livemoments.validate.ladder.block_errors import BlockError
 from livemoments.validate.ladder.compare import compare
 from livemoments.validate.ladder.tensor_distance import Distance
@@ -240,12 +239,12 @@ def boundaries(own: list[float], recording_pass: object = None) -> list[BlockErr
 def test_rounding_that_grows_accuses_no_block_and_a_jump_does() -> None:
     limits = load_limits("fp16")
     slow_growth = boundaries([1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2])
-    assert bisection._first_boundary(slow_growth, limits) is None
-    jump = bisection._first_boundary(boundaries([1e-3, 1.2e-3, 2e-2, 2.1e-2]), limits)
+    assert first_suspect(slow_growth, limits) is None
+    jump = first_suspect(boundaries([1e-3, 1.2e-3, 2e-2, 2.1e-2]), limits)
     assert jump is not None
     assert jump.block == 2
-    broken = bisection._first_boundary(boundaries([1e-3, math.nan, math.nan]), limits)
+    broken = first_suspect(boundaries([1e-3, math.nan, math.nan]), limits)
     assert broken is not None
     assert broken.block == 1
-    within = bisection._first_boundary(boundaries([1e-5, 1e-3]), limits)  # a jump, but within the limit
+    within = first_suspect(boundaries([1e-5, 1e-3]), limits)  # a jump, but within the limit
     assert within is None

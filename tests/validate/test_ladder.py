@@ -152,7 +152,7 @@ def test_only_boundaries_leave_a_block(bundle: Bundle) -> None:
     walk = BlockErrors(bundle, Stage.RESTORATION, bundle.graph(Stage.RESTORATION, TILE))
     before: dict[str, str] = {}
     for block in walk.transformer.blocks:
-        piece = walk._piece(block, before)
+        piece = walk.piece(block, before)
         assert piece.outputs == tuple(block.boundary.values())
         assert set(before.values()) <= set(piece.inputs)
         before = block.boundary

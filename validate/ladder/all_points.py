@@ -35,9 +35,9 @@ def check_source(bundle: Bundle, files: CheckpointFiles, progress: Progress = SI
             f"was exported with flow: {bundle.manifest.model.flow}, this checkpoint says {files.flow}",
             fix="export again, or correct flow in the checkpoint's inference_config.yml",
         )
-    found = list(files.walk())
-    with progress.task("hashing the checkpoint", total=len(found)) as task:
-        for name, path in found:
+    walked = list(files.walk())
+    with progress.task("hashing the checkpoint", total=len(walked)) as task:
+        for name, path in walked:
             if bundle.manifest.source.files.get(name) != hash_file(path):
                 raise BundleError(
                     bundle.path,
@@ -81,7 +81,7 @@ def all_points(
         for stage, size in work:
             cases = (references.case(stage, size, point) for point in (points if stage in STEPPED else [0]))
             worst = _worst_output(bundle, stage, size, cases, backend)
-            rungs.append(worst.rung("network", str(stage), str(size), limits.stage_rel_l2[str(stage)]))
+            rungs.append(worst.rung("network", str(stage), size, limits.stage_rel_l2[str(stage)]))
             task.advance(note=f"{stage} {size}")
     return tuple(rungs)
 

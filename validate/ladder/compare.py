@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -15,22 +15,26 @@ from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend, to_host
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.types import FlowNetwork, Size, Stage
-from livemoments.validate.ladder.block_errors import BlockError, BlockErrors
+from livemoments.validate.ladder.block_errors import block_errors
 from livemoments.validate.ladder.isolated_errors import IsolatedError, IsolatedErrors
 from livemoments.validate.ladder.recorded_conditions import check_fits, choose_image, limits_for, restore_as_recorded
 from livemoments.validate.ladder.recorded_runs import STEPPED, RecordedRun, recorded_runs
-from livemoments.validate.ladder.rungs import LEVELS, Level, WorstDistance, rung_of, unmeasured_rung
+from livemoments.validate.ladder.rungs import LEVELS, Level, WorstDistance
 from livemoments.validate.ladder.tensor_distance import tensor_distance
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.report_data import Rung
 
-_TILES_PER_NETWORK = 2
+_RUNS_PER_NETWORK = 2
 """Of the stages that take no step; the whole photo has all of them."""
-_SIGNED_PEAK = 2.0
-"""Images in [-1, 1]."""
-_BYTE_PEAK = 255.0
 _DIS = "of DIS, which rounding moves: the networks were given the recording's"
-_INNER = re.compile(r"tile(\d+)\.(?:step(\d+)\.)?(velocity|flow|z_init|z_out|decoded)")
+_OBSERVED: tuple[tuple[re.Pattern[str], Level, str, float | None], ...] = (
+    (re.compile(r"tile\d+\.step(\d+)\.velocity"), "step", r"step\1.velocity", None),
+    (re.compile(r"tile\d+\.(flow|z_init|z_out)"), "tile", r"\1", None),
+    (re.compile(r"tile(\d+)\.decoded"), "tile", r"tile\1.decoded", 2.0),
+    (re.compile(r"photo\.(stitched)"), "photo", r"\1", 2.0),
+    (re.compile(r"photo\.(result)"), "photo", r"\1", 255.0),
+)
+"""Tensors of a restoration: name, level, the rung's name, for images the range of their values; in the rungs' order."""
 
 
 def compare(
@@ -83,8 +87,9 @@ def compare(
     if "network" in levels:
         rungs += networks(bundle, recording, name, stages=stages, backend=engines, limits=held, progress=progress)
     if wanted := [level for level in LEVELS[2:] if level in levels]:
-        found = _photo(bundle, recording, name, held, engines, progress)
-        rungs += [rung for rung in found if rung.level in wanted]
+        restoration = _Restoration(recording, name)
+        restore_as_recorded(bundle, recording, name, backend=engines, observer=restoration.observe, progress=progress)
+        rungs += [rung for rung in restoration.rungs(held, bundle.manifest.model.flow) if rung.level in wanted]
     return tuple(rungs)
 
 
@@ -99,22 +104,23 @@ def networks(
     progress: Progress = SILENT,
 ) -> list[Rung]:
     """One rung a stage: the worst output over tiles and steps, fed with the reference's own inputs."""
-    size = recording.meta.settings.tile
+    size = recording.meta.tile
     rungs = []
     present = _present(bundle, stages)
     with progress.task("Comparing networks", len(present)) as task:
         for stage in present:
             worst = WorstDistance()
-            found: Iterable[RecordedRun] = recorded_runs(recording, image, bundle, stage)
-            if stage not in STEPPED:
-                found = islice(found, _TILES_PER_NETWORK)
-            cases = list(found)
-            if cases:
-                _run_stage(bundle, stage, Size.parse(size), cases, backend, worst)
-            why = "not recorded: record with --detail keys-values or finer"
-            rungs.append(
-                worst.rung("network", str(stage), size, limits.stage_rel_l2[str(stage)], note="" if cases else why)
-            )
+            all_runs = recorded_runs(recording, image, bundle, stage)
+            runs = list(all_runs if stage in STEPPED else islice(all_runs, _RUNS_PER_NETWORK))
+            if runs:
+                with backend.open(bundle, stage, size) as engine:
+                    for run in runs:
+                        outputs = engine.run(engine.cast(run.case.inputs))
+                        for name, expected in run.case.outputs.items():
+                            worst.add(tensor_distance(to_host(outputs[name]), expected), f"{name} at {run}")
+                        run.forget()
+            why = "" if runs else "not recorded: record with --detail keys-values or finer"
+            rungs.append(worst.rung("network", str(stage), size, limits.stage_rel_l2[str(stage)], note=why))
             task.advance(note=str(stage))
     return rungs
 
@@ -122,17 +128,6 @@ def networks(
 def _present(bundle: Bundle, stages: Collection[Stage]) -> list[Stage]:
     """The wanted stages that a bundle has, in the order in which a tile passes through them."""
     return [stage for stage in Stage if stage in stages and str(stage) in bundle.manifest.stages]
-
-
-def _run_stage(
-    bundle: Bundle, stage: Stage, size: Size, cases: list[RecordedRun], backend: Backend, worst: WorstDistance
-) -> None:
-    with backend.open(bundle, stage, size) as engine:
-        for given in cases:
-            outputs = engine.run(engine.cast(given.case.inputs))
-            for name, want in given.case.outputs.items():
-                worst.add(tensor_distance(to_host(outputs[name]), want), f"{name} at {given}")
-            given.forget()
 
 
 def _blocks(
@@ -143,135 +138,87 @@ def _blocks(
     limits: PrecisionLimits,
     progress: Progress,
 ) -> list[Rung]:
+    """For every block a rung of its boundaries and one of what lies between them."""
     size = recording.meta.tile
     rungs: list[Rung] = []
     present = _present(bundle, stages)
     with progress.task("Comparing blocks and modules", len(present)) as task:
         for stage in present:
             graph = bundle.graph(stage, size)
-            cases = list(recorded_runs(recording, image, bundle, stage))
-            boundaries: dict[int, list[BlockError]] = {}
-            inner: dict[str, list[IsolatedError]] = {}
-            if stage in STEPPED and any(given.has("embed.hidden") or given.has("block0.hidden") for given in cases):
-                with BlockErrors(bundle, stage, graph) as walk:
-                    for given in cases:
-                        for boundary in walk.of(given):
-                            boundaries.setdefault(boundary.block, []).append(boundary)
-                        given.forget()
+            runs = list(recorded_runs(recording, image, bundle, stage))
+            boundaries: dict[int, WorstDistance] = {}
+            for error in block_errors(bundle, stage, graph, runs):
+                worst, where = boundaries.setdefault(error.block, WorstDistance()), f"{error.part} at {error.run}"
+                worst.add(error.accumulated, where)
+                if error.isolated is not None:
+                    worst.add(error.isolated, f"{where}, the block on its own")
+            for block, worst in sorted(boundaries.items()):
+                rungs.append(worst.rung("block", f"{stage}.block{block}", size, limits.block_rel_l2))
             if limits.module_rel_l2 is not None and limits.exact_rel_l2 is not None:
-                with IsolatedErrors(bundle, stage, graph, limits) as local:
-                    for given in cases:
-                        if given.has_modules:
-                            for error in local.of(given):
-                                inner.setdefault(error.comparable.block or "outside", []).append(error)
-                        given.forget()
-            rungs += [_boundary_rung(stage, size, block, found, limits) for block, found in sorted(boundaries.items())]
-            rungs += [_inner_rung(stage, size, block, found) for block, found in inner.items()]
+                rungs += _values(IsolatedErrors(bundle, stage, graph, limits), stage, size, runs)
             if stage in STEPPED and not boundaries:
                 why = "not recorded: record with --detail blocks or modules"
-                rungs.append(unmeasured_rung("block", str(stage), str(size), why))
+                rungs.append(WorstDistance().rung("block", str(stage), size, None, note=why))
             task.advance(note=str(stage))
     return rungs
 
 
-def _boundary_rung(stage: Stage, size: Size, block: int, found: list[BlockError], limits: PrecisionLimits) -> Rung:
-    """The worst of a block's boundaries, on the engine's own way there and with the block on its own."""
-    worst = WorstDistance()
-    for error in found:
-        worst.add(error.own, f"{error.part} at {error.given}")
-        if error.alone is not None:
-            worst.add(error.alone, f"{error.part} at {error.given}, the block on its own")
-    return worst.rung("block", f"{stage}.block{block}", str(size), limits.block_rel_l2)
+def _values(isolated: IsolatedErrors, stage: Stage, size: Size, runs: Sequence[RecordedRun]) -> Iterator[Rung]:
+    """Of every block, and of what lies outside of them, the module or operation that comes closest to its limit."""
+    by_block: dict[str, list[IsolatedError]] = {}
+    for run in runs:
+        if run.has_modules:
+            for error in isolated.of(run):
+                by_block.setdefault(error.value.block or "outside", []).append(error)
+        run.forget()
+    for block, errors in by_block.items():
+        closest = max(errors, key=lambda error: error.ratio)
+        where = f"{closest.value.what} at {closest.run}, the worst of {len(errors)} values"
+        name = f"{stage}.{block.replace('transformer_blocks.', 'block')}.modules"
+        yield WorstDistance(distance=closest.distance, where=where).rung("block", name, size, closest.limit)
 
 
-def _inner_rung(stage: Stage, size: Size, block: str, found: list[IsolatedError]) -> Rung:
-    """The module or operation of a block that comes closest to its limit."""
-    worst = max(found, key=lambda error: error.ratio)
-    name = block.replace("transformer_blocks.", "block")
-    return rung_of(
-        "block",
-        f"{stage}.{name}.modules",
-        str(size),
-        worst.distance,
-        worst.limit,
-        passed=not worst.is_bad,
-        where=f"{worst.comparable.what} at {worst.given}, the worst of {len(found)} values",
-    )
-
-
-def _photo(
-    bundle: Bundle,
-    recording: Recording,
-    image: str,
-    limits: PrecisionLimits,
-    backend: Backend,
-    progress: Progress,
-) -> list[Rung]:
-    """The whole restoration, compared tensor by tensor as they come."""
-    comparison = _Comparison(recording, image)
-    restore_as_recorded(bundle, recording, image, backend=backend, observer=comparison.observe, progress=progress)
-    return comparison.rungs(limits, bundle.manifest.model.flow)
-
-
-class _Comparison:
-    """An observer that compares what it is told with the recording, and keeps only the numbers."""
+class _Restoration:
+    """An observer of a restoration: it compares what it is told with the recording, and keeps only the numbers."""
 
     def __init__(self, recording: Recording, image: str) -> None:
         self._recording = recording
         self._image = image
-        self._steps: dict[int, WorstDistance] = {}
-        self._latents: dict[str, WorstDistance] = {}
-        self._tiles: dict[int, WorstDistance] = {}
-        self._photo: dict[str, WorstDistance] = {}
-        self._corners: str | None = None
+        self._worst: dict[tuple[int, str], WorstDistance] = {}
+        self._corners = ""
 
     def observe(self, name: str, value: np.ndarray) -> None:
         """See :data:`livemoments.runtime.sampler.Observer`."""
         if not self._recording.has(self._image, name):
             return
-        if name in ("photo.stitched", "photo.result"):
-            peak = _SIGNED_PEAK if name == "photo.stitched" else _BYTE_PEAK
-            worst = self._photo.setdefault(name.removeprefix("photo."), WorstDistance("psnr_db"))
-            worst.add(tensor_distance(value, self._read(name), peak=peak), "")
-        elif name == "ref_patch_coords":
-            moved = np.any(value != self._read(name), axis=1)
+        if name == "ref_patch_coords":
+            moved = np.any(value != self._recording.read(self._image, name), axis=1)
             self._corners = f"{np.count_nonzero(moved)} of {len(moved)} reference tiles lie elsewhere"
-        elif found := _INNER.fullmatch(name):
-            tile, step, tensor = int(found[1]), found[2], found[3]
-            if tensor == "decoded":
-                worst = self._tiles.setdefault(tile, WorstDistance("psnr_db"))
-                worst.add(tensor_distance(value, self._read(name), peak=_SIGNED_PEAK), "")
-            elif tensor == "velocity":
-                self._steps.setdefault(int(step), WorstDistance()).add(
-                    tensor_distance(value, self._read(name)), f"tile{tile}"
-                )
-            else:
-                self._latents.setdefault(tensor, WorstDistance()).add(
-                    tensor_distance(value, self._read(name)), f"tile{tile}"
-                )
-
-    def _read(self, name: str) -> np.ndarray:
-        return self._recording.read(self._image, name)
+        for place, (pattern, _, rung, peak) in enumerate(_OBSERVED):
+            if match := pattern.fullmatch(name):
+                new = WorstDistance("rel_l2" if peak is None else "psnr_db")
+                worst = self._worst.setdefault((place, match.expand(rung)), new)
+                distance = tensor_distance(value, self._recording.read(self._image, name), peak=peak)
+                worst.add(distance, name.split(".")[0] if peak is None else "")
 
     def rungs(self, limits: PrecisionLimits, flow: FlowNetwork) -> list[Rung]:
         """Steps, then tiles, then the photo. DIS's flow is told, but has no limit (:func:`restore_as_recorded`)."""
-        tile, photo = self._recording.meta.settings.tile, self._recording.entry(self._image).size
-        rungs = [
-            worst.rung("step", f"step{step}.velocity", tile, limits.step_rel_l2)
-            for step, worst in sorted(self._steps.items())
-        ]
-        rungs += [
-            worst.rung("tile", name, tile, None, note=_DIS)
-            if (name, flow) == ("flow", "dis")
-            else worst.rung("tile", name, tile, limits.step_rel_l2)
-            for name, worst in self._latents.items()
-        ]
-        rungs += [
-            worst.rung("tile", f"tile{index}.decoded", tile, limits.tile_psnr_db)
-            for index, worst in sorted(self._tiles.items())
-        ]
-        rungs += [
-            worst.rung("photo", name, photo, limits.photo_psnr_db, note=self._corners or "")
-            for name, worst in self._photo.items()
-        ]
+        sizes = {"photo": self._recording.entry(self._image).size}
+        rungs = []
+        for (place, name), worst in sorted(self._worst.items(), key=lambda item: (item[0][0], _number(item[0][1]))):
+            _, level, _, peak = _OBSERVED[place]
+            limit: float | None = limits.photo_psnr_db if level == "photo" else limits.tile_psnr_db
+            note = self._corners if level == "photo" else ""
+            if peak is None:
+                limit = limits.step_rel_l2
+            if (name, flow) == ("flow", "dis"):
+                limit, note = None, _DIS
+            size = sizes.get(level, self._recording.meta.settings.tile)
+            rungs.append(worst.rung(level, name, size, limit, note=note))
         return rungs
+
+
+def _number(name: str) -> int:
+    """The first number in a rung's name; names without one keep their order."""
+    match = re.search(r"\d+", name.removeprefix("z_"))
+    return int(match[0]) if match else 0

@@ -6,8 +6,9 @@ diffusers' ``JointTransformerBlock`` and the paper's equations 3 and 4 say, not 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,19 +30,19 @@ Make = Callable[[RecordedRun], np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class ExpectedValue:
-    """How to compute one value from a recorded pass; ``needs``: the inner tensors that must have been recorded."""
+    """How to compute one value from a recorded run; ``needs``: the inner tensors that must have been recorded."""
 
     make: Make
     needs: tuple[str, ...] = ()
 
-    def is_there(self, given: RecordedRun) -> bool:
-        """Whether a pass has what it needs."""
-        return given.has(*self.needs)
+    def is_known(self, run: RecordedRun) -> bool:
+        """Whether a run has what it needs."""
+        return run.has(*self.needs)
 
 
 def recorded(name: str) -> ExpectedValue:
     """An inner tensor as it was recorded."""
-    return ExpectedValue(lambda given: given.read(name), (name,))
+    return ExpectedValue(lambda run: run.read(name), (name,))
 
 
 def module(name: str) -> ExpectedValue:
@@ -51,13 +52,13 @@ def module(name: str) -> ExpectedValue:
 
 def output(name: str) -> ExpectedValue:
     """An output of the whole graph."""
-    return ExpectedValue(lambda given: given.case.outputs[name])
+    return ExpectedValue(lambda run: run.case.outputs[name])
 
 
-def rows(given: RecordedRun, norm: str) -> dict[str, np.ndarray]:
+def rows(run: RecordedRun, norm: str) -> dict[str, np.ndarray]:
     """The rows that modulate one stream, (D,) each; ``scale_*`` with one added, as tables store them."""
-    names = ZERO_ROWS if given.has(f"module.{norm}[0]") else CONTINUOUS_ROWS  # the first kind gives five tensors
-    parts = np.split(given.read(f"module.{norm}.linear")[0], len(names))
+    names = ZERO_ROWS if run.has(f"module.{norm}[0]") else CONTINUOUS_ROWS  # the first kind gives five tensors
+    parts = np.split(run.read(f"module.{norm}.linear")[0], len(names))
     return {
         name: part + np.float32(1) if name.startswith("scale") else part
         for name, part in zip(names, parts, strict=True)
@@ -65,34 +66,24 @@ def rows(given: RecordedRun, norm: str) -> dict[str, np.ndarray]:
 
 
 def table_rows(norm: str, chunks: int) -> ExpectedValue:
-    """What is looked up in a table of ``chunks`` rows, (1, chunks, D)."""
+    """What is looked up in a table of ``chunks`` rows, (1, chunks, D): exporters leave out rows that nobody reads."""
 
-    def make(given: RecordedRun) -> np.ndarray:
-        found = rows(given, norm)
-        return np.stack([found[name] for name in _kept(found, chunks)])[None]
+    def make(run: RecordedRun) -> np.ndarray:
+        by_name = rows(run, norm)
+        kept = tuple(by_name)
+        if chunks != len(kept):
+            kept = {2: _FIRST_NORM, 4: _WITHOUT_FIRST_NORM}.get(chunks, ()) if kept == ZERO_ROWS else ()
+        if not kept:
+            raise ValueError(f"a table of {chunks} rows is of no known kind")
+        return np.stack([by_name[name] for name in kept])[None]
 
     return ExpectedValue(make, (f"module.{norm}.linear",))
 
 
 def table_part(norm: str, chunks: int, place: int) -> ExpectedValue:
     """One of the rows, (D,)."""
-
-    def make(given: RecordedRun) -> np.ndarray:
-        found = rows(given, norm)
-        return found[_kept(found, chunks)[place]]
-
-    return ExpectedValue(make, (f"module.{norm}.linear",))
-
-
-def _kept(found: dict[str, np.ndarray], chunks: int) -> tuple[str, ...]:
-    """The names of the rows that a table of ``chunks`` rows has: exporters leave out those that nobody reads."""
-    names = tuple(found)
-    if chunks == len(names):
-        return names
-    kept = {2: _FIRST_NORM, 4: _WITHOUT_FIRST_NORM}.get(chunks)
-    if kept is None or names != ZERO_ROWS:
-        raise ValueError(f"a table of {chunks} rows is of no known kind")
-    return kept
+    whole = table_rows(norm, chunks)
+    return ExpectedValue(lambda run: whole.make(run)[0, place], whole.needs)
 
 
 def first_norm(block: str, norm: str) -> Sequence[ExpectedValue]:
@@ -100,99 +91,81 @@ def first_norm(block: str, norm: str) -> Sequence[ExpectedValue]:
     return module(f"{block}{norm}[0]"), module(f"{block}{norm}")
 
 
-def second_norm(block: str, norm: str) -> ExpectedValue:
-    """The norm before a feed-forward: diffusers modulates it outside of the module."""
-    plain = f"{block}norm2" if norm == "norm1" else f"{block}norm2_context"
+def second_norm(block: str, norm: str, plain: str) -> ExpectedValue:
+    """The norm ``plain`` before a feed-forward: diffusers modulates it outside of the module."""
 
-    def make(given: RecordedRun) -> np.ndarray:
-        found = rows(given, block + norm)
-        return given.read(f"module.{plain}") * found["scale_mlp"] + found["shift_mlp"]
+    def make(run: RecordedRun) -> np.ndarray:
+        by_name = rows(run, block + norm)
+        return run.read(f"module.{block}{plain}") * by_name["scale_mlp"] + by_name["shift_mlp"]
 
-    return ExpectedValue(make, (f"module.{plain}", f"module.{block}{norm}.linear"))
+    return ExpectedValue(make, (f"module.{block}{plain}", f"module.{block}{norm}.linear"))
 
 
 def gated(block: str, norm: str, inner: str, gate: str) -> ExpectedValue:
     """A module's output times a gate."""
 
-    def make(given: RecordedRun) -> np.ndarray:
-        return given.read(f"module.{block}{inner}") * rows(given, block + norm)[gate]
+    def make(run: RecordedRun) -> np.ndarray:
+        return run.read(f"module.{block}{inner}") * rows(run, block + norm)[gate]
 
     return ExpectedValue(make, (f"module.{block}{inner}", f"module.{block}{norm}.linear"))
 
 
 def middle(block: str, norm: str, out: str, entering: str) -> ExpectedValue:
     """What lies between attention and feed-forward: ``entering + gate * attention``."""
-    attention = gated(block, norm, out, "gate_msa")
-    return ExpectedValue(lambda given: given.read(entering) + attention.make(given), (entering, *attention.needs))
+    attended = gated(block, norm, out, "gate_msa")
+    return ExpectedValue(lambda run: run.read(entering) + attended.make(run), (entering, *attended.needs))
 
 
 def query(block: str) -> Sequence[ExpectedValue]:
     """Queries, (B, Q, D): of image and text, or of the image alone in the last block."""
-    names = [f"module.{block}attn.{name}" for name in ("to_q", "add_q_proj")]
+    names = _projections(block, "q")
     return _joined(names), recorded(names[0])
 
 
-def keys(block: str, index: int, stage: Stage) -> ExpectedValue:
-    """Keys, (B, S, D), in the order of equation 4."""
-    return _with_guidance(block, index, "k") if stage is Stage.RESTORATION else _joined(_own_names(block, "k"))
+def keys_or_values(block: str, index: int, stage: Stage, part: str) -> ExpectedValue:
+    """Keys (``part`` is ``k``) or values (``v``), (B, S, D): the restoration's in the order of equation 4."""
+    own = _joined(_projections(block, part))
+    if stage is not Stage.RESTORATION:
+        return own
+
+    def make(run: RecordedRun) -> np.ndarray:
+        reference = _reference(run, index, part)
+        if part == "k":
+            reference = np.concatenate([_moved(run, index), reference[:, _image_tokens(run) :]], axis=1)
+        return np.concatenate([own.make(run), reference], axis=1)
+
+    return ExpectedValue(make, own.needs)
 
 
-def values(block: str, index: int, stage: Stage) -> ExpectedValue:
-    """Values, likewise."""
-    return _with_guidance(block, index, "v") if stage is Stage.RESTORATION else _joined(_own_names(block, "v"))
-
-
-def parts_of(block: str, index: int, stage: Stage) -> dict[str, ExpectedValue]:
-    """What keys and values are put together from, by a name for people."""
-    found: dict[str, ExpectedValue] = {}
+def parts_of_keys_and_values(block: str, index: int, stage: Stage) -> list[ExpectedValue]:
+    """What keys and values are put together from."""
+    parts: list[ExpectedValue] = []
     for part in "kv":
-        names = _own_names(block, part)
-        found[f"own {part} of the image"] = recorded(names[0])
-        found[f"own {part} of the text"] = recorded(names[1])
-        found[f"own {part}"] = _joined(names)
+        names = _projections(block, part)
+        parts += [recorded(names[0]), recorded(names[1]), _joined(names)]
         if stage is Stage.RESTORATION:
-            found |= _reference_parts(index, part)
+            whole = ExpectedValue(functools.partial(_reference, index=index, part=part))
+            parts += [whole, *_image_and_text(whole, _image_tokens)]
     if stage is Stage.RESTORATION:
-        found["the motion's bias"] = ExpectedValue(lambda given: np.asarray(given.case.inputs["motion_bias"][index]))
-        found["the moved image k"] = ExpectedValue(lambda given: _moved(given, index))
-    return found
+        parts.append(ExpectedValue(lambda run: np.asarray(run.case.inputs["motion_bias"][index])))
+        parts.append(ExpectedValue(lambda run: _moved(run, index)))
+    return parts
 
 
-def _reference_parts(index: int, part: str) -> dict[str, ExpectedValue]:
-    def image(given: RecordedRun) -> np.ndarray:
-        return _reference(given, index, part)[:, : _image_tokens(given)]
-
-    def text(given: RecordedRun) -> np.ndarray:
-        return _reference(given, index, part)[:, _image_tokens(given) :]
-
-    return {
-        f"the reference's {part}": ExpectedValue(lambda given: _reference(given, index, part)),
-        f"the reference's image {part}": ExpectedValue(image),
-        f"the reference's text {part}": ExpectedValue(text),
-    }
-
-
-def mixed_parts(block: str, index: int, stage: Stage, heads: int) -> dict[str, ExpectedValue]:
+def parts_of_attention(block: str, index: int, stage: Stage, heads: int) -> list[ExpectedValue]:
     """Attention itself, (B, Q, D), computed from the recorded projections, and its parts for image and text."""
-    key, value = keys(block, index, stage), values(block, index, stage)
+    key, value = (keys_or_values(block, index, stage, part) for part in "kv")
     latest: dict[str, np.ndarray] = {}  # three ways to look at one costly result
 
-    def make(given: RecordedRun) -> np.ndarray:
-        if given.prefix not in latest:
+    def make(run: RecordedRun) -> np.ndarray:
+        if run.prefix not in latest:
             latest.clear()
-            found = next(way for way in query(block) if way.is_there(given))
-            latest[given.prefix] = attention(found.make(given), key.make(given), value.make(given), heads)
-        return latest[given.prefix]
+            queries = next(expected for expected in query(block) if expected.is_known(run))
+            latest[run.prefix] = attention(queries.make(run), key.make(run), value.make(run), heads)
+        return latest[run.prefix]
 
-    def tokens(given: RecordedRun) -> int:
-        return int(given.read(f"module.{block}attn.to_q").shape[1])
-
-    needs = (*query(block)[1].needs, *key.needs, *value.needs)
-    return {
-        "attention": ExpectedValue(make, needs),
-        "attention of the image": ExpectedValue(lambda given: make(given)[:, : tokens(given)], needs),
-        "attention of the text": ExpectedValue(lambda given: make(given)[:, tokens(given) :], needs),
-    }
+    whole = ExpectedValue(make, (*query(block)[1].needs, *key.needs, *value.needs))
+    return [whole, *_image_and_text(whole, lambda run: int(run.read(f"module.{block}attn.to_q").shape[1]))]
 
 
 def attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, heads: int) -> np.ndarray:
@@ -213,36 +186,30 @@ def attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, heads: int)
     return result
 
 
-def _own_names(block: str, part: str) -> list[str]:
-    return [f"module.{block}attn.to_{part}", f"module.{block}attn.add_{part}_proj"]
+def _projections(block: str, part: str) -> tuple[str, str]:
+    """The names of the image's and the text's queries, keys or values."""
+    return f"module.{block}attn.to_{part}", f"module.{block}attn.add_{part}_proj"
 
 
-def _joined(names: Sequence[str]) -> ExpectedValue:
-    return ExpectedValue(lambda given: np.concatenate([given.read(name) for name in names], axis=1), tuple(names))
+def _joined(names: tuple[str, ...]) -> ExpectedValue:
+    return ExpectedValue(lambda run: np.concatenate([run.read(name) for name in names], axis=1), names)
 
 
-def _with_guidance(block: str, index: int, part: str) -> ExpectedValue:
-    own = _joined(_own_names(block, part))
-
-    def make(given: RecordedRun) -> np.ndarray:
-        reference = _reference(given, index, part)
-        if part == "k":
-            reference = np.concatenate([_moved(given, index), reference[:, _image_tokens(given) :]], axis=1)
-        return np.concatenate([own.make(given), reference], axis=1)
-
-    return ExpectedValue(make, own.needs)
+def _image_and_text(whole: ExpectedValue, image_tokens: Callable[[RecordedRun], int]) -> Iterator[ExpectedValue]:
+    yield ExpectedValue(lambda run: whole.make(run)[:, : image_tokens(run)], whole.needs)
+    yield ExpectedValue(lambda run: whole.make(run)[:, image_tokens(run) :], whole.needs)
 
 
-def _moved(given: RecordedRun, index: int) -> np.ndarray:
-    return _reference(given, index, "k")[:, : _image_tokens(given)] + given.case.inputs["motion_bias"][index]
+def _moved(run: RecordedRun, index: int) -> np.ndarray:
+    return _reference(run, index, "k")[:, : _image_tokens(run)] + run.case.inputs["motion_bias"][index]
 
 
-def _image_tokens(given: RecordedRun) -> int:
-    return int(given.case.inputs["motion_bias"].shape[2])
+def _image_tokens(run: RecordedRun) -> int:
+    return int(run.case.inputs["motion_bias"].shape[2])
 
 
-def _reference(given: RecordedRun, index: int, part: str) -> np.ndarray:
-    inputs = given.case.inputs
+def _reference(run: RecordedRun, index: int, part: str) -> np.ndarray:
+    inputs = run.case.inputs
     if "reference_kv" in inputs:
         return np.asarray(inputs["reference_kv"][index, "kv".index(part)])
     return inputs[f"reference_{part}.{index}"]

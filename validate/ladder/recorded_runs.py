@@ -1,9 +1,10 @@
-"""One pass of one stage as it was recorded: what enters its graph, what leaves it, and what lies between."""
+"""One run of one stage as it was recorded: what enters its graph, what leaves it, and what lies between."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +26,8 @@ class RecordedRun:
         recording: opened.
         image: a photo's name.
         tile: a tile's index.
-        bundle: whose graph it is compared with: gives the layout of keys and values, and the schedule.
-        stage: which.
+        bundle: the one that is compared: it gives the layout of keys and values, and the schedule.
+        stage: which stage.
         step: the sampling step, for the transformers.
         part: for the VAE's encoder: ``lq`` or ``ref``.
     """
@@ -65,7 +66,7 @@ class RecordedRun:
             BundleError: the bundle has no such timestep.
             FileError: the recording lacks something.
         """
-        found = recorded_case(
+        case = recorded_case(
             self._recording,
             self._image,
             self.tile,
@@ -76,12 +77,12 @@ class RecordedRun:
             model=self._bundle.manifest.model,
         )
         if self.point is not None:
-            found.inputs["step"] = np.array(self.point, np.int64)
-        return found
+            case.inputs["step"] = np.array(self.point, np.int64)
+        return case
 
     @functools.cached_property
     def point(self) -> int | None:
-        """The bundle's schedule point of this pass, ``None`` for stages that take no step.
+        """The bundle's schedule point of this run, ``None`` for stages that take no step.
 
         Raises:
             BundleError: the bundle has no such timestep.
@@ -105,6 +106,11 @@ class RecordedRun:
         """Whether what left the stage's modules was recorded."""
         return any(name.startswith("module.") for name in self._inner)
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether what left the stage's blocks was recorded."""
+        return any(name.startswith("block") for name in self._inner)
+
     def forget(self) -> None:
         """Drop the tensors that were read; they are read again when they are needed."""
         self.__dict__.pop("case", None)
@@ -126,45 +132,42 @@ class RecordedRun:
         """One inner tensor, float32."""
         if name in self._small:
             return self._small[name]
-        found = self._recording.read(self._image, f"{self.prefix}.{name}")
-        if found.nbytes < _SMALL_BYTES:
-            self._small[name] = found
-        return found
+        value = self._recording.read(self._image, f"{self.prefix}.{name}")
+        if value.nbytes < _SMALL_BYTES:
+            self._small[name] = value
+        return value
 
 
-def recorded_runs(
-    recording: Recording, image: str, bundle: Bundle, stage: Stage, *, tiles: tuple[int, ...] | None = None
-) -> Iterator[RecordedRun]:
-    """Every recorded pass of a stage: of each tile, and of each step at which the stage ran, in that order.
+def recorded_runs(recording: Recording, image: str, bundle: Bundle, stage: Stage) -> Iterator[RecordedRun]:
+    """Every recorded run of a stage: of each tile, and of each step at which the stage ran, in that order.
 
     Those whose inputs or outputs were not recorded are left out.
     """
-    meta, entry = recording.meta, recording.entry(image)
-    for tile in tiles if tiles is not None else range(len(entry.tiles)):
-        if not recording.has(image, f"tile{tile}.z_out"):
-            continue
-        if stage is Stage.VAE_ENCODER:
-            for part in ("lq", "ref"):
-                if recording.has(image, f"tile{tile}.{part}.image"):
-                    yield RecordedRun(recording, image, tile, bundle, stage, part=part)
-            continue
-        if stage not in STEPPED:
-            if all(recording.has(image, f"tile{tile}.{name}") for name in _NEEDS[stage]):
-                yield RecordedRun(recording, image, tile, bundle, stage)
-            continue
-        kv_steps = meta.settings.kv_steps()
-        for step in range(meta.settings.steps) if stage is Stage.RESTORATION else sorted(set(kv_steps)):
-            blocks = range(bundle.manifest.model.num_blocks)
-            parts = [keys_values_names(f"tile{tile}.step{kv_steps[step]}", block) for block in blocks]
-            names = [name for part in parts for pair in part.values() for name in pair]
-            if stage is Stage.RESTORATION:
-                names += [f"tile{tile}.motion_bias", f"tile{tile}.step{step}.z"]
-            if recording.has(image, *names):
-                yield RecordedRun(recording, image, tile, bundle, stage, step=step)
+    runs = list(_runs_of_a_tile(recording, bundle, stage))
+    for tile in range(len(recording.entry(image).tiles)):
+        for options, names in runs:
+            if recording.has(image, *(f"tile{tile}.{name}" for name in ("z_out", *names))):
+                yield RecordedRun(recording, image, tile, bundle, stage, **options)
 
 
-_NEEDS: Mapping[Stage, tuple[str, ...]] = {
-    Stage.FLOW: ("ref_lq.image", "lq.image", "flow"),
-    Stage.MOTION: ("flow", "motion_bias"),
-    Stage.VAE_DECODER: ("z_out", "decoded"),
+def _runs_of_a_tile(recording: Recording, bundle: Bundle, stage: Stage) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """What tells the runs of a tile apart, and what must have been recorded of each."""
+    if stage is Stage.VAE_ENCODER:
+        yield from (({"part": part}, [f"{part}.image"]) for part in ("lq", "ref"))
+    elif stage not in STEPPED:
+        yield {}, _NEEDS[stage]
+    else:
+        kv_steps = recording.meta.settings.kv_steps()
+        for step in range(len(kv_steps)) if stage is Stage.RESTORATION else sorted(set(kv_steps)):
+            names = ["motion_bias", f"step{step}.z"] if stage is Stage.RESTORATION else []
+            for block in range(bundle.manifest.model.num_blocks):
+                for pair in keys_values_names(f"step{kv_steps[step]}", block).values():
+                    names += pair
+            yield {"step": step}, names
+
+
+_NEEDS: Mapping[Stage, list[str]] = {
+    Stage.FLOW: ["ref_lq.image", "lq.image", "flow"],
+    Stage.MOTION: ["flow", "motion_bias"],
+    Stage.VAE_DECODER: ["z_out", "decoded"],
 }

@@ -13,7 +13,7 @@ from livemoments.runtime.image_files.photo import read_photo
 from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.tiles.plan import plan_balanced
 from livemoments.types import Size
-from livemoments.validate.ladder.rungs import finite
+from livemoments.validate.ladder.rungs import held_to
 from livemoments.validate.ladder.tensor_distance import tensor_distance
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.reference_photo import image_tensor, restore_like_runtime, torch_noise
@@ -102,15 +102,8 @@ def check_tensor(name: str, value: np.ndarray, expected: np.ndarray, limit: floa
         unit, error, limit = "levels", distance.max_abs, IMAGE_LIMIT_LEVELS
     elif expected.dtype.kind != "f":
         unit, error, limit = "count", distance.max_abs, 0.0
-    return Check(
-        name=name,
-        value=finite(error),
-        limit=limit,
-        unit=unit,
-        better="lower",
-        status="pass" if error <= limit else "fail",
-        detail="" if value.shape == expected.shape else f"its shape is {value.shape} instead of {expected.shape}",
-    )
+    detail = "" if value.shape == expected.shape else f"its shape is {value.shape} instead of {expected.shape}"
+    return held_to(name, error, limit, unit, detail)
 
 
 def _not_compared(name: str, why: str) -> Check:
