@@ -216,7 +216,7 @@ DAMAGES = {
     "leaves": (edit_meta(lambda m: rename_file(m, "../a.txt")), r"names '\.\./a.txt', which leaves"),
     "absolute": (edit_meta(lambda m: rename_file(m, "/etc/passwd")), "which leaves"),
     "backslash": (edit_meta(lambda m: rename_file(m, "..\\a.txt")), "which leaves"),
-    "NUL": (edit_meta(lambda m: rename_file(m, "a\0b")), "which is no file name"),
+    "NUL": (edit_meta(lambda m: rename_file(m, "a\0b")), "which is not a file name"),
     "missing": (edit_tensors(Path.unlink), "missing"),
     "cut short": (edit_tensors(lambda file: file.write_bytes(file.read_bytes()[:-1])), "bytes long"),
     "changed": (edit_tensors(flip_last_byte), "SHA-256"),

@@ -69,7 +69,7 @@ class WorstDistance:
 
 
 def held_to(name: str, value: float | None, limit: float | None, unit: str, detail: str) -> Check:
-    """A check of a number of which less is better; NaN and what was not measured fail, without a limit it is ``info``."""
+    """A check of a number of which less is better: NaN and what was not measured fail; ``info`` without a limit."""
     passed = limit is None or (value is not None and value <= limit)
     return Check(
         name=name,

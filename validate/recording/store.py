@@ -14,20 +14,16 @@ A recording is a folder (``docs/recordings.md``)::
 from __future__ import annotations
 
 import abc
-import json
-import os
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
-import msgspec
 import numpy as np
 
-from livemoments.bundle import hash_file, size_of_listed
-from livemoments.errors import FileError, UsageError
+from livemoments.errors import FileError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.noise import NoiseSource, RecordedNoise, SeededNoise, TileNoise
+from livemoments.store.hashed_folders import HashedFolders
 from livemoments.types import ReferencePolicy, Size
 from livemoments.validate.recording.schema import (
     LR,
@@ -39,9 +35,6 @@ from livemoments.validate.recording.schema import (
     ImageEntry,
     RecordingMeta,
 )
-
-if TYPE_CHECKING:
-    from livemoments.manifest import FileEntry
 
 _AGAIN = "copy the recording again, or make it again with 'livemoments record'"
 _RESULT_NAME = "photo.result"
@@ -184,53 +177,6 @@ class StoredRecording(Recording):
         return found
 
 
-def open_stored(folder: Path, *, verify_hashes: bool = True, progress: Progress = SILENT) -> Recording:
-    """Open a recording in the format of ``livemoments record`` and check it; see :func:`open_recording`."""
-    meta = _read_meta(folder)
-    _check_paths(folder, meta)
-    total = sum(entry.bytes for entry in meta.files.values())
-    with progress.task("Checking the recording", total) as task:
-        for name, entry in meta.files.items():
-            _check_file(folder / name, entry, verify_hash=verify_hashes)
-            task.advance(entry.bytes)
-    return StoredRecording(folder, meta)
-
-
-def _read_meta(folder: Path) -> RecordingMeta:
-    file = folder / META_NAME
-    try:
-        if not folder.exists():
-            raise FileError(folder, "no such recording", fix="make one with 'livemoments record CHECKPOINT -o FOLDER'")
-        if not file.is_file():
-            raise FileError(
-                folder,
-                f"not a recording: there is no {META_NAME} in it",
-                fix="name the folder that 'livemoments record' wrote; if it was interrupted, run it again",
-            )
-        text = file.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        raise FileError(file, f"cannot be read ({reason})", fix="check the path and its permissions") from None
-    try:
-        found: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileError(file, f"not valid JSON ({error})", fix=_AGAIN) from None
-    schema = found.get("schema") if isinstance(found, dict) else None
-    if schema != RECORDING_SCHEMA:
-        raise FileError(
-            file,
-            f"schema {schema!r} is not known; this release reads '{RECORDING_SCHEMA}'",
-            fix="use the release that wrote it, or record again",
-        )
-    try:
-        meta = msgspec.json.decode(text, type=RecordingMeta)
-        _check_values(meta)
-    except (msgspec.MsgspecError, UsageError, ValueError) as error:
-        reason = error.message if isinstance(error, UsageError) else str(error)
-        raise FileError(file, f"malformed: {reason}", fix=_AGAIN) from None
-    return meta
-
-
 def _check_values(meta: RecordingMeta) -> None:
     """What the types do not say.
 
@@ -249,26 +195,29 @@ def _check_values(meta: RecordingMeta) -> None:
                 raise ValueError(f"'{name}' uses '{file}', of which no hash is listed")
 
 
-def _check_paths(folder: Path, meta: RecordingMeta) -> None:
-    root = os.path.realpath(folder)
-    for name in meta.files:
-        parts = PurePosixPath(name)
-        if not name or "\0" in name:
-            raise FileError(folder / META_NAME, f"names {name!r}, which is no file name", fix=_AGAIN)
-        escapes = parts.is_absolute() or ".." in parts.parts or "\\" in name
-        if escapes or not Path(os.path.realpath(folder / name)).is_relative_to(root):
-            raise FileError(
-                folder / META_NAME,
-                f"names '{name}', which leaves the recording's folder",
-                fix="do not use this recording unless you trust who made it; record again",
-            )
+RECORDINGS = HashedFolders(
+    kind="recording",
+    manifest=META_NAME,
+    decoded=RecordingMeta,
+    version=("schema", "schema", RECORDING_SCHEMA),
+    check=_check_values,
+    error=FileError,
+    listing=META_NAME,
+    command="livemoments record CHECKPOINT -o FOLDER",
+    verb="record",
+    remake=_AGAIN,
+    renew=_AGAIN,
+)
+"""How recordings are read."""
 
 
-def _check_file(file: Path, entry: FileEntry, *, verify_hash: bool) -> None:
-    size = size_of_listed(file, FileError)
-    if size is None:
-        raise FileError(file, f"missing: {META_NAME} lists this file", fix=_AGAIN)
-    if size != entry.bytes:
-        raise FileError(file, f"is {size} bytes long, {META_NAME} says {entry.bytes}", fix=_AGAIN)
-    if verify_hash and hash_file(file).sha256 != entry.sha256:
-        raise FileError(file, f"its SHA-256 is not {META_NAME}'s: the file was changed or damaged", fix=_AGAIN)
+def open_stored(folder: Path, *, verify_hashes: bool = True, progress: Progress = SILENT) -> Recording:
+    """Open a recording in the format of ``livemoments record`` and check it; see :func:`open_recording`."""
+    meta = RECORDINGS.read(folder)
+    RECORDINGS.check_names(folder, meta.files)
+    total = sum(entry.bytes for entry in meta.files.values())
+    with progress.task("Checking the recording", total) as task:
+        for name, entry in meta.files.items():
+            RECORDINGS.check_file(folder / name, entry, verify_hash=verify_hashes)
+            task.advance(entry.bytes)
+    return StoredRecording(folder, meta)

@@ -24,14 +24,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from livemoments.bundle import hash_file
 from livemoments.errors import OutputError
 from livemoments.manifest import FileEntry
 from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
 from livemoments.store.files import read_file, sync_file, write_file
 from livemoments.store.folders import StagedFolder, check_destination, remove_emptied
+from livemoments.store.hashed_folders import encode_manifest, hash_file
 from livemoments.validate.recording.schema import META_NAME, ImageEntry, RecordingMeta, StorageType
+from livemoments.validate.recording.store import RECORDINGS
 from livemoments.validate.recording.tensor_file import TensorWriter
 
 _PLACE = re.compile(r"tile(\d+)(?:\.step(\d+))?\.(.+)")
@@ -200,10 +201,9 @@ class RecordingWriter:
         images = {name: self._entries[name].entry for name in sorted(self._entries)}
         files = {path: entry for name in images for path, entry in sorted(self._entries[name].files.items())}
         complete = msgspec.structs.replace(meta, images=images, files=files)
-        encoded = msgspec.json.format(msgspec.json.encode(complete, order="sorted"), indent=1)
         with output_errors(self._destination):
-            (self.folder / META_NAME).write_bytes(encoded + b"\n")
-        StagedFolder(self._destination, self.folder, overwrite=self._overwrite, is_ours=_is_recording).publish()
+            (self.folder / META_NAME).write_bytes(encode_manifest(complete))
+        StagedFolder(self._destination, self.folder, overwrite=self._overwrite, is_ours=RECORDINGS.is_one).publish()
         shutil.rmtree(self._work, ignore_errors=True)
 
 
@@ -219,7 +219,7 @@ def write_recording(destination: str | os.PathLike[str], *, overwrite: bool = Fa
     target = Path(destination).absolute()
     work = target.with_name(f".{target.name}.unfinished")
     remove_emptied(work, "recording")
-    check_destination(destination, is_ours=_is_recording, kind="a recording", overwrite=overwrite)
+    check_destination(destination, is_ours=RECORDINGS.is_one, kind="a recording", overwrite=overwrite)
     with contextlib.ExitStack() as held:
         try:
             with output_errors(target):
@@ -234,10 +234,6 @@ def write_recording(destination: str | os.PathLike[str], *, overwrite: bool = Fa
         finally:
             if work.is_dir() and not any((work / "finished").iterdir()):
                 shutil.rmtree(work, ignore_errors=True)
-
-
-def _is_recording(folder: Path) -> bool:
-    return (folder / META_NAME).is_file()
 
 
 def _read_finished(file: Path, folder: Path) -> _Finished | None:
