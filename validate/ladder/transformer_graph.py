@@ -7,8 +7,10 @@ does not matter how an exporter or a quantizer named or ordered the rest. What i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import onnx
 
 from livemoments.graphs.subgraphs import Network
 from livemoments.validate.ladder.modules import ModuleOutput, find_modules
@@ -40,7 +42,6 @@ class Norm:
 class Table:
     """An AdaLN table and what is looked up in it: ``row`` (1, chunks, D), and its parts in the table's order."""
 
-    name: str
     row: str
     parts: tuple[str, ...]
 
@@ -82,7 +83,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One transformer block: ``attention`` is the node's index, ``mixed`` what it gives."""
+    """One transformer block; ``query``, ``key`` and ``value`` are what its attention reads."""
 
     index: int
     image: Stream
@@ -90,8 +91,6 @@ class Block:
     query: str | None = None
     key: str | None = None
     value: str | None = None
-    mixed: str | None = None
-    attention: int | None = None
 
     @property
     def prefix(self) -> str:
@@ -101,8 +100,8 @@ class Block:
     @property
     def boundary(self) -> dict[str, str]:
         """What leaves it: ``hidden`` (image) and ``context`` (text), as far as the graph computes them."""
-        found = {"hidden": self.image.leaving, "context": self.text.leaving}
-        return {name: value for name, value in found.items() if value is not None}
+        leaving = {"hidden": self.image.leaving, "context": self.text.leaving}
+        return {name: value for name, value in leaving.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,146 +118,129 @@ class Transformer:
 
 def find_blocks(network: Network) -> Transformer:
     """Read a transformer's graph; ``blocks`` is empty for a graph that has none."""
-    modules = find_modules(network)
-    count = 1 + max((int(m[1]) for name in modules if (m := _BLOCK.match(name))), default=-1)
-    first = [_entering(network, modules, index) for index in range(count)]
-    norm_out = _norm(network, modules["proj_out"].data) if "proj_out" in modules else None
-    blocks = []
-    for index in range(count):
-        following = first[index + 1] if index + 1 < count else (None if norm_out is None else norm_out.data, None)
-        blocks.append(_block(network, modules, index, first[index], following))
-    table_out = None if norm_out is None else _table(network, norm_out)
-    return Transformer(tuple(blocks), modules, norm_out, table_out, _text_tables(network))
+    return _Reader(network).transformer()
 
 
-def _entering(network: Network, modules: Mapping[str, ModuleOutput], block: int) -> tuple[str | None, str | None]:
-    """What enters a block's two streams, by the norms that their projections read."""
-    found = []
-    for _, projections, _, _ in (_IMAGE, _TEXT):
-        norm = _first_norm(network, modules, f"transformer_blocks.{block}.", projections)
-        found.append(None if norm is None else norm.data)
-    return found[0], found[1]
+class _Reader:
+    """Reads one graph; what is asked of it is ``None`` where the graph does not have it."""
 
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.modules = find_modules(network)
 
-def _first_norm(
-    network: Network, modules: Mapping[str, ModuleOutput], prefix: str, projections: tuple[str, ...]
-) -> Norm | None:
-    norms = (_norm(network, modules[prefix + name].data) for name in projections if prefix + name in modules)
-    return next((norm for norm in norms if norm is not None), None)
+    def transformer(self) -> Transformer:
+        count = 1 + max((int(m[1]) for name in self.modules if (m := _BLOCK.match(name))), default=-1)
+        first = [
+            [self.first_norm(f"transformer_blocks.{index}.", projections) for _, projections, _, _ in (_IMAGE, _TEXT)]
+            for index in range(count)
+        ]
+        norm_out = self.norm(self.modules["proj_out"].data) if "proj_out" in self.modules else None
+        following = [*first[1:], [norm_out, None]]
+        blocks = tuple(self.block(index, first[index], following[index]) for index in range(count))
+        table_out = None if norm_out is None else self.table(norm_out)
+        return Transformer(blocks, self.modules, norm_out, table_out, self.text_tables())
 
+    def first_norm(self, prefix: str, projections: tuple[str, ...]) -> Norm | None:
+        """What a stream's projections read: the norm of what enters its block."""
+        norms = (self.norm(self.modules[prefix + name].data) for name in projections if prefix + name in self.modules)
+        return next((norm for norm in norms if norm is not None), None)
 
-def _block(
-    network: Network,
-    modules: Mapping[str, ModuleOutput],
-    index: int,
-    entering: tuple[str | None, str | None],
-    leaving: tuple[str | None, str | None],
-) -> Block:
-    prefix = f"transformer_blocks.{index}."
-    image = _stream(network, modules, prefix, _IMAGE, entering[0], leaving[0])
-    text = _stream(network, modules, prefix, _TEXT, entering[1], leaving[1])
-    attention = next(
-        (found for value in (image.attended, text.attended) if (found := _attention(network, value)) is not None), None
-    )
-    if attention is None:
-        return Block(index, image, text)
-    node = network.nodes[attention]
-    query, key, value = (node.input[place] or None for place in range(3))
-    return Block(index, image, text, query, key, value, node.output[0], attention)
+    def block(self, index: int, first: Sequence[Norm | None], following: Sequence[Norm | None]) -> Block:
+        """One block, from its own first norms and those of the block behind it."""
+        image, text = (
+            self.stream(f"transformer_blocks.{index}.", names, own, behind)
+            for names, own, behind in zip((_IMAGE, _TEXT), first, following, strict=True)
+        )
+        attention = self.attention(image.attended) or self.attention(text.attended)
+        if attention is None:
+            return Block(index, image, text)
+        query, key, value = (name or None for name in attention.input[:3])
+        return Block(index, image, text, query, key, value)
 
+    def stream(
+        self, prefix: str, names: tuple[str, tuple[str, ...], str, str], first: Norm | None, behind: Norm | None
+    ) -> Stream:
+        """A stream's way through a block, backwards from what the norm behind it reads."""
+        name, _, out, feed_forward = names
+        projection = self.modules.get(f"{prefix}{feed_forward}.net.0.proj")
+        inner, attended = self.modules.get(f"{prefix}{feed_forward}.net.2"), self.modules.get(prefix + out)
+        second = None if projection is None else self.norm(projection.data)
+        middle = None if second is None else second.data
+        entering = None if first is None else first.data
+        if entering is None and middle is not None:
+            entering = self.operands(middle)[0]
+        leaving = None if behind is None else behind.data
+        gated_inner = self.other_operand(leaving, middle)
+        tables = (self.table(norm) for norm in (first, second) if norm is not None)
+        return Stream(
+            name=name,
+            out=out,
+            feed_forward=feed_forward,
+            entering=entering,
+            first=first,
+            attended=None if attended is None else attended.data,
+            gated=self.other_operand(middle, entering),
+            middle=middle,
+            second=second,
+            activated=None if inner is None else inner.data,
+            gated_inner=gated_inner,
+            leaving=leaving if gated_inner is not None else None,
+            table=next((table for table in tables if table is not None), None),
+        )
 
-def _stream(
-    network: Network,
-    modules: Mapping[str, ModuleOutput],
-    prefix: str,
-    names: tuple[str, tuple[str, ...], str, str],
-    entering: str | None,
-    leaving: str | None,
-) -> Stream:
-    name, projections, out, feed_forward = names
-    first = _first_norm(network, modules, prefix, projections)
-    projection, inner = modules.get(f"{prefix}{feed_forward}.net.0.proj"), modules.get(f"{prefix}{feed_forward}.net.2")
-    attended = modules.get(prefix + out)
-    second = None if projection is None else _norm(network, projection.data)
-    middle = None if second is None else second.data
-    if entering is None and middle is not None:
-        entering = _operands(network, middle)[0]
-    norms = [norm for norm in (first, second) if norm is not None]
-    gated_inner = None if leaving is None else _other_operand(network, leaving, middle)
-    return Stream(
-        name=name,
-        out=out,
-        feed_forward=feed_forward,
-        entering=entering,
-        first=first,
-        attended=None if attended is None else attended.data,
-        gated=None if middle is None else _other_operand(network, middle, entering),
-        middle=middle,
-        second=second,
-        activated=None if inner is None else inner.data,
-        gated_inner=gated_inner,
-        leaving=leaving if gated_inner is not None else None,
-        table=next((table for norm in norms if (table := _table(network, norm)) is not None), None),
-    )
-
-
-def _norm(network: Network, value: str) -> Norm | None:
-    """The layer norm whose output a value is, through what quantizes it."""
-    maker = network.maker(value)
-    if maker is None or network.nodes[maker].op_type != _NORM:
-        return None
-    inputs = [*network.nodes[maker].input, "", ""]
-    return Norm(value, inputs[0], inputs[1] or None, inputs[2] or None)
-
-
-def _table(network: Network, norm: Norm) -> Table | None:
-    """The table that a norm's rows are looked up in: its scale is a part of ``Split(Reshape(Gather(table, step)))``."""
-    for part in (norm.scale, norm.shift):
-        split = None if part is None else network.maker(part)
-        if split is None or network.nodes[split].op_type != "Split":
-            continue
-        value = network.nodes[split].input[0]
-        while (maker := network.maker(value)) is not None:
-            node = network.nodes[maker]
-            if node.op_type == "Gather" and node.input[0] in network.weights:
-                return Table(node.input[0], value, tuple(network.nodes[split].output))
-            if node.op_type not in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"):
-                break
-            value = node.input[0]
-    return None
-
-
-def _operands(network: Network, value: str) -> tuple[str | None, str | None]:
-    maker = network.maker(value)
-    inputs = [] if maker is None else [name for name in network.nodes[maker].input if name]
-    return (inputs[0], inputs[1]) if len(inputs) == 2 else (None, None)
-
-
-def _other_operand(network: Network, value: str, known: str | None) -> str | None:
-    """What a value is the sum of besides ``known``."""
-    pair = _operands(network, value)
-    if known is None or known not in pair:
-        return None
-    return pair[1] if pair[0] == known else pair[0]
-
-
-def _attention(network: Network, value: str | None) -> int | None:
-    """The attention whose output, or a part of it, a value is."""
-    while value is not None and (maker := network.maker(value)) is not None:
-        node = network.nodes[maker]
-        if node.op_type == _ATTENTION:
-            return maker
-        if node.op_type not in _REARRANGING:
+    def norm(self, value: str) -> Norm | None:
+        """The layer norm whose output a value is."""
+        maker = self.network.maker(value)
+        if maker is None or self.network.nodes[maker].op_type != _NORM:
             return None
-        value = node.input[0]
-    return None
+        inputs = [*self.network.nodes[maker].input, "", ""]
+        return Norm(value, inputs[0], inputs[1] or None, inputs[2] or None)
 
+    def table(self, norm: Norm) -> Table | None:
+        """The table that a norm's rows come from: its scale is a part of ``Split(Reshape(Gather(table, step)))``."""
+        nodes, makers = self.network.nodes, (self.network.maker(part) for part in (norm.scale, norm.shift) if part)
+        for split in makers:
+            if split is None or nodes[split].op_type != "Split":
+                continue
+            value = nodes[split].input[0]
+            while (maker := self.network.maker(value)) is not None:
+                node = nodes[maker]
+                if node.op_type == "Gather" and node.input[0] in self.network.weights:
+                    return Table(value, tuple(nodes[split].output))
+                if node.op_type not in ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"):
+                    break
+                value = node.input[0]
+        return None
 
-def _text_tables(network: Network) -> dict[str, str]:
-    """The first block's text projections where they are stored: module's name to the value looked up."""
-    found = {}
-    for part in "qkv":
-        for reader in network.readers(f"transformer_blocks.0.text.{part}"):
-            if network.nodes[reader].op_type == "Gather":
-                found[f"transformer_blocks.0.attn.add_{part}_proj"] = network.nodes[reader].output[0]
-    return found
+    def operands(self, value: str) -> tuple[str | None, str | None]:
+        """What a value is the sum or the product of."""
+        maker = self.network.maker(value)
+        inputs = [] if maker is None else [name for name in self.network.nodes[maker].input if name]
+        return (inputs[0], inputs[1]) if len(inputs) == 2 else (None, None)
+
+    def other_operand(self, value: str | None, known: str | None) -> str | None:
+        """What a value is the sum of besides ``known``."""
+        pair = (None, None) if value is None else self.operands(value)
+        if known is None or known not in pair:
+            return None
+        return pair[1] if pair[0] == known else pair[0]
+
+    def attention(self, value: str | None) -> onnx.NodeProto | None:
+        """The attention whose output, or a part of it, a value is."""
+        while value is not None and (maker := self.network.maker(value)) is not None:
+            node = self.network.nodes[maker]
+            if node.op_type == _ATTENTION:
+                return node
+            if node.op_type not in _REARRANGING:
+                return None
+            value = node.input[0]
+        return None
+
+    def text_tables(self) -> dict[str, str]:
+        """The first block's text projections where they are stored: module's name to the value looked up."""
+        return {
+            f"transformer_blocks.0.attn.add_{part}_proj": self.network.nodes[reader].output[0]
+            for part in "qkv"
+            for reader in self.network.readers(f"transformer_blocks.0.text.{part}")
+            if self.network.nodes[reader].op_type == "Gather"
+        }
