@@ -61,8 +61,8 @@ def all_points(
     Args:
         bundle: opened.
         files: the checkpoint it was exported from.
-        limits: of the bundle's precision.
-        seed: of the inputs; never those of the export's own check.
+        limits: those of the bundle's precision.
+        seed: decides the inputs, which are never those of the export's own check.
         backend: what runs the engines.
         progress: where to report.
 

@@ -17,6 +17,7 @@ The other stages have no blocks: the network's error (:func:`networks`), then th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -38,6 +39,7 @@ from livemoments.validate.report_data import Bisection, Rung, Suspect
 
 JUMP = 5.0
 """Error of a boundary over that of the one before, from which on a block is suspect and rounding is not."""
+_suspect = functools.partial(Suspect, block=None, module=None, node=None, op=None, output=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +93,11 @@ class _Search:
             if other.run.prefix == run.prefix and f"transformer_blocks.{other.block + 1}" == value.block
         ]
         suspect = _suspect(
-            self.stage,
-            run.point,
-            error.distance.rel_l2,
-            error.limit,
-            before=max(entering, key=nan_last, default=0.0),
+            stage=str(self.stage),
+            point=run.point,
+            rel_l2=finite(error.distance.rel_l2),
+            limit=error.limit,
+            before=finite(max(entering, key=nan_last, default=0.0)),
             block=value.block,
             module=isolated.module_of(faulty.index) or (value.module if " the " not in f" {value.what}" else None),
             node=node.name or None,
@@ -121,11 +123,11 @@ class _Search:
 
     def _block(self, error: BlockError) -> tuple[Suspect, str]:
         suspect = _suspect(
-            self.stage,
-            error.run.point,
-            error.worst,
-            self.limits.block_rel_l2 or 0.0,
-            before=0.0 if error.isolated is not None else _error_before(error, self.boundaries),
+            stage=str(self.stage),
+            point=error.run.point,
+            rel_l2=finite(error.worst),
+            limit=self.limits.block_rel_l2 or 0.0,
+            before=finite(0.0 if error.isolated is not None else _error_before(error, self.boundaries)),
             block=f"transformer_blocks.{error.block}",
         )
         why = "no module is named, for none was recorded; record with --detail modules"
@@ -135,9 +137,14 @@ class _Search:
 
     def _whole_network(self) -> tuple[Suspect, str]:
         where = self.network.where
-        point = next((run.point for run in self.runs if where.endswith(str(run))), None)
-        output = where.split(" at ", 1)[0] or None
-        suspect = _suspect(self.stage, point, self.network.rel_l2, self.network.limit or 0.0, output=output)
+        suspect = _suspect(
+            stage=str(self.stage),
+            point=next((run.point for run in self.runs if where.endswith(str(run))), None),
+            output=where.split(" at ", 1)[0] or None,
+            rel_l2=self.network.rel_l2,
+            limit=self.network.limit or 0.0,
+            before=0.0,
+        )
         why = ", but no part of it on its own: its errors add up, or the engine joins parts in a way that is wrong"
         if self.stage in STEPPED and not self.boundaries:
             why = "; no block is named, for no block was recorded: record with --detail blocks or modules"
@@ -224,30 +231,3 @@ def _error_before(error: BlockError, boundaries: Sequence[BlockError]) -> float 
         other.accumulated.rel_l2 for other in boundaries if other.run is error.run and other.block == error.block - 1
     ]
     return max(earlier, key=nan_last, default=None)
-
-
-def _suspect(
-    stage: Stage,
-    point: int | None,
-    rel_l2: float | None,
-    limit: float,
-    *,
-    before: float | None = 0.0,
-    block: str | None = None,
-    module: str | None = None,
-    node: str | None = None,
-    op: str | None = None,
-    output: str | None = None,
-) -> Suspect:
-    return Suspect(
-        stage=str(stage),
-        point=point,
-        block=block,
-        module=module,
-        node=node,
-        op=op,
-        output=output,
-        rel_l2=finite(rel_l2),
-        limit=limit,
-        before=finite(before),
-    )

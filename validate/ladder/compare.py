@@ -60,8 +60,8 @@ def compare(
         bundle: opened.
         recording: opened; of the same checkpoint, with the bundle's tile size, overlap and timesteps.
         image: a photo's name; by default the first of those recorded in most detail.
-        levels: which rungs.
-        stages: of which stages blocks and networks are compared.
+        levels: the rungs to compare.
+        stages: those whose blocks and networks are compared.
         backend: what runs the engines; :class:`OrtBackend` on the CPU by default.
         limits: the shipped ones of the bundle's precision by default; a recording in float16 widens them.
         progress: where to report.

@@ -31,7 +31,7 @@ def check_integer_products(product: Product | None = None, seed: int = 0) -> Che
 
     Args:
         product: what multiplies; onnxruntime's ``MatMulInteger`` on the CPU by default.
-        seed: of the random half.
+        seed: decides the random half.
     """
     rng = np.random.default_rng(seed)
     left = rng.integers(0, 256, (_ROWS, _DEPTH), dtype=np.uint8)

@@ -77,7 +77,7 @@ class IsolatedErrors:
 
     Args:
         bundle: opened.
-        stage: which stage.
+        stage: the stage to compare.
         graph: the stage's graph for the recording's tile size.
         limits: ``module_rel_l2`` for what multiplies with weights, ``exact_rel_l2`` for all else, the stage's for what
             spans several modules.

@@ -67,16 +67,12 @@ def limits_for(limits: PrecisionLimits, recording: Recording) -> PrecisionLimits
     if recording.meta.dtype == "float32":
         return limits
 
-    def least(limit: float | None) -> float | None:
-        return None if limit is None else max(limit, HALF_RECORDING_REL_L2)
-
+    names = ("step_rel_l2", "block_rel_l2", "module_rel_l2", "exact_rel_l2")
+    held = {name: limit for name in names if (limit := getattr(limits, name)) is not None}
     return msgspec.structs.replace(
         limits,
         stage_rel_l2={stage: max(limit, HALF_RECORDING_REL_L2) for stage, limit in limits.stage_rel_l2.items()},
-        step_rel_l2=least(limits.step_rel_l2),
-        block_rel_l2=least(limits.block_rel_l2),
-        module_rel_l2=least(limits.module_rel_l2),
-        exact_rel_l2=least(limits.exact_rel_l2),
+        **{name: max(limit, HALF_RECORDING_REL_L2) for name, limit in held.items()},
     )
 
 

@@ -27,7 +27,7 @@ class RecordedRun:
         image: a photo's name.
         tile: a tile's index.
         bundle: the one that is compared: it gives the layout of keys and values, and the schedule.
-        stage: which stage.
+        stage: the stage that ran.
         step: the sampling step, for the transformers.
         part: for the VAE's encoder: ``lq`` or ``ref``.
     """

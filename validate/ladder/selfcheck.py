@@ -90,7 +90,7 @@ def self_checks(
     Args:
         bundle: opened.
         backend: what runs the engines; :class:`OrtBackend` on the CPU by default.
-        seed: of the picture and the noise.
+        seed: decides the picture and the noise.
         limits: how far another batch may move a result, by sums in another order or (dynamic quantization) a range over
             the whole batch: ``stage_rel_l2`` and ``step_rel_l2``. Rows and repetitions must be identical whatever the
             limits. The shipped ones of the bundle's precision by default.

@@ -51,9 +51,9 @@ class Stream:
     """The image's or the text's way through one block, as names of values.
 
     Attributes:
-        name: of its first norm's module, ``norm1`` or ``norm1_context``.
-        out: of the module after attention.
-        feed_forward: of its feed-forward, ``ff`` or ``ff_context``.
+        name: its first norm's module, ``norm1`` or ``norm1_context``.
+        out: the module after attention.
+        feed_forward: its feed-forward's module, ``ff`` or ``ff_context``.
         entering: what enters the block.
         first: the norm before attention.
         attended: attention's part for this stream.

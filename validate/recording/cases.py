@@ -53,7 +53,7 @@ def recorded_case(
         recording: opened.
         image: a photo's name.
         tile: a tile's index.
-        stage: which.
+        stage: the stage that ran.
         step: for the transformers: the sampling step. The reference stage has a case at steps at which it ran
             (:meth:`RecordingSettings.kv_steps`).
         part: for the VAE's encoder: ``lq`` or ``ref``.

@@ -30,7 +30,7 @@ class RecordOptions:
             in proportion, as an export takes.
         steps: Euler steps.
         policy: when ReferenceNet runs.
-        seed: of the noise.
+        seed: decides the noise.
         detail: ``stages`` (inputs and outputs of every stage but keys and values), ``keys-values`` (and the motion
             bias), ``blocks`` (what leaves each transformer block), ``modules`` (what leaves every module). Each holds
             those before it.

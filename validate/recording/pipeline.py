@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from livemoments.errors import ImageError, ResourceError
@@ -18,9 +19,8 @@ from livemoments.reference.layout import CheckpointFiles, locate
 from livemoments.reference.own_tiles import default_overlap, default_tile
 from livemoments.runtime.image_files.photo import write_image
 from livemoments.runtime.inputs import load_inputs
-from livemoments.runtime.tiles.plan import TilePlan, plan_balanced
+from livemoments.runtime.tiles.plan import plan_balanced
 from livemoments.store.names import check_utf8
-from livemoments.types import Size
 from livemoments.validate.datasets.index import Dataset
 from livemoments.validate.recording.capture import Capture, Wanted
 from livemoments.validate.recording.opening import open_recording
@@ -36,7 +36,6 @@ from livemoments.validate.recording.schema import (
     Detail,
     ImageEntry,
     RecordingMeta,
-    RecordingSettings,
     TileEntry,
 )
 from livemoments.validate.recording.store import Recording
@@ -156,7 +155,7 @@ def _record_image(
 ) -> ImageEntry:
     settings = meta.settings
     inputs = load_inputs(item.frame, item.photo, item.photo_frame)
-    plan = _plan(inputs.size, settings)
+    plan = plan_balanced(inputs.size, [meta.tile], settings.overlap, pad_small=True)
     detail = _detail_of(meta, item.name)
     wanted = Wanted(detail, meta.selection, settings.kv_steps())
     sources = {LR: item.frame, REF: item.photo, REF_LR: item.photo_frame, TRUTH: item.truth}
@@ -191,18 +190,13 @@ def _record_image(
     )
 
 
-def _plan(size: Size, settings: RecordingSettings) -> TilePlan:
-    return plan_balanced(size, [Size.parse(settings.tile)], settings.overlap, pad_small=True)
-
-
 def _detail_of(meta: RecordingMeta, name: str) -> Detail:
     chosen = meta.selection.images
     return meta.detail if chosen is None or name in chosen else "stages"
 
 
 def _key(meta: RecordingMeta, item: LivePhoto[Path]) -> str:
-    """Of everything that an image's files depend on."""
-    selection = {"tiles": meta.selection.tiles, "steps": meta.selection.steps, "blocks": meta.selection.blocks}
+    """A key of everything that an image's files depend on."""
     return condition_key(
         {
             "producer": meta.producer,
@@ -210,7 +204,7 @@ def _key(meta: RecordingMeta, item: LivePhoto[Path]) -> str:
             "dtype": meta.dtype,
             "settings": meta.settings,
             "detail": _detail_of(meta, item.name),
-            "selection": selection,
+            "selection": msgspec.structs.replace(meta.selection, images=None),
             "image": item.sha256,
             "suffixes": [path and path.suffix for path in (item.frame, item.photo, item.photo_frame, item.truth)],
         }

@@ -6,7 +6,7 @@ A recording is a folder (``docs/recordings.md``)::
     images/{lr,ref,ref_lr,gt,result}/NAME.png   the inputs, copied, and the reference's 8-bit result
     tensors/NAME/photo.safetensors              photo.flow_lr, ref_patch_coords, photo.stitched, …
     tensors/NAME/tile0.safetensors              tile0.flow, tile0.z_lq, tile0.step0.velocity, …
-    tensors/NAME/tile0.step0.kv.safetensors     keys and values; likewise .blocks and .modules
+    tensors/NAME/tile0.step0.kv.safetensors     keys and values; .blocks and .modules too
 
 :func:`open_recording` checks it; :meth:`Recording.read` takes one tensor from its file at a time.
 """
@@ -21,7 +21,6 @@ import numpy as np
 
 from livemoments.errors import FileError
 from livemoments.live_photo import LivePhoto
-from livemoments.progress import SILENT, Progress
 from livemoments.runtime.noise import NoiseSource, RecordedNoise, SeededNoise, TileNoise
 from livemoments.store.hashed_folders import HashedFolders
 from livemoments.types import ReferencePolicy, Size
@@ -35,6 +34,7 @@ from livemoments.validate.recording.schema import (
     ImageEntry,
     RecordingMeta,
 )
+from livemoments.validate.recording.tensor_file import read_tensor, tensor_names
 
 _AGAIN = "copy the recording again, or make it again with 'livemoments record'"
 _RESULT_NAME = "photo.result"
@@ -64,12 +64,12 @@ class Recording(abc.ABC):
         Raises:
             FileError: no such photo was recorded.
         """
-        found = self.meta.images.get(image)
-        if found is None:
+        entry = self.meta.images.get(image)
+        if entry is None:
             raise FileError(
                 self.path, f"no photo '{image}' was recorded", fix=f"use one of {', '.join(self.images[:5])}"
             )
-        return found
+        return entry
 
     def image_path(self, image: str, role: str) -> Path | None:
         """The file of a photo's ``lr``, ``ref``, ``ref_lr``, ``gt`` or ``result``; ``None`` if there is none."""
@@ -135,8 +135,8 @@ class Recording(abc.ABC):
                 f"'{name}' of '{image}' was not recorded (detail: {level})",
                 fix="record with a finer --detail, or more tiles and steps",
             )
-        found = self._read(image, name)
-        return found.astype(np.float32) if found.dtype.kind == "f" else found
+        value = self._read(image, name)
+        return value.astype(np.float32) if value.dtype.kind == "f" else value
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, {len(self.images)} photos, {self.meta.detail})"
@@ -150,8 +150,6 @@ class StoredRecording(Recording):
         self._index: tuple[str, dict[str, str]] | None = None  # of one photo: memory does not grow with their number
 
     def _read(self, image: str, name: str) -> np.ndarray:
-        from livemoments.validate.recording.tensor_file import read_tensor
-
         place = self._known(image)[name]
         if place in self.entry(image).files.values():  # the 8-bit result is kept as a picture only
             from livemoments.runtime.image_files.photo import read_photo
@@ -160,21 +158,19 @@ class StoredRecording(Recording):
         return read_tensor(self.path / place, name)
 
     def _known(self, image: str) -> dict[str, str]:
-        from livemoments.validate.recording.tensor_file import tensor_names
-
         entry = self.entry(image)
         if self._index is not None and self._index[0] == image:
             return self._index[1]
-        found: dict[str, str] = {}
+        places: dict[str, str] = {}
         for file in entry.tensors:
             for name in tensor_names(self.path / file):
-                if name in found:
-                    raise FileError(self.path / file, f"holds '{name}', which {found[name]} holds too", fix=_AGAIN)
-                found[name] = file
+                if name in places:
+                    raise FileError(self.path / file, f"holds '{name}', which {places[name]} holds too", fix=_AGAIN)
+                places[name] = file
         if RESULT in entry.files:
-            found.setdefault(_RESULT_NAME, entry.files[RESULT])
-        self._index = (image, found)
-        return found
+            places.setdefault(_RESULT_NAME, entry.files[RESULT])
+        self._index = (image, places)
+        return places
 
 
 def _check_values(meta: RecordingMeta) -> None:
@@ -209,15 +205,3 @@ RECORDINGS = HashedFolders(
     renew=_AGAIN,
 )
 """How recordings are read."""
-
-
-def open_stored(folder: Path, *, verify_hashes: bool = True, progress: Progress = SILENT) -> Recording:
-    """Open a recording in the format of ``livemoments record`` and check it; see :func:`open_recording`."""
-    meta = RECORDINGS.read(folder)
-    RECORDINGS.check_names(folder, meta.files)
-    total = sum(entry.bytes for entry in meta.files.values())
-    with progress.task("Checking the recording", total) as task:
-        for name, entry in meta.files.items():
-            RECORDINGS.check_file(folder / name, entry, verify_hash=verify_hashes)
-            task.advance(entry.bytes)
-    return StoredRecording(folder, meta)

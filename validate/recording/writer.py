@@ -117,10 +117,10 @@ class ImageWriter:
 
 def _place(name: str, opened: dict[str, Any]) -> tuple[str, list[str]]:
     """The stem of the file that a tensor goes to, and which of the open files will get nothing more."""
-    found = _PLACE.fullmatch(name)
-    if found is None:
+    match = _PLACE.fullmatch(name)
+    if match is None:
         return "photo", [stem for stem in opened if stem != "photo"]
-    tile, step, part = f"tile{found[1]}", found[2], found[3]
+    tile, step, part = f"tile{match[1]}", match[2], match[3]
     kind = next((kind for pattern, kind in _KINDS if pattern.match(part)), None)
     if part == "motion_bias":
         kind = "motion"
@@ -157,12 +157,12 @@ class RecordingWriter:
         """
         with output_errors(self._destination):
             for file in sorted((self._work / "finished").glob("*.json")):
-                found = _read_finished(file, self.folder)
-                if found is not None and keys.get(file.stem) == found.key:
-                    self._entries[file.stem] = found
+                finished = _read_finished(file, self.folder)
+                if finished is not None and keys.get(file.stem) == finished.key:
+                    self._entries[file.stem] = finished
                 else:
                     file.unlink()
-            kept = {self.folder / path for found in self._entries.values() for path in found.files}
+            kept = {self.folder / path for finished in self._entries.values() for path in finished.files}
             for path in sorted(self.folder.rglob("*"), reverse=True):
                 if path.is_dir():
                     with contextlib.suppress(OSError):
@@ -239,8 +239,8 @@ def write_recording(destination: str | os.PathLike[str], *, overwrite: bool = Fa
 def _read_finished(file: Path, folder: Path) -> _Finished | None:
     """A finished image, if all of its files are what they were."""
     try:
-        found = msgspec.json.decode(read_file(file), type=_Finished)
-        intact = all((folder / path).is_file() and hash_file(folder / path) == e for path, e in found.files.items())
+        finished = msgspec.json.decode(read_file(file), type=_Finished)
+        intact = all((folder / path).is_file() and hash_file(folder / path) == e for path, e in finished.files.items())
     except msgspec.MsgspecError:
         return None
-    return found if intact else None
+    return finished if intact else None
