@@ -233,6 +233,14 @@ def test_a_damaged_recording_is_one_clear_error(recording: Path, name: str) -> N
     assert caught.value.fix
 
 
+def test_names_that_cannot_be_shown_are_names(recording: Path) -> None:
+    """A screenshot of macOS has a narrow no-break space before "PM"."""
+    name = "images/lr/at 9.41\u202fPM.txt"
+    (recording / "images" / "lr" / "a.txt").rename(recording / name)
+    edit_meta(lambda meta: rename_file(meta, name))(recording)
+    assert open_recording(recording).image_path("a", "lr") == recording / name
+
+
 def test_a_link_that_leaves_the_folder_is_refused(recording: Path, tmp_path: Path) -> None:
     file = recording / "images" / "lr" / "a.txt"
     file.unlink()

@@ -36,12 +36,8 @@ _PHOTO_TILES = 1.5
 """Width of the picture in tiles: two of them, which overlap."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Captured:
-    """What went into a stage's first run, on the host, and the size that its engine was opened for."""
-
-    inputs: dict[str, np.ndarray]
-    size: Size
+_Captured = tuple[dict[str, np.ndarray], Size]
+"""What went into a stage's first run, on the host, and the size that its engine was opened for."""
 
 
 class _Capturing(Backend):
@@ -64,7 +60,7 @@ class _CapturingEngine(Engine):
     def _run(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
         if self.stage not in self._captured:
             copies = {name: np.array(to_host(array)) for name, array in inputs.items()}
-            self._captured[self.stage] = _Captured(copies, self._size)
+            self._captured[self.stage] = copies, self._size
         return self._inner.run(inputs, keep=keep)
 
     def close(self) -> None:
@@ -144,9 +140,9 @@ def _picture(
 def _stages(bundle: Bundle, backend: _Capturing, limits: PrecisionLimits, progress: Progress) -> Iterator[Check]:
     with progress.task("Checking stages against themselves", len(backend.captured)) as task:
         for stage in (stage for stage in Stage if stage in backend.captured):
-            captured = backend.captured.pop(stage)
-            with backend.inner.open(bundle, stage, captured.size) as engine:
-                yield from _stage(engine, captured.inputs, limits)
+            inputs, size = backend.captured.pop(stage)
+            with backend.inner.open(bundle, stage, size) as engine:
+                yield from _stage(engine, inputs, limits)
             task.advance(note=str(stage))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import torch
@@ -32,12 +33,10 @@ def find_photos(
     if isinstance(photos, LivePhoto):
         if PurePath(photos.name).name != photos.name or photos.name.startswith("."):
             raise UsageError(f"a photo cannot be called '{photos.name}'", fix="use a plain file name")
-        paths = [path for path in (photos.frame, photos.photo, photos.photo_frame) if path is not None]
+        photos = replace(photos, truth=None)
         load_inputs(photos.frame, photos.photo, photos.photo_frame)  # names what cannot be used before hours of work
-        digest = condition_key([hash_file(path).sha256 for path in paths])
-        items: tuple[LivePhoto[Path], ...] = (
-            LivePhoto(photos.frame, photos.photo, photos.photo_frame, name=photos.name, sha256=digest),
-        )
+        digest = condition_key([hash_file(path).sha256 for path in photos.parts().values()])
+        items: tuple[LivePhoto[Path], ...] = (replace(photos, sha256=digest),)
     else:
         dataset = photos if isinstance(photos, Dataset) else open_dataset(photos, limit=limit, progress=progress)
         if dataset.rejected:
