@@ -19,8 +19,8 @@ from livemoments.quantize.calibrate.run import calibrate
 from livemoments.quantize.pipeline import quantize_bundle
 from livemoments.types import Size, Stage
 from livemoments.validate.ladder.bisect import bisect, first_suspect
-from livemoments.validate.ladder.block_errors import BlockError
 from livemoments.validate.ladder.compare import compare
+from livemoments.validate.ladder.graph_values.block_errors import BlockError
 from livemoments.validate.ladder.tensor_distance import Distance
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.report_data import Bisection, Rung

@@ -21,10 +21,10 @@ from livemoments.export import conditioning
 from livemoments.graphs.subgraphs import Network
 from livemoments.limits import load_limits
 from livemoments.types import Size, Stage
-from livemoments.validate.ladder import expected_values
-from livemoments.validate.ladder.block_errors import BlockErrors
 from livemoments.validate.ladder.compare import compare
-from livemoments.validate.ladder.modules import find_modules
+from livemoments.validate.ladder.graph_values import expected_values
+from livemoments.validate.ladder.graph_values.block_errors import BlockErrors
+from livemoments.validate.ladder.graph_values.modules import find_modules
 from livemoments.validate.ladder.recorded_conditions import check_fits, choose_image
 from livemoments.validate.ladder.recorded_runs import recorded_runs
 from livemoments.validate.ladder.rungs import WorstDistance

@@ -2,13 +2,14 @@
 
 Three questions, one after the other, for each transformer:
 
-1. Which block? Boundaries in order (:mod:`block_errors`). Each block is fed with what entered the reference's, so that
-   its error is its own: past ``block_rel_l2`` it is suspect. Where the recording lacks what enters a block, the
-   accumulated error decides: the first boundary past the limit is suspect if its error is also at least :data:`JUMP`
-   times that of the boundary before; errors that grow slowly from block to block are rounding, and nobody's fault.
-2. Which module? Inside that block every comparable value (:mod:`comparable_values`), each fed with the reference's
-   values, in the graph's order. If no block stands out, those of all blocks are compared: in float16 and int8 a wrong
-   operation can hide in a block's rounding, not in its own, for it is computed in float32.
+1. Which block? Boundaries in order (``graph_values/block_errors.py``). Each block is fed with what entered the
+   reference's, so that its error is its own: past ``block_rel_l2`` it is suspect. Where the recording lacks what enters
+   a block, the accumulated error decides: the first boundary past the limit is suspect if its error is also at least
+   :data:`JUMP` times that of the boundary before; errors that grow slowly from block to block are rounding, and
+   nobody's fault.
+2. Which module? Inside that block every comparable value (``graph_values/comparable_values.py``), each fed with the
+   reference's values, in the graph's order. If no block stands out, those of all blocks are compared: in float16 and
+   int8 a wrong operation can hide in a block's rounding, not in its own, for it is computed in float32.
 3. Which node? The nodes between the values before and the bad one; those that give something recognised as right are
    cleared. Of what is left the product with a weight is named, or else the first; ``detail`` says how many there were.
 
@@ -28,9 +29,9 @@ from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.types import Stage
-from livemoments.validate.ladder.block_errors import BlockError, block_errors, nan_last
 from livemoments.validate.ladder.compare import networks
-from livemoments.validate.ladder.isolated_errors import IsolatedError, IsolatedErrors
+from livemoments.validate.ladder.graph_values.block_errors import BlockError, block_errors, nan_last
+from livemoments.validate.ladder.graph_values.isolated_errors import IsolatedError, IsolatedErrors
 from livemoments.validate.ladder.recorded_conditions import check_fits, choose_image, limits_for
 from livemoments.validate.ladder.recorded_runs import STEPPED, RecordedRun, recorded_runs
 from livemoments.validate.ladder.rungs import finite

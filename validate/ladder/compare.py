@@ -15,8 +15,8 @@ from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend, to_host
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.types import FlowNetwork, Size, Stage
-from livemoments.validate.ladder.block_errors import block_errors
-from livemoments.validate.ladder.isolated_errors import IsolatedError, IsolatedErrors
+from livemoments.validate.ladder.graph_values.block_errors import block_errors
+from livemoments.validate.ladder.graph_values.isolated_errors import IsolatedError, IsolatedErrors
 from livemoments.validate.ladder.recorded_conditions import check_fits, choose_image, limits_for, restore_as_recorded
 from livemoments.validate.ladder.recorded_runs import STEPPED, RecordedRun, recorded_runs
 from livemoments.validate.ladder.rungs import LEVELS, Level, WorstDistance

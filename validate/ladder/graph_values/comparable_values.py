@@ -12,11 +12,18 @@ from dataclasses import dataclass
 
 from livemoments.graphs.subgraphs import Network
 from livemoments.types import Stage
-from livemoments.validate.ladder import expected_values as expected
-from livemoments.validate.ladder.expected_values import ExpectedValue
-from livemoments.validate.ladder.modules import ModuleOutput, find_modules
+from livemoments.validate.ladder.graph_values import expected_values as expected
+from livemoments.validate.ladder.graph_values.expected_values import ExpectedValue
+from livemoments.validate.ladder.graph_values.modules import ModuleOutput, find_modules
+from livemoments.validate.ladder.graph_values.transformer_graph import (
+    Block,
+    Norm,
+    Stream,
+    Table,
+    Transformer,
+    find_blocks,
+)
 from livemoments.validate.ladder.recorded_runs import STEPPED, RecordedRun
-from livemoments.validate.ladder.transformer_graph import Block, Norm, Stream, Table, Transformer, find_blocks
 
 _BLOCK = re.compile(r"transformer_blocks\.\d+")
 

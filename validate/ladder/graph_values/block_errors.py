@@ -16,11 +16,11 @@ from livemoments.bundle import Bundle
 from livemoments.graphs.subgraphs import Network, Piece
 from livemoments.manifest import Graph
 from livemoments.types import Stage
-from livemoments.validate.ladder.comparable_values import entering_name
-from livemoments.validate.ladder.isolated_errors import KEPT_WEIGHTS_BYTES
+from livemoments.validate.ladder.graph_values.comparable_values import entering_name
+from livemoments.validate.ladder.graph_values.isolated_errors import KEPT_WEIGHTS_BYTES
+from livemoments.validate.ladder.graph_values.transformer_graph import Block, Transformer, find_blocks
 from livemoments.validate.ladder.recorded_runs import STEPPED, RecordedRun
 from livemoments.validate.ladder.tensor_distance import Distance, tensor_distance
-from livemoments.validate.ladder.transformer_graph import Block, Transformer, find_blocks
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from livemoments.graphs.subgraphs import Network
-from livemoments.validate.ladder.modules import ModuleOutput, find_modules
+from livemoments.validate.ladder.graph_values.modules import ModuleOutput, find_modules
 
 _BLOCK = re.compile(r"^transformer_blocks\.(\d+)\.")
 _NORM = "LayerNormalization"

@@ -14,9 +14,9 @@ from livemoments.graphs.subgraphs import Network, Piece
 from livemoments.limits import PrecisionLimits
 from livemoments.manifest import Graph
 from livemoments.types import Stage
-from livemoments.validate.ladder.comparable_values import ComparableValue, find_comparable_values
-from livemoments.validate.ladder.expected_values import ExpectedValue
-from livemoments.validate.ladder.modules import PRODUCTS
+from livemoments.validate.ladder.graph_values.comparable_values import ComparableValue, find_comparable_values
+from livemoments.validate.ladder.graph_values.expected_values import ExpectedValue
+from livemoments.validate.ladder.graph_values.modules import PRODUCTS
 from livemoments.validate.ladder.recorded_runs import RecordedRun
 from livemoments.validate.ladder.tensor_distance import Distance, tensor_distance
 
