@@ -19,8 +19,8 @@ from livemoments.reference.layout import locate
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.validate.ladder.all_points import check_source
 from livemoments.validate.ladder.compare import compare
+from livemoments.validate.ladder.reproduction import check_reference
 from livemoments.validate.recording.golden_format import GoldenRecording
-from livemoments.validate.recording.reproduction import check_reference
 from livemoments.validate.report.text import report_line
 
 

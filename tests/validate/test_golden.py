@@ -19,9 +19,9 @@ from livemoments.errors import FileError
 from livemoments.types import Stage
 from livemoments.validate.ladder.compare import compare
 from livemoments.validate.ladder.recorded_runs import recorded_runs
+from livemoments.validate.ladder.reproduction import check_reference, check_tensor
 from livemoments.validate.recording.golden_format import GoldenRecording
 from livemoments.validate.recording.opening import open_recording
-from livemoments.validate.recording.reproduction import check_reference, check_tensor
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.report_data import Rung
 

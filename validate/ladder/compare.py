@@ -76,7 +76,7 @@ def compare(
         EngineError, ResourceError: an engine failed.
     """
     if unknown := sorted(set(levels) - set(LEVELS)):
-        raise UsageError(f"'{unknown[0]}' is no level of the parity ladder", fix=f"use {', '.join(LEVELS)}")
+        raise UsageError(f"there is no level '{unknown[0]}' of the parity ladder", fix=f"use {', '.join(LEVELS)}")
     check_fits(bundle, recording)
     name = choose_image(recording, image)
     held = limits_for(limits or load_limits(bundle.manifest.precision), recording)
@@ -220,5 +220,5 @@ class _Restoration:
 
 def _number(name: str) -> int:
     """The first number in a rung's name; names without one keep their order."""
-    match = re.search(r"\d+", name.removeprefix("z_"))
+    match = re.search(r"\d+", name)
     return int(match[0]) if match else 0
