@@ -24,7 +24,7 @@ from livemoments.reference.config import (
 from livemoments.reference.flow import Dis, raft_from_state
 from livemoments.reference.layout import CheckpointFiles, locate
 from livemoments.reference.mmdit import ReferenceNet, RestorationNet
-from livemoments.reference.motion import MotionEncoder, motion_sizes
+from livemoments.reference.motion import MotionEncoder, motion_encoder_for
 from livemoments.reference.raft import RAFT, Correlation
 from livemoments.reference.vae import Vae
 from livemoments.reference.weights import (
@@ -201,14 +201,7 @@ def load_motion_encoder(
     """The motion encoder alone. Raises as :func:`load_reference`; its width and depth must serve the transformer."""
     path = files.motion_encoder
     state = read_state(path)
-    widths, depth = motion_sizes({key: tuple(value.shape) for key, value in state.items()})
-    if not widths or widths[-1] != config.dim:
-        found = widths[-1] if widths else "no"
-        raise CheckpointError(path, f"the motion encoder is {found} wide, the transformer {config.dim}")
-    with torch.device("meta"):
-        encoder = MotionEncoder(widths, depth)
-    if encoder.max_blocks < config.num_layers:
-        raise CheckpointError(path, f"serves {encoder.max_blocks} blocks, the transformer has {config.num_layers}")
+    encoder = motion_encoder_for(path, {key: tuple(value.shape) for key, value in state.items()}, config)
     return _assign(encoder, encoder, state, path, dtype, device)
 
 

@@ -35,7 +35,7 @@ class SafetensorsFolder(Mapping[str, torch.Tensor]):
         self._file_of: dict[str, Path] = {}
         self._open: dict[Path, safe_open] = {}
         for file in self._files():
-            handle = _open_safetensors(file)
+            handle = open_safetensors(file)
             self._open[file] = handle
             for key in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
                 if key in self._file_of:
@@ -68,12 +68,22 @@ class SafetensorsFolder(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._file_of)
 
+    def stored_dtype(self, key: str) -> str:
+        """The type that a tensor is stored in, by safetensors' name, e.g. ``F32``."""
+        code: str = self._open[self._file_of[key]].get_slice(key).get_dtype()
+        return code
+
     def path_of(self, key: str) -> Path:
         """The file that holds a tensor."""
         return self._file_of[key]
 
 
-def _open_safetensors(file: Path) -> safe_open:
+def open_safetensors(file: Path) -> safe_open:
+    """A safetensors file, its header read and compared with its length.
+
+    Raises:
+        CheckpointError: empty, truncated or something else.
+    """
     if file.stat().st_size == 0:
         raise CheckpointError(file, "is empty (0 bytes)", fix=_AGAIN)
     try:
@@ -120,8 +130,8 @@ def read_pickled(path: Path) -> dict[str, torch.Tensor]:
     return {str(key).removeprefix("module."): value for key, value in found.items()}
 
 
-def read_pickled_tensor(path: Path) -> torch.Tensor:
-    """One tensor from a ``.pt`` file, in float32.
+def read_pickled_tensor(path: Path, *, keep_type: bool = False) -> torch.Tensor:
+    """One tensor from a ``.pt`` file, in float32, or in the type it is stored in.
 
     Raises:
         CheckpointError: unreadable, not a tensor, or not finite.
@@ -131,13 +141,13 @@ def read_pickled_tensor(path: Path) -> torch.Tensor:
         raise CheckpointError(path, "holds no tensor")
     check_dense(path, {"the tensor": found})
     check_finite(path, {"(the tensor)": found})
-    return found.detach().float()
+    return found.detach() if keep_type else found.detach().float()
 
 
 def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise CheckpointError(path, "no such file")
-    with _open_safetensors(path) as handle:
+    with open_safetensors(path) as handle:
         return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
 
 
