@@ -67,8 +67,8 @@ def export_bundle(
         tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
             position table. ``None`` is the checkpoint's own training size (its ``tile``, else ``sample_size``):
             1024 x 1024 with upstream's networks.
-        overlap: of neighbouring tiles, pixels. ``None`` is the checkpoint's own beside its own tile, else a sixteenth
-            of the smallest side in whole tokens: 64 px with upstream's networks.
+        overlap: least overlap of neighbouring tiles, pixels. ``None`` is the checkpoint's own beside its own tile, else
+            a sixteenth of the smallest side in whole tokens: 64 px with upstream's networks.
         steps: step counts that are sampled with upstream's exact timesteps.
         reference_policy: the policy that the runtime uses unless it is told otherwise.
         kv_layout: ``per-block`` or ``stacked``; ``None`` is the faster one.
@@ -77,7 +77,7 @@ def export_bundle(
         overwrite: replace an older bundle.
         verify: ``full`` compares every graph with the reference at every point of the schedule, ``sampled`` at the
             first and the last, ``finite`` only runs every graph once, ``none`` does not.
-        progress: where to report.
+        progress: receives the progress.
 
     Returns:
         The bundle, opened. Its manifest has the measured parity.

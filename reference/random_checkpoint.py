@@ -94,10 +94,10 @@ def make_checkpoint(
     Args:
         folder: where; must not exist, or be empty.
         size: ``"tiny"``, ``"mid"``, ``"sd3-medium"``, or sizes of your own.
-        seed: of all random streams.
-        dtype: of the transformers, the VAE and the motion encoder.
+        seed: seed of all random streams.
+        dtype: type of the transformers, the VAE and the motion encoder.
         overwrite: replace an older random checkpoint.
-        progress: where to report; the unit is bytes.
+        progress: receives the progress, in bytes.
         only: the components to write; ``None`` means all that these sizes have.
         shard_bytes: the most tensor bytes in one ``.safetensors`` file.
 

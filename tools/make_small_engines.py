@@ -20,7 +20,7 @@ from livemoments.demo import OVERLAP_PX, TILE
 from livemoments.demo_images import load_images
 from livemoments.export.pipeline import export_bundle
 from livemoments.live_photo import LivePhoto
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.store.folders import StagedFolder, stage_folder
 from livemoments.types import Size
 from livemoments.validate.recording.pipeline import record

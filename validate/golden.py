@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from livemoments.distances import max_abs, psnr_db, relative_l2
 from livemoments.errors import FileError
-from livemoments.measures import max_abs, psnr_db, relative_l2
 from livemoments.store.files import read_file
 from livemoments.types import Size
 

@@ -52,7 +52,7 @@ def size_of_listed(file: Path, error: type[FileError]) -> int | None:
     """Size of a file that a manifest lists, bytes; ``None`` if it is not there, or is something else.
 
     Raises:
-        FileError: of the given kind: the system does not let us look, e.g. into its folder.
+        FileError: the system does not let us look, e.g. into its folder; the error has the given type.
     """
     try:
         found = file.stat()
@@ -234,7 +234,7 @@ def _check_paths(folder: Path, manifest: Manifest) -> None:
         parts = PurePosixPath(name)
         escapes = parts.is_absolute() or ".." in parts.parts or "\\" in name or not name
         if not name.isprintable():
-            raise BundleError(folder / MANIFEST_NAME, f"names {name!r}, which is no file name", fix=_EXPORT_AGAIN)
+            raise BundleError(folder / MANIFEST_NAME, f"names {name!r}, which is not a file name", fix=_EXPORT_AGAIN)
         if escapes:
             raise BundleError(
                 folder / MANIFEST_NAME,

@@ -19,9 +19,9 @@ class PrecisionLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         stage_rel_l2: the largest relative L2 error of each stage's worst output, fed with the reference's own inputs.
         tile_psnr_db: the least PSNR of a decoded tile, after the whole sampling.
         step_rel_l2: the largest relative error of a step's velocity, and of latents, on the engine's own way there.
-        block_rel_l2: of what leaves a transformer block.
-        module_rel_l2: of what leaves a module with weights that is fed with the reference's own values.
-        exact_rel_l2: of what is computed without weights (activations, norms, attention, sums), computed in float32.
+        block_rel_l2: limit for the output of a transformer block.
+        module_rel_l2: limit for the output of a module with weights that is fed with the reference's own values.
+        exact_rel_l2: limit for what is computed without weights (activations, norms, attention, sums), in float32.
 
     A limit that a file does not have is not held: what was measured is told without a verdict.
     """

@@ -17,7 +17,7 @@ from cli_support import run
 from click.testing import Result
 from real_runs import PHOTO_SIZE, assert_refused, copy_linked, edit_manifest, listing, replace, save_pair
 
-from livemoments.runtime.images import read_photo
+from livemoments.runtime.image_files.photo import read_photo
 from livemoments.types import Size
 
 

@@ -18,7 +18,7 @@ from livemoments.live_photo import LivePhoto
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import ReferencePolicy, Size, Stage
 from livemoments.validate.data_plan import DataPlan
-from livemoments.validate.harness.measures import StandardMeasures
+from livemoments.validate.harness.metrics import StandardMeasures
 from livemoments.validate.report_data import BundleInfo, Check, Status, ValidationReport
 
 

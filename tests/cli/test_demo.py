@@ -17,11 +17,11 @@ from PIL import Image
 from livemoments.bundle import Bundle
 from livemoments.demo import DemoReport, run_demo
 from livemoments.demo_images import load_images
+from livemoments.demo_picture import write_comparison
 from livemoments.errors import ImageError, OutputError, UsageError
 from livemoments.progress import SILENT, Task
 from livemoments.simulated_clip import simulate_live_photo, synthetic_photograph
 from livemoments.types import Size
-from livemoments.validate.picture import write_comparison
 
 
 class Sayings:

@@ -22,8 +22,8 @@ from livemoments.cli import main
 from livemoments.cli.output import printable, shortened
 from livemoments.errors import CheckpointError, ImageError
 from livemoments.reference.weights import read_pickled, read_pickled_tensor
-from livemoments.runtime import _xmp
-from livemoments.runtime.images import read_photo
+from livemoments.runtime.image_files import xmp_packet
+from livemoments.runtime.image_files.photo import read_photo
 
 pytestmark = pytest.mark.process
 
@@ -80,7 +80,7 @@ def test_text_of_a_file_is_shown_and_not_sent(tmp_path: Path, capfd: pytest.Capt
     file.write_text(json.dumps(manifest))
     code, out, err = run(capfd, "inspect", bundle.path)
     assert code == 2
-    assert "no file name" in err
+    assert "not a file name" in err
     assert not {"\x1b", "\x07"} & set(out + err)
 
 
@@ -118,8 +118,8 @@ def test_only_the_documented_formats_are_opened(kind: str, tmp_path: Path) -> No
 )
 def test_metadata_that_never_ends_is_left_out(body: str) -> None:
     packet = f"<x:xmpmeta xmlns:x='adobe:ns:meta/' MotionPhoto='1' Orientation='6'>{body}</x:xmpmeta>".encode()
-    assert _xmp.make_still(packet) is None
-    assert _xmp.make_upright(packet) is None
+    assert xmp_packet.make_still(packet) is None
+    assert xmp_packet.make_upright(packet) is None
 
 
 def test_a_cameras_metadata_is_within_the_bounds() -> None:
@@ -129,7 +129,7 @@ def test_a_cameras_metadata_is_within_the_bounds() -> None:
         "<x:xmpmeta xmlns:x='adobe:ns:meta/'><rdf:RDF xmlns:rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#'>"
         f"{description}<rdf:Seq>{items}</rdf:Seq></rdf:RDF></x:xmpmeta>"
     )
-    still = _xmp.make_still(packet.encode())
+    still = xmp_packet.make_still(packet.encode())
     assert still is not None
     assert b"MotionPhoto" not in still
     assert still.count(b"<rdf:li>") == 200

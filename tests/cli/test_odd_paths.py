@@ -23,13 +23,13 @@ from livemoments.cli import main
 from livemoments.cli.output import write_json
 from livemoments.errors import BundleError, CheckpointError, FileError, ImageError, OutputError, ResourceError
 from livemoments.limits import load_limits
-from livemoments.line_journal import LineJournal
 from livemoments.quantize.recipes import load_recipe
 from livemoments.reference.layout import locate, read_inference_config
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.runtime.photo_set import list_photos
 from livemoments.simulated_clip import synthetic_photograph
 from livemoments.store.files import read_file, write_file
+from livemoments.store.journals import LineJournal
 from livemoments.types import Size
 from livemoments.validate.quality.aggregate import load_features, save_features
 from livemoments.validate.recording.opening import open_recording

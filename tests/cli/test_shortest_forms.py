@@ -11,7 +11,7 @@ from cli_support import run
 from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_checkpoint
 from livemoments.cli import cli
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
 from livemoments.validate.datasets.embedded import write_embedded_set

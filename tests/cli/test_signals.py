@@ -15,7 +15,7 @@ import pytest
 from real_runs import PHOTO_SIZE, save_pair
 
 from livemoments.bundle import Bundle
-from livemoments.runtime.images import read_photo
+from livemoments.runtime.image_files.photo import read_photo
 
 pytestmark = pytest.mark.process
 

@@ -172,7 +172,7 @@ def _rename(bundle: Path, where: str, name: str) -> None:
     edit_manifest(bundle, change)
 
 
-@pytest.mark.parametrize(("name", "words"), [("a\0b", "no file name"), ("x" * 300, "missing"), (".", "missing")])
+@pytest.mark.parametrize(("name", "words"), [("a\0b", "not a file name"), ("x" * 300, "missing"), (".", "missing")])
 def test_names_that_no_file_can_have(bundle: Path, name: str, words: str) -> None:
     _rename(bundle, "files", name)
     _rename(bundle, "graph", name)

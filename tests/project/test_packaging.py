@@ -328,8 +328,8 @@ def test_typecheck_lays_the_tree_out_as_it_is_imported(tmp_path: Path) -> None:
     assert {name for name in shipped() if name.endswith((".py", ".typed"))} == laid_out
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
     with_sources = tool["with_sources"]
-    line = "livemoments/runtime/tiles.py:3: error: no  [misc]"
-    assert with_sources(line, sources) == "runtime/tiles.py:3: error: no  [misc]"
+    line = "livemoments/runtime/tiles/plan.py:3: error: no  [misc]"
+    assert with_sources(line, sources) == "runtime/tiles/plan.py:3: error: no  [misc]"
     assert (
         with_sources("livemoments/cli/output.py:1:2: note: x", sources) == "src/livemoments/cli/output.py:1:2: note: x"
     )

@@ -20,7 +20,7 @@ from livemoments.reference.checkpoint import load_reference
 from livemoments.reference.checkpoint_sizes import SMALL
 from livemoments.reference.mmdit import BlockGuidance
 from livemoments.reference.motion import embedding_index
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
 from livemoments.validate.datasets.embedded import NAMES as HELD_OUT

@@ -15,7 +15,7 @@ from livemoments.bundle import Bundle
 from livemoments.checkpoints import CARD_NAME, copy_trained_checkpoint, trained_bundle, trained_checkpoint
 from livemoments.errors import CheckpointError, OutputError
 from livemoments.quantize.pipeline import quantize_bundle
-from livemoments.runtime.images import read_photo
+from livemoments.runtime.image_files.photo import read_photo
 from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.runtime.restore import restore

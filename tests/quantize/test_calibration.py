@@ -34,7 +34,7 @@ from livemoments.quantize.calibration import CalibrationResult, calibrate, photo
 from livemoments.quantize.calibration_result import fill_unseen
 from livemoments.quantize.calibration_set import read_set, set_sha256
 from livemoments.runtime import restore as restore_photo
-from livemoments.runtime.images import read_photo
+from livemoments.runtime.image_files.photo import read_photo
 from livemoments.types import Stage
 
 ROUNDING = 1e-4

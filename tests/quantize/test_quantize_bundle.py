@@ -15,9 +15,9 @@ from quantize_support import contents
 from real_runs import assert_refused, copy_linked, listing, save_pair
 
 from livemoments.bundle import Bundle
+from livemoments.distances import psnr_db
 from livemoments.errors import CheckFailedError, EngineError, ParityError, UsageError
 from livemoments.export.pipeline import export_bundle
-from livemoments.measures import psnr_db
 from livemoments.quantize import guards
 from livemoments.quantize.actions import Action
 from livemoments.quantize.calibration import calibrate

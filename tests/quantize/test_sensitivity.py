@@ -34,7 +34,7 @@ from livemoments.quantize.recipes import load_recipe
 from livemoments.quantize.sensitivity import measure_sensitivity, quantizable, recipe_alter, stage_sqnr_db
 from livemoments.quantize.sensitivity_report import Sensitivity, load_sensitivity
 from livemoments.quantize.to_budget import find_mix, score_plan
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.restore import restore
 from livemoments.types import Size, Stage
 

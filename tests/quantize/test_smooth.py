@@ -13,10 +13,10 @@ from calibration_photos import TRANSFORMERS, RecordingBackend, edited_bundle, li
 from restore_images import difference
 
 from livemoments.bundle import Bundle
+from livemoments.distances import relative_l2, sqnr_db
 from livemoments.errors import UsageError
 from livemoments.graphs.linears import Linear, LinearId, find_linears
 from livemoments.graphs.tensors import read_tensor
-from livemoments.measures import relative_l2, sqnr_db
 from livemoments.ort import open_session, session_options
 from livemoments.quantize.calibration import CalibrationResult, LinearStats, calibrate
 from livemoments.quantize.calibration_set import read_set

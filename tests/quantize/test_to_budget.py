@@ -13,10 +13,10 @@ from calibration_photos import VIDEO
 from restore_images import shrunk, textured
 
 from livemoments.bundle import Bundle
+from livemoments.distances import psnr_db
 from livemoments.errors import CheckFailedError, ImageError, OutputError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.live_photo import LivePhoto
-from livemoments.measures import psnr_db
 from livemoments.quantize import to_budget
 from livemoments.quantize.actions import Action
 from livemoments.quantize.budget import Budget, layer_cost
@@ -26,7 +26,7 @@ from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.sensitivity import quantizable
 from livemoments.quantize.sensitivity_report import LayerSensitivity
 from livemoments.quantize.to_budget import check_bundle, quantize_to_budget, read_probe_photos
-from livemoments.runtime.images import Photo, write_image
+from livemoments.runtime.image_files.photo import Photo, write_image
 from livemoments.types import Size
 
 PHOTO = Photo(textured(SIZE, 1))

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from livemoments.errors import EngineError, UsageError
-from livemoments.runtime.align import FlowField, mean_flow, reference_corner
-from livemoments.runtime.tiles import plan_upstream
+from livemoments.runtime.tiles.correspondence import FlowField, mean_flow, reference_corner
+from livemoments.runtime.tiles.plan import plan_upstream
 from livemoments.types import Size, Tile
 
 LIMIT_MEAN_PX = 1e-5

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from livemoments.errors import UsageError
-from livemoments.runtime.blend import Blender, tile_weight
-from livemoments.runtime.tiles import TilePlan, plan_balanced, plan_upstream
+from livemoments.runtime.tiles.blend import Blender, tile_weight
+from livemoments.runtime.tiles.plan import TilePlan, plan_balanced, plan_upstream
 from livemoments.types import Size, Tile
 
 SIZE = Size(height=150, width=211)

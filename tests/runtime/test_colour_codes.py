@@ -11,10 +11,10 @@ from image_files import SRGB, noise, parsed, png16
 from PIL import ExifTags, Image, ImageCms
 
 from livemoments.errors import ImageError
-from livemoments.runtime import _image_decode, _png
-from livemoments.runtime._colour_codes import ColourCodeError, adobe_rgb, display_p3, profile_of_codes
-from livemoments.runtime._profiles import match_profile, profile_name
-from livemoments.runtime.images import Photo, read_photo, write_image
+from livemoments.runtime.image_files import decode, png_chunks
+from livemoments.runtime.image_files.colour_codes import ColourCodeError, adobe_rgb, display_p3, profile_of_codes
+from livemoments.runtime.image_files.colour_profiles import match_profile, profile_name
+from livemoments.runtime.image_files.photo import Photo, read_photo, write_image
 
 PIXELS = noise(1, 64, 64, np.uint16)
 
@@ -26,7 +26,7 @@ def png(folder: Path, *chunks: bytes) -> Path:
 
 
 def cicp(primaries: int, transfer: int) -> bytes:
-    return _png._chunk(b"cICP", bytes([primaries, transfer, 0, 1]))
+    return png_chunks._chunk(b"cICP", bytes([primaries, transfer, 0, 1]))
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_a_png_in_display_p3_has_its_profile(tmp_path: Path) -> None:
 
 
 def test_cicp_goes_before_a_profile(tmp_path: Path) -> None:
-    assert read_photo(png(tmp_path, cicp(12, 13), _png.icc_chunk(SRGB))).icc_profile == display_p3()
-    assert read_photo(png(tmp_path, cicp(1, 13), _png.icc_chunk(display_p3()))).icc_profile is None
+    assert read_photo(png(tmp_path, cicp(12, 13), png_chunks.icc_chunk(SRGB))).icc_profile == display_p3()
+    assert read_photo(png(tmp_path, cicp(1, 13), png_chunks.icc_chunk(display_p3()))).icc_profile is None
 
 
 @pytest.mark.parametrize(("codes", "words"), [((9, 16), "PQ"), ((9, 18), "HLG"), ((12, 16), "PQ"), ((9, 1), "9")])
@@ -77,13 +77,13 @@ def test_heics_nclx_counts_where_there_is_no_profile() -> None:
     image = Image.new("RGB", (64, 64))
     image.format = "HEIF"
     image.info["nclx_profile"] = {"color_primaries": 12, "transfer_characteristics": 13}
-    assert _image_decode._stated_profile("a.heic", image, b"", None) == display_p3()
+    assert decode._stated_profile("a.heic", image, b"", None) == display_p3()
     image.info["icc_profile"] = SRGB
-    assert _image_decode._stated_profile("a.heic", image, b"", None) == SRGB
+    assert decode._stated_profile("a.heic", image, b"", None) == SRGB
     del image.info["icc_profile"]
     image.info["nclx_profile"] = {"color_primaries": 9, "transfer_characteristics": 18}
     with pytest.raises(ImageError, match=r"a\.heic: holds HDR \(HLG\)"):
-        _image_decode._stated_profile("a.heic", image, b"", None)
+        decode._stated_profile("a.heic", image, b"", None)
 
 
 def exif(space: int, index: str | None) -> bytes:

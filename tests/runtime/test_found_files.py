@@ -18,9 +18,9 @@ from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_bundle
 from livemoments.errors import BundleError, ImageError, LiveMomentsError
 from livemoments.progress import SILENT
-from livemoments.runtime._colour_codes import display_p3
-from livemoments.runtime._profiles import match_profile
-from livemoments.runtime.images import Photo, read_photo, write_image
+from livemoments.runtime.image_files.colour_codes import display_p3
+from livemoments.runtime.image_files.colour_profiles import match_profile
+from livemoments.runtime.image_files.photo import Photo, read_photo, write_image
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.photo_set import list_photos
 from livemoments.types import Size

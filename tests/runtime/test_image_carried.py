@@ -12,10 +12,10 @@ import pytest
 from image_files import SRGB, XMP, noise, parsed, png16, smooth
 from PIL import ExifTags, Image
 
-from livemoments.runtime import _png
-from livemoments.runtime._still_exif import without_video_link
-from livemoments.runtime._tiff import MAX_ENTRIES
-from livemoments.runtime.images import Photo, read_photo, write_image
+from livemoments.runtime.image_files import png_chunks
+from livemoments.runtime.image_files.exif import without_video_link
+from livemoments.runtime.image_files.photo import Photo, read_photo, write_image
+from livemoments.runtime.image_files.tiff_tags import MAX_ENTRIES
 
 UUID = b"4F5C31B2-9B0C-4C1E-8A55-0123456789AB"
 
@@ -36,20 +36,20 @@ def test_long_texts_hinder_nothing(kind: str, tmp_path: Path) -> None:
         "iTXt": b"parameters\0\0\0\0\0" + text,
         "compressed iTXt": b"parameters\0\1\0\0\0" + zlib.compress(text),
     }[kind]
-    chunk = _png._chunk(kind.split()[-1].encode(), body)
-    (tmp_path / "a.png").write_bytes(png16(noise(1, 64, 64, np.uint16), 2, chunk, _png.xmp_chunk(XMP)))
+    chunk = png_chunks._chunk(kind.split()[-1].encode(), body)
+    (tmp_path / "a.png").write_bytes(png16(noise(1, 64, 64, np.uint16), 2, chunk, png_chunks.xmp_chunk(XMP)))
     photo = read_photo(tmp_path / "a.png")
     assert photo.bit_depth == 16
     assert photo.xmp == XMP
 
 
 def test_texts_without_end_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_png, "MAX_INFLATED_BYTES", 1000)
-    bomb = _png._chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(5000)))
-    fine = _png._chunk(b"zTXt", b"b\0\0" + zlib.compress(bytes(500)))
-    data = png16(noise(1, 64, 64, np.uint16), 2, bomb, fine, _png.icc_chunk(bytes(5000)))
-    assert _png.texts(data) == {"b": bytes(500)}
-    assert _png.profile(data) is None
+    monkeypatch.setattr(png_chunks, "MAX_INFLATED_BYTES", 1000)
+    bomb = png_chunks._chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(5000)))
+    fine = png_chunks._chunk(b"zTXt", b"b\0\0" + zlib.compress(bytes(500)))
+    data = png16(noise(1, 64, 64, np.uint16), 2, bomb, fine, png_chunks.icc_chunk(bytes(5000)))
+    assert png_chunks.texts(data) == {"b": bytes(500)}
+    assert png_chunks.profile(data) is None
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

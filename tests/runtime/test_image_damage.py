@@ -18,8 +18,8 @@ from PIL import Image
 
 from livemoments.errors import ImageError
 from livemoments.pixel_limit import pixel_limit
-from livemoments.runtime import _png, _tiff
-from livemoments.runtime.images import Photo, check_pair_sizes, read_photo, write_image
+from livemoments.runtime.image_files import png_chunks, tiff_tags
+from livemoments.runtime.image_files.photo import Photo, check_pair_sizes, read_photo, write_image
 from livemoments.types import Size
 
 # ---- bad input
@@ -34,10 +34,10 @@ def _valid(kind: str) -> bytes:
         return tiff16(deep, "<", 2)
     if kind in ("ours.tif", "ours.png"):
         size = Size(90, 80)
-        exif = _tiff.edit_exif(camera_exif()[6:], size=size, comment="x")
+        exif = tiff_tags.edit_exif(camera_exif()[6:], size=size, comment="x")
         if kind == "ours.tif":
-            return _tiff.encode_tiff(deep, icc_profile=SRGB, exif=exif, xmp=XMP)
-        return _png.insert(png16(deep, 2), [_png.icc_chunk(SRGB), _png.exif_chunk(exif or b"")])
+            return tiff_tags.encode_tiff(deep, icc_profile=SRGB, exif=exif, xmp=XMP)
+        return png_chunks.insert(png16(deep, 2), [png_chunks.icc_chunk(SRGB), png_chunks.exif_chunk(exif or b"")])
     options = {
         "png": ("PNG", {}),
         "jpeg": ("JPEG", {"quality": 90}),
@@ -130,8 +130,13 @@ def test_files_that_are_no_images(tmp_path) -> None:
 
 def test_more_pixels_than_the_limit(tmp_path, monkeypatch) -> None:
     def header_only(width: int, height: int) -> bytes:
-        header = _png._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-        return _png.SIGNATURE + header + _png._chunk(b"IDAT", zlib.compress(b"")) + _png._chunk(b"IEND", b"")
+        header = png_chunks._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        return (
+            png_chunks.SIGNATURE
+            + header
+            + png_chunks._chunk(b"IDAT", zlib.compress(b""))
+            + png_chunks._chunk(b"IEND", b"")
+        )
 
     (tmp_path / "bomb.png").write_bytes(header_only(60_000, 60_000))
     before = Image.MAX_IMAGE_PIXELS

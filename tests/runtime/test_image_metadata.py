@@ -16,8 +16,8 @@ from image_files import SRGB, SUFFIXES, XMP, camera_exif, noise, parsed, smooth
 from PIL import ExifTags, Image
 
 from livemoments.errors import UsageError
-from livemoments.runtime import _tiff, _xmp
-from livemoments.runtime.images import Photo, read_photo, write_image
+from livemoments.runtime.image_files import tiff_tags, xmp_packet
+from livemoments.runtime.image_files.photo import Photo, read_photo, write_image
 from livemoments.types import Size
 
 # ---- metadata
@@ -63,7 +63,7 @@ def test_a_thumbnail_of_the_old_picture_is_not_carried(tmp_path) -> None:
     thumbnail = io.BytesIO()
     Image.fromarray(noise(1)).save(thumbnail, "JPEG")
     base = bytearray(camera_exif(6)[6:])
-    tiff = _tiff.Tiff(bytes(base))
+    tiff = tiff_tags.Tiff(bytes(base))
     following_at = tiff.first + 2 + 12 * len(tiff.directory(tiff.first)[0])
     directory_at = len(base)
     struct.pack_into(tiff.order + "I", base, following_at, directory_at)
@@ -91,9 +91,9 @@ def test_text_has_one_place_in_each_format(tmp_path, suffix, exif) -> None:
             return
     stored = read_photo(tmp_path / f"a{suffix}").exif
     assert stored is not None
-    assert json.loads(_tiff.user_comment(stored)) == text
+    assert json.loads(tiff_tags.user_comment(stored)) == text
     write_image(tmp_path / f"b{suffix}", smooth(), exif=stored, text={"a": "b"})
-    again = json.loads(_tiff.user_comment(read_photo(tmp_path / f"b{suffix}").exif or b""))
+    again = json.loads(tiff_tags.user_comment(read_photo(tmp_path / f"b{suffix}").exif or b""))
     assert json.loads(again["UserComment"]) == text
     assert again["a"] == "b"
 
@@ -113,7 +113,7 @@ def test_what_a_jpeg_cannot_hold_is_reported(tmp_path) -> None:
         lost = write_image(tmp_path / f"a{suffix}", smooth(), exif=note.tobytes(), xmp=huge, text={"a": "b"})
         assert lost == expected
         read_photo(tmp_path / f"a{suffix}")
-    assert json.loads(_tiff.user_comment(read_photo(tmp_path / "a.jpg").exif or b"")) == {"a": "b"}
+    assert json.loads(tiff_tags.user_comment(read_photo(tmp_path / "a.jpg").exif or b"")) == {"a": "b"}
 
 
 @settings(max_examples=200, deadline=None)
@@ -123,12 +123,12 @@ def test_damaged_exif_never_raises_anything_but_its_own_error(at, value, cut) ->
     block[at % len(block)] = value
     data = bytes(block[: len(block) - cut % len(block)])
     for work in (
-        lambda: _tiff.set_number(data, _tiff.ORIENTATION, 1),
-        lambda: _tiff.extract_exif(data),
-        lambda: _tiff.user_comment(data),
-        lambda: _tiff.edit_exif(data, size=Size(3, 4), comment="x"),
+        lambda: tiff_tags.set_number(data, tiff_tags.ORIENTATION, 1),
+        lambda: tiff_tags.extract_exif(data),
+        lambda: tiff_tags.user_comment(data),
+        lambda: tiff_tags.edit_exif(data, size=Size(3, 4), comment="x"),
     ):
-        with contextlib.suppress(_tiff.TiffError):
+        with contextlib.suppress(tiff_tags.TiffError):
             work()
 
 
@@ -163,7 +163,7 @@ _MOTION = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_a_motion_photos_claims_are_removed_and_the_rest_kept(encoding) -> None:
-    cleaned = _xmp.make_still(_MOTION.encode(encoding))
+    cleaned = xmp_packet.make_still(_MOTION.encode(encoding))
     assert cleaned is not None
     root = ElementTree.fromstring(cleaned)
     names = {e.tag for e in root.iter()} | {a for e in root.iter() for a in e.attrib}
@@ -175,7 +175,7 @@ def test_a_motion_photos_claims_are_removed_and_the_rest_kept(encoding) -> None:
     assert [e.text for e in root.iter(f"{{{_RDF}}}li")] == ["Motion <1>"]
     assert cleaned.startswith(b"<?xpacket begin=")
     assert cleaned.endswith(b'<?xpacket end="w"?>')
-    assert _xmp.make_still(cleaned) is not None
+    assert xmp_packet.make_still(cleaned) is not None
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -194,7 +194,7 @@ def test_an_output_does_not_claim_to_be_a_motion_photo(tmp_path, suffix) -> None
 
 
 def test_xmp_that_claims_nothing_is_untouched_and_unparsable_xmp_dropped() -> None:
-    assert _xmp.make_still(XMP) == XMP
-    assert _xmp.make_still(_MOTION.encode()[:-60]) is None
+    assert xmp_packet.make_still(XMP) == XMP
+    assert xmp_packet.make_still(_MOTION.encode()[:-60]) is None
     bomb = b'<!DOCTYPE a [<!ENTITY b "MotionPhoto">]><a>&b;</a>'
-    assert _xmp.make_still(bomb) is None
+    assert xmp_packet.make_still(bomb) is None

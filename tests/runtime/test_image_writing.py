@@ -14,7 +14,7 @@ from hidden_entries import being_written, left_behind
 from image_files import noise
 
 from livemoments.errors import OutputError, ResourceError, UsageError
-from livemoments.runtime.images import ensure_writable, write_image
+from livemoments.runtime.image_files.photo import ensure_writable, write_image
 
 MAX_READ_COPIES = 5.0  # peak memory of reading a 16-bit PNG, in sizes of its pixels
 
@@ -78,7 +78,7 @@ def test_a_full_disk_is_an_output_error(tmp_path) -> None:
     code = (
         "import resource, sys, numpy as np\n"
         "from livemoments.errors import OutputError\n"
-        "from livemoments.runtime.images import write_image\n"
+        "from livemoments.runtime.image_files.photo import write_image\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "pixels = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)\n"
         "try:\n    write_image(sys.argv[1], pixels)\n"
@@ -94,7 +94,7 @@ def test_a_folder_without_permission_is_an_output_error(tmp_path) -> None:
     code = (
         "import os, sys, numpy as np\n"
         "from livemoments.errors import OutputError\n"
-        "from livemoments.runtime.images import ensure_writable, write_image\n"
+        "from livemoments.runtime.image_files.photo import ensure_writable, write_image\n"
         "if os.geteuid() == 0:\n    os.setuid(65534)  # root may write anywhere: become nobody\n"
         "failures = 0\n"
         "for work in (ensure_writable, lambda path: write_image(path, np.zeros((9, 9, 3), np.uint8))):\n"
@@ -156,7 +156,7 @@ def test_folders_are_made_links_followed_and_the_umask_kept(tmp_path) -> None:
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, livemoments.runtime.images\n"
+        "import sys, livemoments.runtime.image_files.photo\n"
         "banned = {'torch', 'diffusers', 'onnx', 'onnxruntime', 'pillow_heif'} & set(sys.modules)\n"
         "sys.exit(str(banned) if banned else 0)"
     )
@@ -170,7 +170,7 @@ def test_reading_holds_a_few_copies_at_most(tmp_path) -> None:
     pixels = np.repeat(np.repeat(noise(1, side // 10, side // 10, np.uint16), 10, axis=0), 10, axis=1)
     write_image(tmp_path / "a.png", pixels)
     code = (
-        "import re, sys\nfrom pathlib import Path\nfrom livemoments.runtime.images import read_photo\n"
+        "import re, sys\nfrom pathlib import Path\nfrom livemoments.runtime.image_files.photo import read_photo\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1]) * 1024\n"
         "before = peak()\nphoto = read_photo(sys.argv[1])\nprint((peak() - before) / photo.pixels.nbytes)"
     )

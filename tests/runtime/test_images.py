@@ -14,8 +14,8 @@ from image_files import SRGB, XMP, camera_exif, noise, parsed, png16, read_or_er
 from PIL import ExifTags, Image, ImageOps
 
 from livemoments.errors import ImageError
-from livemoments.runtime import _png
-from livemoments.runtime.images import Photo, read_photo, write_image
+from livemoments.runtime.image_files import png_chunks
+from livemoments.runtime.image_files.photo import Photo, read_photo, write_image
 from livemoments.types import Size
 
 LOSSY_MEAN_LEVELS = 2.0  # of 255: JPEG and WebP at quality 95 on a smooth picture
@@ -91,7 +91,7 @@ def test_unit_is_float32_over_the_whole_range() -> None:
 @pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
 def test_16_bit_png_of_every_colour_type(tmp_path, colour_type, channels) -> None:
     samples = np.random.default_rng(colour_type).integers(0, 65536, (9, 14, channels)).astype(np.uint16)
-    gamma = _png._chunk(b"gAMA", struct.pack(">I", 100000))  # ignored, as by every decoder used here
+    gamma = png_chunks._chunk(b"gAMA", struct.pack(">I", 100000))  # ignored, as by every decoder used here
     (tmp_path / "a.png").write_bytes(png16(samples, colour_type, gamma))
     expected = samples[..., :3] if channels >= 3 else np.repeat(samples[..., :1], 3, axis=2)
     np.testing.assert_array_equal(read_photo(tmp_path / "a.png").pixels, expected)
@@ -198,7 +198,7 @@ def test_every_orientation_is_applied_once(tmp_path, orientation, kind) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     if kind == "png16":
-        path.write_bytes(png16(stored, 2, _png.exif_chunk(exif.tobytes()[6:])))
+        path.write_bytes(png16(stored, 2, png_chunks.exif_chunk(exif.tobytes()[6:])))
     elif kind == "tiff16":
         path.write_bytes(tiff16(stored, ">", 2, orientation))
     else:

@@ -12,8 +12,8 @@ from image_files import noise
 from PIL import Image
 
 from livemoments.errors import ImageError
-from livemoments.runtime._damage import MAX_SCANS
-from livemoments.runtime.images import read_photo
+from livemoments.runtime.image_files.integrity import MAX_SCANS
+from livemoments.runtime.image_files.photo import read_photo
 
 
 def picture() -> Image.Image:

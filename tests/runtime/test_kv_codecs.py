@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from restore_images import FRAME, KEY_FRAME, PHOTO
 
-from livemoments.measures import psnr_db, sqnr_db
-from livemoments.runtime.kv_cache import KvCache
-from livemoments.runtime.kv_codecs import BLOCK_TOKENS, KV_DTYPES, Codec, e4m3_values, find_codec
-from livemoments.runtime.kv_store import open_store
-from livemoments.runtime.reference_kv import tensor_bytes_per_tile
+from livemoments.distances import psnr_db, sqnr_db
+from livemoments.runtime.keys_values.codecs import BLOCK_TOKENS, KV_DTYPES, Codec, e4m3_values, find_codec
+from livemoments.runtime.keys_values.content_cache import KvCache
+from livemoments.runtime.keys_values.provider import tensor_bytes_per_tile
+from livemoments.runtime.keys_values.step_store import open_store
 from livemoments.types import TensorSpec
 
 pytestmark = pytest.mark.threads

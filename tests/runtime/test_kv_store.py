@@ -12,9 +12,9 @@ import pytest
 from hidden_entries import left_behind
 
 from livemoments.errors import OutputError, ResourceError, UsageError
-from livemoments.runtime.kv_cache import KvCache, content_key
-from livemoments.runtime.kv_codecs import Float16Codec, find_codec
-from livemoments.runtime.kv_store import KvStore, open_store
+from livemoments.runtime.keys_values.codecs import Float16Codec, find_codec
+from livemoments.runtime.keys_values.content_cache import KvCache, content_key
+from livemoments.runtime.keys_values.step_store import KvStore, open_store
 
 HALF_ROUNDING = 2.0**-11
 

@@ -14,8 +14,8 @@ from restore_images import FRAME, KEY_FRAME, PHOTO, difference
 
 from livemoments.bundle import Bundle
 from livemoments.runtime import restore as restore_photo
-from livemoments.runtime._profiles import match_profile, profile_name
-from livemoments.runtime.images import Photo, read_photo
+from livemoments.runtime.image_files.colour_profiles import match_profile, profile_name
+from livemoments.runtime.image_files.photo import Photo, read_photo
 from livemoments.runtime.inputs import load_inputs
 
 CONVERSION_LIMIT_LEVELS = 2

@@ -18,7 +18,7 @@ from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.runtime import restoration
 from livemoments.runtime import restore as restore_photo
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.noise import SeededNoise, TileNoise
 from livemoments.runtime.restore import RestoreResult
 from livemoments.types import ReferencePolicy, Size, Stage, Tile
@@ -60,6 +60,16 @@ def test_timings_count_every_run_and_tile(expected: RestoreResult) -> None:
     assert all(counts[f"load:{stage}"] == 1 for stage in Stage)
     assert len(expected.timings.tile_seconds) == 12
     assert all(seconds > 0 for seconds in expected.timings.tile_seconds)
+
+
+def test_engines_that_a_group_of_tiles_opens_are_told_from_its_work(expected: RestoreResult) -> None:
+    timings = expected.timings
+    flow_s = timings.stages[f"load:{Stage.FLOW}"].seconds  # opened before, for the flow of the whole photo
+    first_s, *others_s = timings.tile_load_seconds
+    assert first_s == pytest.approx(timings.load_seconds - flow_s)
+    assert first_s > 0
+    assert others_s == [0.0] * 11
+    assert timings.tile_run_seconds == (timings.tile_seconds[0] - first_s, *timings.tile_seconds[1:])
 
 
 # --- what must not change the result

@@ -19,7 +19,7 @@ from livemoments.errors import BundleError, UsageError
 from livemoments.runtime import restore as restore_photo
 from livemoments.runtime.engine_pool import EnginePool
 from livemoments.runtime.flow import DisFlow, EngineFlow
-from livemoments.runtime.images import Photo, read_photo
+from livemoments.runtime.image_files.photo import Photo, read_photo
 from livemoments.runtime.inputs import derive_photo_frame, load_inputs
 from livemoments.runtime.restore import RestoreResult
 from livemoments.types import Size, Stage

@@ -22,8 +22,8 @@ from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.runtime import restoration
 from livemoments.runtime import restore as restore_photo
-from livemoments.runtime._tiff import user_comment
-from livemoments.runtime.images import Photo, read_photo
+from livemoments.runtime.image_files.photo import Photo, read_photo
+from livemoments.runtime.image_files.tiff_tags import user_comment
 from livemoments.runtime.restore import RestoreResult
 from livemoments.types import Size
 

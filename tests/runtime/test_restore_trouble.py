@@ -17,10 +17,10 @@ from restore_images import FRAME, KEY_FRAME, PHOTO, shrunk, textured
 from livemoments.bundle import Bundle
 from livemoments.errors import BundleError, EngineError, ImageError, OutputError, ResourceError, UsageError
 from livemoments.runtime import restore as restore_photo
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.noise import TileNoise
 from livemoments.types import Size, Stage, Tile
-from livemoments.validate.meters import measure_process
+from livemoments.validate.cost.fresh_process import measure_process
 
 RESTORE_MEMORY_LIMIT_BYTES = 1_500_000_000
 

@@ -17,8 +17,8 @@ from livemoments.errors import EngineError, ResourceError, UsageError
 from livemoments.runtime.backends.base import to_host
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.engine_pool import EnginePool
-from livemoments.runtime.kv_cache import KvCache
-from livemoments.runtime.kv_store import open_store
+from livemoments.runtime.keys_values.content_cache import KvCache
+from livemoments.runtime.keys_values.step_store import open_store
 from livemoments.runtime.sampler import LatentBatch, PhaseSplitSampler, ResidentSampler, Sampler
 from livemoments.runtime.schedule import plan_steps
 from livemoments.types import ReferencePolicy, Size, Stage, TensorSpec, Tile

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from livemoments.errors import UsageError
-from livemoments.runtime.tiles import TilePlan, plan_balanced, plan_upstream, suggest_tile
+from livemoments.runtime.tiles.plan import TilePlan, plan_balanced, plan_upstream, suggest_tile
 from livemoments.types import Size, Tile
 
 PHOTO = Size(height=3072, width=4096)

@@ -15,14 +15,14 @@ from restore_images import shrunk, textured
 
 from livemoments.bundle import Bundle
 from livemoments.live_photo import LivePhoto
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.runtime.restore import RestoreResult
-from livemoments.runtime.tiles import TilePlan
+from livemoments.runtime.tiles.plan import TilePlan
 from livemoments.types import Size
 from livemoments.validate.datasets.index import Dataset
-from livemoments.validate.harness.measures import Measures
+from livemoments.validate.harness.metrics import Measures
 from livemoments.validate.harness.run import run_images
-from livemoments.validate.quality.measure import ImageQuality
+from livemoments.validate.quality.meter import ImageQuality
 from livemoments.validate.report_data import ImageResult
 
 PHOTO = Size(96, 112)

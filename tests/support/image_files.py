@@ -10,8 +10,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
 from livemoments.errors import ImageError
-from livemoments.runtime import _png
-from livemoments.runtime.images import Photo, read_photo
+from livemoments.runtime.image_files import png_chunks
+from livemoments.runtime.image_files.photo import Photo, read_photo
 
 SUFFIXES = (".png", ".jpg", ".tif", ".webp")
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -60,10 +60,16 @@ def parsed(exif: bytes | None) -> tuple[dict, dict, dict]:
 def png16(samples: np.ndarray, colour_type: int, *chunks: bytes) -> bytes:
     """A 16-bit PNG of any colour type, written without any library."""
     height, width = samples.shape[:2]
-    header = _png._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
+    header = png_chunks._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
     return b"".join(
-        [_png.SIGNATURE, header, *chunks, _png._chunk(b"IDAT", zlib.compress(rows)), _png._chunk(b"IEND", b"")]
+        [
+            png_chunks.SIGNATURE,
+            header,
+            *chunks,
+            png_chunks._chunk(b"IDAT", zlib.compress(rows)),
+            png_chunks._chunk(b"IEND", b""),
+        ]
     )
 
 

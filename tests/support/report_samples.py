@@ -9,7 +9,7 @@ import cv2
 import msgspec
 import numpy as np
 
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.validate.harness.previews import make_previews
 from livemoments.validate.report_data import (
     Bisection,

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.types import Size
 
 SIZE = Size(160, 208)

@@ -20,7 +20,7 @@ from synlive_videos import moving_frames, tree_bytes, write_video
 
 from livemoments.cli.synlive import command
 from livemoments.errors import FileError, ImageError, OutputError, UsageError
-from livemoments.runtime.images import read_photo, write_image
+from livemoments.runtime.image_files.photo import read_photo, write_image
 from livemoments.simulated_clip import synthetic_photograph
 from livemoments.store.claims import only_one
 from livemoments.types import Size

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from synlive_videos import moving_frames, write_video
 
+from livemoments.distances import psnr_db
 from livemoments.errors import FileError, ImageError, UsageError
-from livemoments.measures import psnr_db
 from livemoments.progress import SILENT
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
 from livemoments.validate.synlive.clips import FolderClip, VideoClip
 from livemoments.validate.synlive.codec import Codec, sample_codec, through_codec
 from livemoments.validate.synlive.degradation import image_rng
 from livemoments.validate.synlive.pairs import measure_pair, place_crop, start_frame
-from livemoments.validate.synlive.sources import Wish, moved_pair, open_sources, with_margin
+from livemoments.validate.synlive.sources import PairOptions, moved_pair, open_sources, with_margin
 
 FRAMES = moving_frames(24)
-WISH = Wish(5, Size(128, 128), neighbours=False)
+WISH = PairOptions(5, Size(128, 128), neighbours=False)
 
 
 @pytest.fixture(scope="module")

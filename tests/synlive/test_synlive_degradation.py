@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from livemoments.distances import psnr_db
 from livemoments.errors import FileError, UsageError
-from livemoments.measures import psnr_db
 from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
 from livemoments.validate.synlive.degradation import (

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from livemoments.distances import psnr_db
 from livemoments.errors import UsageError
-from livemoments.measures import psnr_db
 from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
 from livemoments.validate.synlive.yuv import Coding, UnusableFrameError, frame_to_rgb, from_rgb, to_rgb

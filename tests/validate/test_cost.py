@@ -21,16 +21,16 @@ from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_bundle
 from livemoments.errors import EngineError, ResourceError, UsageError
 from livemoments.live_photo import LivePhoto
-from livemoments.runtime.images import read_photo, write_image
+from livemoments.runtime.image_files.photo import read_photo, write_image
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size, Stage
 from livemoments.validate.cost import machine, memory
 from livemoments.validate.cost.energy import count_energy
+from livemoments.validate.cost.fresh_process import ProcessCost, measure_process
 from livemoments.validate.cost.latency import batch_photo, measure_stages, measure_tiles, percentiles
-from livemoments.validate.cost.measure import cost_checks, cost_of_run, measure_cost
 from livemoments.validate.cost.memory import VramWatch, family, read_footprint, restore_afresh
 from livemoments.validate.cost.nvml import Gpu, open_gpu
-from livemoments.validate.meters import ProcessCost, measure_process
+from livemoments.validate.cost.total import cost_checks, cost_of_run, measure_cost
 from livemoments.validate.report_data import Memory
 
 TILE = Size(64, 64)

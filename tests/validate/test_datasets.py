@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from synlive_videos import tree_bytes
 
+from livemoments.distances import psnr_db
 from livemoments.errors import ImageError, OutputError, UsageError
-from livemoments.measures import psnr_db
 from livemoments.quantize.calibration_set import read_set
 from livemoments.quantize.calibration_set import set_sha256 as calibration_sha256
 from livemoments.runtime import photo_index
-from livemoments.runtime.images import read_photo, write_image
+from livemoments.runtime.image_files.photo import read_photo, write_image
 from livemoments.types import Size
 from livemoments.validate.datasets.embedded import write_embedded_set
 from livemoments.validate.datasets.index import open_dataset

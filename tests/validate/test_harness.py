@@ -21,7 +21,7 @@ from restore_images import textured
 from livemoments.bundle import Bundle
 from livemoments.errors import BundleError, EngineError, OutputError, ResourceError, UsageError
 from livemoments.progress import Task
-from livemoments.runtime.images import read_photo
+from livemoments.runtime.image_files.photo import read_photo
 from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.resize import BicubicView

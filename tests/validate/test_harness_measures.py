@@ -13,14 +13,14 @@ from harness_support import make_dataset, run
 from logging_backend import LoggingBackend
 
 from livemoments.bundle import Bundle
+from livemoments.distances import psnr_db
 from livemoments.errors import UsageError
-from livemoments.measures import psnr_db
-from livemoments.runtime.images import Photo, read_photo
+from livemoments.runtime.image_files.photo import Photo, read_photo
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
 from livemoments.types import Size, Stage
 from livemoments.validate.datasets.index import Dataset
-from livemoments.validate.harness.measures import StandardMeasures
+from livemoments.validate.harness.metrics import StandardMeasures
 from livemoments.validate.harness.run_store import features_file
 from livemoments.validate.harness.summary import aggregate_metrics
 from livemoments.validate.quality.aggregate import load_features

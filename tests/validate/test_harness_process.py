@@ -17,8 +17,8 @@ from places import SUPPORT
 
 from livemoments.bundle import Bundle
 from livemoments.types import Size
+from livemoments.validate.cost.fresh_process import measure_process
 from livemoments.validate.harness.run_store import JOURNAL_NAME
-from livemoments.validate.meters import measure_process
 from livemoments.validate.report_data import ImageResult
 
 pytestmark = pytest.mark.process

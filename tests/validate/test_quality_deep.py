@@ -19,7 +19,7 @@ from livemoments.errors import EngineError, UsageError
 from livemoments.types import Size
 from livemoments.validate.quality import iqa
 from livemoments.validate.quality.deep import Adapters
-from livemoments.validate.quality.measure import QualityMeter, cosine, measure_image, relative_deviation
+from livemoments.validate.quality.meter import QualityMeter, cosine, measure_image, relative_deviation
 from livemoments.validate.quality.offline import offline
 from livemoments.validate.quality.registry import BY_NAME, SPECS, select
 from livemoments.validate.quality.tiling import divide, mean_features, pair_mean, patches, solo_mean, unit_tiles
@@ -64,18 +64,18 @@ def test_every_relative_metric_has_its_plain_one() -> None:
     for spec in SPECS:
         if spec.kind == "relative":
             base = BY_NAME[str(spec.base)]
-            assert (base.kind, base.ways, base.least_side_px) == ("solo", spec.ways, spec.least_side_px)
-        assert bool(spec.ways) == (spec.kind != "fidelity")
-        assert ("pyiqa" in spec.ways[0].modules if spec.ways else False) == (spec.licence is not None)
+            assert (base.kind, base.sources, base.least_side_px) == ("solo", spec.sources, spec.least_side_px)
+        assert bool(spec.sources) == (spec.kind != "fidelity")
+        assert ("pyiqa" in spec.sources[0].modules if spec.sources else False) == (spec.licence is not None)
 
 
 def test_every_metric_and_file_is_in_the_docs() -> None:
     page = (ROOT / "docs" / "quality.md").read_text()
     for spec in SPECS:
         assert f"`{spec.name}`" in page
-        for way in spec.ways:
-            assert all(f"`{name}`" in page for name in way.files)
-            assert way.extra is None or f"`{way.extra}`" in page
+        for source in spec.sources:
+            assert all(f"`{name}`" in page for name in source.files)
+            assert source.extra is None or f"`{source.extra}`" in page
 
 
 def test_a_missing_extra_is_said(tmp_path: Path) -> None:
@@ -95,9 +95,9 @@ def test_missing_weights_are_said_and_no_number_is_made_up(tmp_path: Path) -> No
     meter = QualityMeter("all", weights=folder)
     found = meter.measure(pixels, pixels, pixels, pixels)
     for spec in SPECS:
-        if spec.ways:
+        if spec.sources:
             assert found.metrics.get(spec.name) is None
-            assert meter.problems[spec.name].startswith(f"weights not found: put {spec.ways[0].files[0]}"), spec.name
+            assert meter.problems[spec.name].startswith(f"weights not found: put {spec.sources[0].files[0]}"), spec.name
             assert f"into {folder} (from " in meter.problems[spec.name]
     assert not found.features
     assert "name it with --iqa-weights" in str(missing(BY_NAME["lpips"], None))
@@ -164,7 +164,7 @@ def test_a_package_that_wants_to_download_is_stopped(tmp_path: Path, monkeypatch
     file = plant(tmp_path, "alexnet-renamed.pth") / "alexnet-renamed.pth"
     with pytest.raises(EngineError, match="wanted to reach the network"):
         iqa.load_lpips(file, "cpu")
-    monkeypatch.setattr("livemoments.validate.quality.deep.open_way", lambda spec, _: (spec.ways[0], file))
+    monkeypatch.setattr("livemoments.validate.quality.deep.open_source", lambda spec, _: (spec.sources[0], file))
     plant(tmp_path, "alexnet-owt-7be5be79.pth")
     adapters = Adapters(select("lpips"), tmp_path)
     assert adapters.get(BY_NAME["lpips"]) is None

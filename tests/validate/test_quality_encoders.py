@@ -14,7 +14,7 @@ from torch import nn
 from livemoments.errors import EngineError, UsageError
 from livemoments.validate.quality.encoders import open_encoder
 from livemoments.validate.quality.frechet import FeatureSums, frechet_distance, gaussian_distance
-from livemoments.validate.quality.measure import QualityMeter
+from livemoments.validate.quality.meter import QualityMeter
 from livemoments.validate.quality.vit import CLIP, DINO, Layout, load_dino_vit, vit_encoder
 
 WIDTH, PATCH, BLOCKS, OUT = 128, 8, 3, 40

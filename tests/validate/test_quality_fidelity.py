@@ -12,7 +12,7 @@ import pytest
 from iqa_support import degraded, picture, piq_modules
 
 from livemoments.errors import UsageError
-from livemoments.validate.meters import measure_process
+from livemoments.validate.cost.fresh_process import measure_process
 from livemoments.validate.quality import luma as luma_module
 from livemoments.validate.quality.fidelity import FIDELITY, measure_fidelity
 from livemoments.validate.quality.luma import Luma, luma_of

@@ -7,7 +7,7 @@ import pytest
 from iqa_support import picture
 
 from livemoments.errors import UsageError
-from livemoments.runtime.tiles import plan_balanced
+from livemoments.runtime.tiles.plan import plan_balanced
 from livemoments.types import Size, Tile
 from livemoments.validate.quality.pcr_stats import pcr_statistics
 from livemoments.validate.quality.seam import Border, find_borders, seam_score

@@ -14,18 +14,18 @@ from recording_support import PHOTO, write_set
 from restore_images import textured
 
 from livemoments.bundle import Bundle
+from livemoments.distances import psnr_db, relative_l2
 from livemoments.errors import UsageError
 from livemoments.live_photo import LivePhoto
-from livemoments.measures import psnr_db, relative_l2
 from livemoments.reference.checkpoint import Reference, load_reference
 from livemoments.reference.mmdit import BlockGuidance, BlockKV
 from livemoments.reference.motion import embedding_index
 from livemoments.runtime import restore
 from livemoments.runtime.backends.base import to_host
 from livemoments.runtime.backends.ort import OrtBackend
-from livemoments.runtime.images import read_photo, write_image
+from livemoments.runtime.image_files.photo import read_photo, write_image
 from livemoments.runtime.inputs import load_inputs
-from livemoments.runtime.tiles import plan_balanced
+from livemoments.runtime.tiles.plan import plan_balanced
 from livemoments.types import Size, Stage
 from livemoments.validate.recording import pipeline
 from livemoments.validate.recording.cases import recorded_case, schedule_point

@@ -158,7 +158,7 @@ def test_the_worst_images_come_first_and_some_others_follow() -> None:
     "name", ["../secret.jpg", "/etc/hostname", "missing.jpg", "text.jpg", "picture.svg", "cut.png"]
 )
 def test_only_pictures_of_the_folder_are_embedded(tmp_path: Path, name: str, photographs: list[np.ndarray]) -> None:
-    from livemoments.runtime.images import write_image
+    from livemoments.runtime.image_files.photo import write_image
 
     place = tmp_path / "report"
     place.mkdir()

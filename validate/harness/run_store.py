@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from livemoments.errors import UsageError
-from livemoments.line_journal import LineJournal
 from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
 from livemoments.store.folders import StagedFolder, stage_folder
+from livemoments.store.journals import LineJournal
 from livemoments.validate.harness.image_files import ImageFiles
 from livemoments.validate.harness.image_worker import FinishedImage
 from livemoments.validate.harness.key import key_difference

@@ -15,9 +15,9 @@ from livemoments.progress import SILENT, Progress
 from livemoments.reference.checkpoint import Reference, load_reference, model_of, read_configs, read_prompt
 from livemoments.reference.layout import CheckpointFiles, locate
 from livemoments.reference.own_tiles import default_overlap, default_tile
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.runtime.inputs import load_inputs
-from livemoments.runtime.tiles import TilePlan, plan_balanced
+from livemoments.runtime.tiles.plan import TilePlan, plan_balanced
 from livemoments.schedule import DEFAULT_STEPS
 from livemoments.store.names import check_utf8
 from livemoments.types import ReferencePolicy, Size

@@ -130,7 +130,7 @@ class StoredRecording(Recording):
 
         place = self._known(image)[name]
         if place in self.entry(image).files.values():  # the 8-bit result is kept as a picture only
-            from livemoments.runtime.images import read_photo
+            from livemoments.runtime.image_files.photo import read_photo
 
             return read_photo(self.path / place).pixels
         return read_tensor(self.path / place, name)

@@ -223,7 +223,7 @@ def _clip(frame: Path | None, photo: Path | None, photo_frame: Path | None) -> L
 
 def _data(options: dict[str, Any]) -> DataPlan | None:
     from livemoments.validate.data_plan import DataPlan
-    from livemoments.validate.harness.measures import StandardMeasures
+    from livemoments.validate.harness.metrics import StandardMeasures
     from livemoments.validate.quality.registry import select
 
     names = tuple(spec.name for spec in select(options["metrics"]))  # a name that is unknown is refused in any case

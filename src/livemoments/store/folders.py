@@ -34,8 +34,8 @@ class StagedFolder:
     ``folder`` is where files go; :meth:`publish` moves it into place.
 
     Args:
-        destination: where it will be.
-        folder: where it is, on the same file system.
+        destination: where the folder will be.
+        folder: where the folder is until then, on the same file system.
         overwrite: whether what is at the destination by then may be replaced.
         is_ours: whether a folder is one of the kind, which ``overwrite`` may replace; ``None``: any is.
     """
@@ -169,7 +169,7 @@ def check_destination(
     Args:
         destination: the place.
         is_ours: whether a folder is one of the kind, which ``overwrite`` may replace.
-        kind: what it is, e.g. ``a bundle``.
+        kind: what the folder is, e.g. ``a bundle``.
         overwrite: replace an older one.
 
     Returns:

@@ -25,7 +25,7 @@ def check_utf8(path: str | os.PathLike[str], error: type[FileError] = FileError)
     """Before any work: refuse a name that onnxruntime and safetensors cannot open and no JSON can hold.
 
     Raises:
-        FileError: of the given kind: the name is no UTF-8.
+        FileError: the name is not UTF-8; the error has the given type.
     """
     if not is_utf8(path):
         raise error(path, "the path is no UTF-8, which cannot be used here", fix="rename what is so named")

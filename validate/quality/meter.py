@@ -75,7 +75,7 @@ class QualityMeter:
     def open(self) -> None:
         """Load every network now, so that :attr:`problems` is complete before the first image."""
         for spec in self.specs:
-            if spec.ways:
+            if spec.sources:
                 self._adapters.get(spec)
 
     def measure(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from livemoments.runtime._tiff import Tiff, exif_directory
+from livemoments.runtime.image_files.tiff_tags import Tiff, exif_directory
 
 _APPLE = b"Apple iOS\0"
 _CONTENT_IDENTIFIER = 17

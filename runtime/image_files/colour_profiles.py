@@ -14,8 +14,8 @@ import io
 import numpy as np
 from PIL import Image, ImageCms
 
-from livemoments.runtime._image_encode import to_bit_depth
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.encode import to_bit_depth
+from livemoments.runtime.image_files.photo import Photo
 
 SAME = "same"
 CONVERTED = "converted"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from livemoments.errors import OutputError, ResourceError
-from livemoments.line_journal import LineJournal
+from livemoments.store.journals import LineJournal
 
 HEAD = {"key": "k"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 
 _PANEL_WIDTH_PX = 400
 _GAP_PX = 10

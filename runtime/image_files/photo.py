@@ -15,8 +15,8 @@ import numpy as np
 
 from livemoments.errors import ImageError, UsageError
 from livemoments.pixel_limit import MAX_PIXELS
-from livemoments.runtime._image_decode import decode
-from livemoments.runtime._image_encode import DEEP_FORMATS, Metadata, encode, format_of, to_bit_depth
+from livemoments.runtime.image_files.decode import decode
+from livemoments.runtime.image_files.encode import DEEP_FORMATS, Metadata, encode, format_of, to_bit_depth
 from livemoments.store.files import check_file, write_file
 from livemoments.types import Size
 

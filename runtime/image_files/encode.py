@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from livemoments.errors import OutputError, UsageError
-from livemoments.runtime import _png, _tiff, _xmp
-from livemoments.runtime._still_exif import is_video_mark, without_video_link
+from livemoments.runtime.image_files import png_chunks, tiff_tags, xmp_packet
+from livemoments.runtime.image_files.exif import is_video_mark, without_video_link
 from livemoments.types import Size
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
@@ -81,22 +81,24 @@ def encode(
     """
     name = format_of(path)
     size = Size(*pixels.shape[:2])
-    if max(size.height, size.width) > _MAX_SIDE_PX[name] or (name == "TIFF" and pixels.nbytes > _tiff.MAX_PIXEL_BYTES):
+    if max(size.height, size.width) > _MAX_SIDE_PX[name] or (
+        name == "TIFF" and pixels.nbytes > tiff_tags.MAX_PIXEL_BYTES
+    ):
         fix = "write a PNG" if name == "TIFF" else "write a PNG or a TIFF"
         raise OutputError(path, f"{size} is larger than {name} allows", fix=fix)
     pixels = np.ascontiguousarray(pixels)
     exif, is_exif_lost = _exif(name, size, metadata)
-    icc, xmp = metadata.icc_profile or None, _xmp.make_still(metadata.xmp) if metadata.xmp else None
+    icc, xmp = metadata.icc_profile or None, xmp_packet.make_still(metadata.xmp) if metadata.xmp else None
     if name == "JPEG" and xmp is not None and len(xmp) > _JPEG_XMP_BYTES:
         xmp = None
     dpi = metadata.resolution_dpi
     lost = ("exif",) * is_exif_lost + ("xmp",) * bool(metadata.xmp and xmp is None)
     if name == "PNG":
         return _encode_png(pixels, icc, exif, xmp, dpi, metadata.text), lost
-    if name in _WITHOUT_RESOLUTION and dpi is not None and not _tiff.has_resolution(exif):
+    if name in _WITHOUT_RESOLUTION and dpi is not None and not tiff_tags.has_resolution(exif):
         lost += ("resolution",)
     if name == "TIFF":
-        return _tiff.encode_tiff(pixels, icc_profile=icc, exif=exif, xmp=xmp), lost
+        return tiff_tags.encode_tiff(pixels, icc_profile=icc, exif=exif, xmp=xmp), lost
     held = {"icc_profile": icc, "exif": exif, "xmp": xmp, "dpi": dpi if name == "JPEG" else None}
     return _encode_lossy(name, pixels, quality, held), lost
 
@@ -107,14 +109,14 @@ def _exif(name: str, size: Size, metadata: Metadata) -> tuple[bytes | None, bool
     text = metadata.text if name != "PNG" else {}
     if given is not None:
         try:
-            before = _tiff.user_comment(given)
+            before = tiff_tags.user_comment(given)
             comment = _comment("", text) or "" if is_video_mark(before) else _comment(before, text)
-            edited = _tiff.edit_exif(without_video_link(given), size=size, comment=comment)
-        except _tiff.TiffError:
+            edited = tiff_tags.edit_exif(without_video_link(given), size=size, comment=comment)
+        except tiff_tags.TiffError:
             edited = None
         if edited is not None and (name != "JPEG" or len(edited) <= _JPEG_EXIF_BYTES):
             return edited, False
-    return _tiff.edit_exif(None, size=size, comment=_comment("", text)), given is not None
+    return tiff_tags.edit_exif(None, size=size, comment=_comment("", text)), given is not None
 
 
 def _comment(before: str, text: Mapping[str, str]) -> str | None:
@@ -131,13 +133,15 @@ def _encode_png(
     dpi: tuple[float, float] | None,
     text: Mapping[str, str],
 ) -> bytes:
-    chunks = [_png.icc_chunk(icc)] if icc else []
-    chunks += [_png.resolution_chunk(*(round(value / _METRES_PER_INCH) for value in dpi))] if dpi else []
-    chunks += [_png.exif_chunk(exif)] if exif else []
-    chunks += [_png.xmp_chunk(xmp)] if xmp else []
-    chunks += _png.text_chunks(text)
+    chunks = [png_chunks.icc_chunk(icc)] if icc else []
+    chunks += [png_chunks.resolution_chunk(*(round(value / _METRES_PER_INCH) for value in dpi))] if dpi else []
+    chunks += [png_chunks.exif_chunk(exif)] if exif else []
+    chunks += [png_chunks.xmp_chunk(xmp)] if xmp else []
+    chunks += png_chunks.text_chunks(text)
     bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    return _png.insert(cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION])[1].tobytes(), chunks)
+    return png_chunks.insert(
+        cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_COMPRESSION])[1].tobytes(), chunks
+    )
 
 
 def _encode_lossy(name: str, pixels: np.ndarray, quality: int, metadata: Mapping[str, Any]) -> bytes:

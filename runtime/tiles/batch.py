@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from livemoments.runtime.align import FlowField, MeanFlow, ReferenceCorner, reference_corner
 from livemoments.runtime.backends.base import to_host
-from livemoments.runtime.blend import Blender
 from livemoments.runtime.engine_pool import EnginePool
 from livemoments.runtime.flow import FlowEstimator, FlowOfTile
 from livemoments.runtime.inputs import RestoreInputs, cut_tile, network_image
-from livemoments.runtime.kv_cache import content_key
+from livemoments.runtime.keys_values.content_cache import content_key
 from livemoments.runtime.noise import NoiseSource, TileNoise
 from livemoments.runtime.sampler import LatentBatch, Observer
-from livemoments.runtime.tiles import TilePlan
+from livemoments.runtime.tiles.blend import Blender
+from livemoments.runtime.tiles.correspondence import FlowField, MeanFlow, ReferenceCorner, reference_corner
+from livemoments.runtime.tiles.plan import TilePlan
 from livemoments.types import Stage, Tile
 
 

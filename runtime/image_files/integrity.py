@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from livemoments.runtime import _png
-from livemoments.runtime._tiff import Tiff, TiffError
+from livemoments.runtime.image_files import png_chunks
+from livemoments.runtime.image_files.tiff_tags import Tiff, TiffError
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither stuffing, nor fill bytes, nor a restart
@@ -16,7 +16,7 @@ MAX_SCANS = 100
 
 def container(data: bytes) -> str | None:
     """PNG, JPEG, TIFF, WEBP or HEIC by the first bytes; None for anything else."""
-    if data.startswith(_png.SIGNATURE):
+    if data.startswith(png_chunks.SIGNATURE):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
@@ -43,9 +43,9 @@ def find_damage(data: bytes) -> str | None:
 
 def _check_png(data: bytes) -> str | None:
     try:
-        for _ in _png.walk(data):
+        for _ in png_chunks.walk(data):
             pass
-    except _png.PngError as error:
+    except png_chunks.PngError as error:
         return str(error)
     return None
 

@@ -22,10 +22,10 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from livemoments.errors import ImageError, ResourceError
 from livemoments.pixel_limit import max_pixels
-from livemoments.runtime import _png, _tiff, _xmp
-from livemoments.runtime._colour_codes import ColourCodeError, adobe_rgb, profile_of_codes
-from livemoments.runtime._damage import container, find_damage
-from livemoments.runtime._jpeg import find_warning
+from livemoments.runtime.image_files import png_chunks, tiff_tags, xmp_packet
+from livemoments.runtime.image_files.colour_codes import ColourCodeError, adobe_rgb, profile_of_codes
+from livemoments.runtime.image_files.integrity import container, find_damage
+from livemoments.runtime.image_files.jpeg import find_warning
 
 _TOO_LARGE = "scale it down, or say livemoments --max-pixels N COMMAND"
 _READABLE = "use a PNG, JPEG, TIFF or WebP file"
@@ -79,7 +79,7 @@ def decode(path: str | os.PathLike[str], data: bytes) -> Decoded:
             if kind == "TIFF":
                 return _decode_tiff(path, data)
             # Pillow ends at texts and profiles of more than 1 MiB: they are read here instead
-            with _open(path, _png.without_texts(data) if kind == "PNG" else data) as image:
+            with _open(path, png_chunks.without_texts(data) if kind == "PNG" else data) as image:
                 if kind == "JPEG" and (warning := find_warning(data)):
                     raise ImageError(path, f"this JPEG is damaged inside: {warning}", fix=_AGAIN)
                 return _decode_image(path, image, data, _orientation(image))
@@ -102,11 +102,11 @@ def _decode_tiff(path: str | os.PathLike[str], data: bytes) -> Decoded:
     Pillow turns TIFFs while it loads them and OpenCV turns some: with the orientation at 1 neither does. Both leave
     16-bit white-is-zero pixels as they are, and Pillow knows one byte order of them: they are read as black-is-zero.
     """
-    orientation = _tiff.get_number(data, _tiff.ORIENTATION, 1)
-    data = _tiff.set_number(data, _tiff.ORIENTATION, 1)
-    is_inverted = _is_deep_tiff(path, data) and _tiff.get_number(data, _tiff.PHOTOMETRIC, 1) == 0
+    orientation = tiff_tags.get_number(data, tiff_tags.ORIENTATION, 1)
+    data = tiff_tags.set_number(data, tiff_tags.ORIENTATION, 1)
+    is_inverted = _is_deep_tiff(path, data) and tiff_tags.get_number(data, tiff_tags.PHOTOMETRIC, 1) == 0
     if is_inverted:
-        data = _tiff.set_number(data, _tiff.PHOTOMETRIC, 1)
+        data = tiff_tags.set_number(data, tiff_tags.PHOTOMETRIC, 1)
     with _open(path, data) as image:
         decoded = _decode_image(path, image, data, orientation)
     return dataclasses.replace(decoded, pixels=65535 - decoded.pixels) if is_inverted else decoded
@@ -117,14 +117,14 @@ def _decode_image(path: str | os.PathLike[str], image: Image.Image, data: bytes,
         image.seek(0)
     name = image.format or "unknown"
     if name == "PNG":
-        texts = _png.texts(data)
+        texts = png_chunks.texts(data)
         image.info |= {"xmp": texts.get(_PNG_XMP), "Raw profile type exif": texts.get(_PNG_OLD_EXIF)}
-        image.info["icc_profile"] = _png.profile(data)
+        image.info["icc_profile"] = png_chunks.profile(data)
     exif, xmp = _exif(image, data), image.info.get("xmp")  # before load(), which may close the file
     icc = _stated_profile(path, image, data, exif)
     resolution, not_read = _resolution(image, data), ("iptc",) * _has_iptc(image, data)
     image.load()
-    is_deep = (name == "PNG" and _png.bit_depth(data) == 16) or (name == "TIFF" and _is_deep_tiff(path, data))
+    is_deep = (name == "PNG" and png_chunks.bit_depth(data) == 16) or (name == "TIFF" and _is_deep_tiff(path, data))
     if is_deep and not image.mode.startswith("I"):
         pixels = _deep_pixels(path, image, data)
     else:
@@ -133,7 +133,7 @@ def _decode_image(path: str | os.PathLike[str], image: Image.Image, data: bytes,
         icc = None
     if isinstance(xmp, str):
         xmp = xmp.encode()
-    xmp = _xmp.make_upright(xmp) if xmp else None
+    xmp = xmp_packet.make_upright(xmp) if xmp else None
     return Decoded(turn(pixels, orientation), icc, exif, xmp, name, resolution, not_read)
 
 
@@ -145,7 +145,7 @@ def _stated_profile(path: str | os.PathLike[str], image: Image.Image, data: byte
         ImageError: HDR, or a colour space that is not known.
     """
     icc = image.info.get("icc_profile") or None
-    codes = _png.colour_codes(data) if image.format == "PNG" else None
+    codes = png_chunks.colour_codes(data) if image.format == "PNG" else None
     nclx = image.info.get("nclx_profile")
     if codes is None and icc is None and isinstance(nclx, dict):
         codes = int(nclx.get("color_primaries", 2)), int(nclx.get("transfer_characteristics", 2))
@@ -155,8 +155,8 @@ def _stated_profile(path: str | os.PathLike[str], image: Image.Image, data: byte
         except ColourCodeError as error:
             fix = "export it in standard dynamic range, as sRGB or Display P3"
             raise ImageError(path, str(error), fix=fix) from None
-    with contextlib.suppress(_tiff.TiffError):
-        if icc is None and exif is not None and _tiff.is_adobe_rgb(exif):
+    with contextlib.suppress(tiff_tags.TiffError):
+        if icc is None and exif is not None and tiff_tags.is_adobe_rgb(exif):
             return adobe_rgb()
     return icc
 
@@ -164,7 +164,7 @@ def _stated_profile(path: str | os.PathLike[str], image: Image.Image, data: byte
 def _resolution(image: Image.Image, data: bytes) -> tuple[float, float] | None:
     """Dots per inch, across and down, from PNG's pHYs or JPEG's JFIF header; EXIF carries its own."""
     if image.format == "PNG":
-        metres = _png.pixels_per_metre(data)
+        metres = png_chunks.pixels_per_metre(data)
         return None if metres is None else (metres[0] * _METRES_PER_INCH, metres[1] * _METRES_PER_INCH)
     unit, density = image.info.get("jfif_unit"), image.info.get("jfif_density")
     if unit not in (1, 2) or not density or min(density) < 1:
@@ -176,7 +176,7 @@ def _resolution(image: Image.Image, data: bytes) -> tuple[float, float] | None:
 def _has_iptc(image: Image.Image, data: bytes) -> bool:
     """Whether there are IPTC records (captions, credits): in a JPEG's or a TIFF's Photoshop block or tag."""
     if image.format == "TIFF":
-        tiff = _tiff.Tiff(data)
+        tiff = tiff_tags.Tiff(data)
         return _TIFF_IPTC in tiff.directory(tiff.first)[0]
     blocks = image.info.get("photoshop")
     return isinstance(blocks, dict) and _PHOTOSHOP_IPTC in blocks
@@ -238,19 +238,19 @@ def _exif(image: Image.Image, data: bytes) -> bytes | None:
     """The EXIF block without its prefix, its orientation set to 1; None if there is none or it is broken."""
     try:
         if image.format == "TIFF":
-            return _tiff.extract_exif(data)
+            return tiff_tags.extract_exif(data)
         block = image.info.get("exif")
         old = image.info.get("Raw profile type exif")
         if block is None and old:  # how PNGs held EXIF before 2017
             block = bytes.fromhex("".join(old.decode("latin-1").split("\n")[3:]))
-        return _tiff.set_number(block.removeprefix(b"Exif\0\0"), _tiff.ORIENTATION, 1) if block else None
+        return tiff_tags.set_number(block.removeprefix(b"Exif\0\0"), tiff_tags.ORIENTATION, 1) if block else None
     except ValueError:
         return None
 
 
 def _is_deep_tiff(path: str | os.PathLike[str], data: bytes) -> bool:
     """Whether the first page has 16-bit unsigned grey or RGB samples."""
-    tiff = _tiff.Tiff(data)
+    tiff = tiff_tags.Tiff(data)
     entries, _ = tiff.directory(tiff.first)
     if tiff.number(entries.get(254)) & 1:
         message = "its first picture is a reduced-size preview: a camera's raw file?"
@@ -265,7 +265,7 @@ def _is_deep_tiff(path: str | os.PathLike[str], data: bytes) -> bool:
 
 def _deep_pixels(path: str | os.PathLike[str], image: Image.Image, data: bytes) -> np.ndarray:
     """16-bit pixels by OpenCV, alpha dropped; their high bytes must be what Pillow decoded."""
-    encoded = np.frombuffer(_png.only_pixels(data) if image.format == "PNG" else data, np.uint8)
+    encoded = np.frombuffer(png_chunks.only_pixels(data) if image.format == "PNG" else data, np.uint8)
     try:
         decoded = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
     except cv2.error:

@@ -1,4 +1,4 @@
-"""The meters: a fresh process's cost, whatever the size of the process that asks."""
+"""A fresh process's cost, whatever the size of the process that asks, and the description of a machine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from livemoments.errors import EngineError
-from livemoments.validate import meters
-from livemoments.validate.meters import describe_machine, measure_process
+from livemoments.validate.cost import machine as machine_module
+from livemoments.validate.cost.fresh_process import measure_process
+from livemoments.validate.cost.machine import describe_machine
 
 MB = 1_000_000
 
@@ -57,7 +58,7 @@ def test_kernels_depend_on_instructions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, processor: str, instructions: str
 ) -> None:
     (tmp_path / "cpuinfo").write_text(table)
-    monkeypatch.setattr(meters, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine_module, "_CPUINFO", tmp_path / "cpuinfo")
     machine = describe_machine()
     assert (machine["processor"], machine["instructions"]) == (processor, instructions)
 

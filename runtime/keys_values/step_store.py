@@ -18,7 +18,7 @@ import numpy as np
 
 from livemoments.errors import ResourceError, UsageError
 from livemoments.runtime.backends.base import Array, to_host
-from livemoments.runtime.kv_codecs import Codec, find_codec
+from livemoments.runtime.keys_values.codecs import Codec, find_codec
 from livemoments.store.claims import Claim, claim, remove_left_behind
 from livemoments.store.errors import is_full, output_errors
 
@@ -154,7 +154,7 @@ def open_store(
 
     Args:
         kind: ``host`` (memory, bounded by the budget) or ``disk``.
-        codec: one of :data:`livemoments.runtime.kv_codecs.KV_DTYPES`.
+        codec: one of :data:`livemoments.runtime.keys_values.codecs.KV_DTYPES`.
         budget_bytes: limit of a host store; a disk store is limited by the disk.
         parent: where a disk store makes its folder; the system's temporary folder (TMPDIR) by default. Folders
             that killed processes left there are removed first.

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from livemoments.errors import OutputError
-from livemoments.runtime.kv_codecs import Codec, NativeCodec
+from livemoments.runtime.keys_values.codecs import Codec, NativeCodec
 from livemoments.store.claims import claim, remove_left_behind
 from livemoments.store.errors import output_errors
 from livemoments.store.files import PARTIAL

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from livemoments.bundle import hash_file
-from livemoments.runtime._image_encode import to_bit_depth
+from livemoments.runtime.image_files.encode import to_bit_depth
 from livemoments.runtime.restore import RestoreResult
-from livemoments.runtime.tiles import TilePlan
+from livemoments.runtime.tiles.plan import TilePlan
 from livemoments.validate.quality.luma import Luma
-from livemoments.validate.quality.measure import ImageQuality, QualityMeter
+from livemoments.validate.quality.meter import ImageQuality, QualityMeter
 from livemoments.validate.quality.pcr_stats import pcr_statistics
 from livemoments.validate.quality.registry import DEFAULT
 from livemoments.validate.quality.seam import seam_score
-from livemoments.validate.quality.weights import open_way
+from livemoments.validate.quality.weights import open_source
 
 _STRIP_ROWS = 256
 
@@ -99,7 +99,7 @@ class StandardMeasures:
         meter = self.meter()
         found: dict[str, Any] = {"metrics": [spec.name for spec in meter.specs], "luma": str(meter.luma)}
         for spec in meter.specs:
-            if spec.ways:
+            if spec.sources:
                 absent = spec.name in meter.problems
-                found[f"weights.{spec.name}"] = None if absent else hash_file(open_way(spec, self.weights)[1]).sha256
+                found[f"weights.{spec.name}"] = None if absent else hash_file(open_source(spec, self.weights)[1]).sha256
         return found

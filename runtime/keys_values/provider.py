@@ -10,8 +10,8 @@ from livemoments.errors import EngineError
 from livemoments.manifest import Graph
 from livemoments.runtime.backends.base import Array, batch_axis, to_host
 from livemoments.runtime.engine_pool import EnginePool
-from livemoments.runtime.kv_cache import KvCache
-from livemoments.runtime.kv_codecs import Codec
+from livemoments.runtime.keys_values.codecs import Codec
+from livemoments.runtime.keys_values.content_cache import KvCache
 from livemoments.types import Stage, TensorSpec
 
 

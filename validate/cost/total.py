@@ -10,7 +10,7 @@ from livemoments.bundle import Bundle
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size
 from livemoments.validate.cost.latency import batch_photo, measure_stages, measure_tiles, percentiles
