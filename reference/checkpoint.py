@@ -17,6 +17,7 @@ from livemoments.reference.config import (
     ScheduleConfig,
     TransformerConfig,
     VaeConfig,
+    motion_sizes,
     read_schedule_config,
     read_transformer_config,
     read_vae_config,
@@ -24,13 +25,12 @@ from livemoments.reference.config import (
 from livemoments.reference.flow import Dis, raft_from_state
 from livemoments.reference.layout import CheckpointFiles, locate
 from livemoments.reference.mmdit import ReferenceNet, RestorationNet
-from livemoments.reference.motion import MotionEncoder, motion_encoder_for
+from livemoments.reference.motion import MotionEncoder
 from livemoments.reference.raft import RAFT, Correlation
+from livemoments.reference.stored import SafetensorsFolder, check_keys
 from livemoments.reference.vae import Vae
 from livemoments.reference.weights import (
-    SafetensorsFolder,
     check_finite,
-    check_keys,
     is_finite,
     read_pickled,
     read_state,
@@ -201,7 +201,14 @@ def load_motion_encoder(
     """The motion encoder alone. Raises as :func:`load_reference`; its width and depth must serve the transformer."""
     path = files.motion_encoder
     state = read_state(path)
-    encoder = motion_encoder_for(path, {key: tuple(value.shape) for key, value in state.items()}, config)
+    widths, depth = motion_sizes({key: tuple(value.shape) for key, value in state.items()})
+    if not widths or widths[-1] != config.dim:
+        found = widths[-1] if widths else "no"
+        raise CheckpointError(path, f"the motion encoder is {found} wide, the transformer {config.dim}")
+    with torch.device("meta"):
+        encoder = MotionEncoder(widths, depth)
+    if encoder.max_blocks < config.num_layers:
+        raise CheckpointError(path, f"serves {encoder.max_blocks} blocks, the transformer has {config.num_layers}")
     return _assign(encoder, encoder, state, path, dtype, device)
 
 

@@ -108,7 +108,8 @@ def locate(path: str | Path) -> CheckpointFiles:
             raise CheckpointError(path, f"lacks the keys {', '.join(absent)}")
         raise CheckpointError(path, found.lacking[missing[0]], fix=f"correct {found.keys[missing[0]]}")
     if missing:
-        raise CheckpointError(path, f"not a LiveMoments checkpoint: found no {', '.join(missing)}", fix=_LAYOUT_FIX)
+        fix = f"'livemoments inspect {path}' says what each is, and the command that brings it"
+        raise CheckpointError(path, f"not a LiveMoments checkpoint: found no {', '.join(missing)}", fix=fix)
     for name, places in found.places.items():
         if len(places) > 1:
             names = ", ".join(str(f.relative_to(path)) for f in places)

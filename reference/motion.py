@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-
-from livemoments.errors import CheckpointError
-from livemoments.reference.config import TransformerConfig
 
 _BLOCKS_PER_EMBEDDING = 2  # each embedding serves two consecutive transformer blocks
 
@@ -58,36 +53,3 @@ class MotionEncoder(nn.Module):
 def embedding_index(block: int) -> int:
     """Which embedding serves a transformer block."""
     return block // _BLOCKS_PER_EMBEDDING
-
-
-def motion_sizes(shapes: Mapping[str, Sequence[int]]) -> tuple[tuple[int, ...], int]:
-    """Widths and depth of the encoder that a state dict belongs to, for :class:`MotionEncoder`.
-
-    Keys that do not fit are left for the strict comparison to name.
-    """
-    strided = sorted(int(key.split(".")[2]) for key in shapes if key.startswith("blocks.0.") and key.endswith("weight"))
-    widths = tuple(int(shapes[f"blocks.0.{index}.weight"][0]) for index in strided)
-    depth = len({key.split(".")[1] for key in shapes if key.startswith("blocks.") and key.count(".") == 3})
-    return widths, depth
-
-
-def motion_encoder_for(path: Path, shapes: Mapping[str, Sequence[int]], config: TransformerConfig) -> MotionEncoder:
-    """The encoder that a file's tensors belong to, without values (on the meta device).
-
-    Args:
-        path: the file, for messages.
-        shapes: names and shapes of what it holds.
-        config: of the transformers that it has to serve.
-
-    Raises:
-        CheckpointError: its width is not the transformers', or it serves fewer blocks than they have.
-    """
-    widths, depth = motion_sizes(shapes)
-    if not widths or widths[-1] != config.dim:
-        found = widths[-1] if widths else "no"
-        raise CheckpointError(path, f"the motion encoder is {found} wide, the transformer {config.dim}")
-    with torch.device("meta"):
-        encoder = MotionEncoder(widths, depth)
-    if encoder.max_blocks < config.num_layers:
-        raise CheckpointError(path, f"serves {encoder.max_blocks} blocks, the transformer has {config.num_layers}")
-    return encoder

@@ -40,8 +40,8 @@ def command(place: Path, show_io: bool, as_json: bool) -> None:
     exit code 2 when it could not be exported. Needs the extra 'reference'.
 
     With --json: of a bundle {"bundle", "bytes", "manifest"}, where manifest is manifest.json as it is; of a checkpoint
-    {"checkpoint", "config", "exportable", "flow", "text_tokens", "tile", "overlap", "bytes", "parts": [{"name", "state",
-    "path", "bytes", "dtypes", "tensors", "parameters", "note", "problem", "fix"}]}.
+    {"checkpoint", "config", "exportable", "flow", "text_tokens", "tile", "overlap", "bytes", "parts"}, each of the
+    parts {"name", "state", "path", "bytes", "dtypes", "tensors", "parameters", "note", "problem", "fix"}.
 
     \b
     Examples:

@@ -1,11 +1,11 @@
 """Names and shapes of the networks' tensors from their configurations alone.
 
-Importing diffusers takes seconds, which an inspection has not. A test compares every shape with diffusers' own networks.
+Importing torch and diffusers takes seconds, which an inspection has not. Tests compare every shape with the networks'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from livemoments.reference.config import TransformerConfig
@@ -123,3 +123,67 @@ def vae_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     if config.get("use_post_quant_conv", True):
         conv("post_quant_conv", latent, latent, 1)
     return shapes
+
+
+def motion_shapes(widths: Sequence[int], depth: int) -> dict[str, Shape]:
+    """Of a motion encoder.
+
+    Args:
+        widths: output channels of its strided convolutions, whose names leave a gap for the SiLU after each.
+        depth: its embeddings, the first of which the strided convolutions make.
+    """
+    shapes: dict[str, Shape] = {}
+    for index, (width_in, width_out) in enumerate(zip((2, *widths), widths, strict=False)):
+        shapes |= _conv(f"blocks.0.{2 * index}", width_in, width_out)
+    for block in range(1, depth):
+        shapes |= _conv(f"blocks.{block}.0", widths[-1], widths[-1], (1, 1))
+    return shapes
+
+
+def raft_shapes() -> dict[str, Shape]:
+    """Of the large RAFT, with princeton-vl's names; only the context encoder's norms have weights."""
+    shapes: dict[str, Shape] = {}
+    for encoder, channels_out in (("fnet", 256), ("cnet", 256)):
+        normed = encoder == "cnet"
+        shapes |= _conv(f"{encoder}.conv1", 3, 64, (7, 7))
+        shapes |= _batch_norm(f"{encoder}.norm1", 64) if normed else {}
+        width_in = 64
+        for layer, width in enumerate((64, 96, 128), 1):
+            for block in range(2):
+                shapes |= _raft_block(f"{encoder}.layer{layer}.{block}", width_in, width, normed=normed)
+                width_in = width
+        shapes |= _conv(f"{encoder}.conv2", 128, channels_out, (1, 1))
+    update = "update_block"
+    shapes |= _conv(f"{update}.encoder.convc1", 4 * 81, 256, (1, 1))  # 4 levels of 9 x 9 correlations
+    shapes |= _conv(f"{update}.encoder.convc2", 256, 192)
+    shapes |= _conv(f"{update}.encoder.convf1", 2, 128, (7, 7))
+    shapes |= _conv(f"{update}.encoder.convf2", 128, 64)
+    shapes |= _conv(f"{update}.encoder.conv", 192 + 64, 126)
+    for gate in "zrq":
+        shapes |= _conv(f"{update}.gru.conv{gate}1", 384, 128, (1, 5))
+        shapes |= _conv(f"{update}.gru.conv{gate}2", 384, 128, (5, 1))
+    shapes |= _conv(f"{update}.flow_head.conv1", 128, 256)
+    shapes |= _conv(f"{update}.flow_head.conv2", 256, 2)
+    shapes |= _conv(f"{update}.mask.0", 128, 256)
+    shapes |= _conv(f"{update}.mask.2", 256, 9 * 64, (1, 1))
+    return shapes
+
+
+def _raft_block(name: str, width_in: int, width: int, *, normed: bool) -> dict[str, Shape]:
+    shapes = _conv(f"{name}.conv1", width_in, width) | _conv(f"{name}.conv2", width, width)
+    norms = ["norm1", "norm2"]
+    if width_in != width:
+        shapes |= _conv(f"{name}.downsample.0", width_in, width, (1, 1))
+        norms += ["norm3", "downsample.1"]  # one module under two names
+    for norm in norms if normed else ():
+        shapes |= _batch_norm(f"{name}.{norm}", width)
+    return shapes
+
+
+def _conv(name: str, width_in: int, width_out: int, kernel_px: tuple[int, int] = (3, 3)) -> dict[str, Shape]:
+    return {f"{name}.weight": (width_out, width_in, *kernel_px), f"{name}.bias": (width_out,)}
+
+
+def _batch_norm(name: str, width: int) -> dict[str, Shape]:
+    parts = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (width,))
+    return {f"{name}.{part}": shape for part, shape in parts.items()} | {f"{name}.num_batches_tracked": ()}
