@@ -18,6 +18,7 @@ from livemoments.cli import (
     completion,
     demo,
     export,
+    fetch,
     inspect_bundle,
     make_checkpoint,
     quantize,
@@ -96,6 +97,7 @@ def cli(context: click.Context, max_pixels: int | None) -> None:
 for _module in (
     demo,
     make_checkpoint,
+    fetch,
     export,
     sensitivity,
     quantize,
