@@ -63,6 +63,7 @@ MODULES = {
     "scikit-image": "skimage",
     "scikit-learn": "sklearn",
     "torch": "torch",
+    "transformers": "transformers",
 }
 
 

@@ -21,6 +21,7 @@ from livemoments.cli import (
     fetch,
     inspect_bundle,
     make_checkpoint,
+    make_prompt,
     quantize,
     record,
     restore,
@@ -42,6 +43,7 @@ class Commands(click.Group):
     """The group: commands listed in the order of the work, errors handled by :func:`livemoments.cli.exits.run`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands' names, in the order in which they were added."""
         return list(self.commands)
 
     def main(
@@ -98,6 +100,7 @@ for _module in (
     demo,
     make_checkpoint,
     fetch,
+    make_prompt,
     export,
     sensitivity,
     quantize,

@@ -28,6 +28,7 @@ OPTIONAL_MODULES = frozenset(
         "skimage",
         "sklearn",
         "torch",
+        "transformers",
         "yaml",
     }
 )

@@ -24,6 +24,7 @@ class PartsType(click.ParamType):
     name = "PART,…"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[PartName, ...]:
+        """The parts, in their own order."""
         if isinstance(value, tuple):
             return value
         names = [part.strip() for part in value.split(",")]

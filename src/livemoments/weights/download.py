@@ -7,7 +7,6 @@ would begin anew after every interruption; its ``http_get``, which asks for the 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from livemoments.errors import DownloadError, ResourceError
 from livemoments.progress import Task
 from livemoments.store.errors import DISK_FULL_FIX, output_errors
+from livemoments.weights.digests import git_blob_hash, sha256_of
 
 PARTIAL = ".partial"
 _AGAIN = "run the same command again: it goes on where this one stopped"
@@ -53,14 +53,7 @@ class Expected:
         """A file's hash of this kind."""
         if self.kind == "sha256":
             return sha256_of(file)
-        content = file.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def sha256_of(file: Path) -> str:
-    """A file's SHA-256."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return git_blob_hash(file.read_bytes())
 
 
 def download(url: str, target: Path, expected: Expected, headers: dict[str, str], task: Task) -> None:

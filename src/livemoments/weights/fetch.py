@@ -16,7 +16,8 @@ from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
 from livemoments.store.files import read_file, write_file
 from livemoments.store.names import check_utf8
-from livemoments.weights.download import Expected, check_space, download, sha256_of
+from livemoments.weights.digests import sha256_of
+from livemoments.weights.download import Expected, check_space, download
 from livemoments.weights.hub import Hub, Listed
 from livemoments.weights.sources import PARTS, ArchiveSource, HubSource, PartName, Sources, Variant, published_sources
 
