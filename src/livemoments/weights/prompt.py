@@ -189,7 +189,7 @@ def _record(sd3: Path, staged: Path, found: Embeddings, t5_tokens: int, progress
         },
         "made_by": {
             "livemoments-deploy": __version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "transformers": transformers.__version__,
         },
     }

@@ -140,7 +140,7 @@ def _load(
 def _streamed(network: Any, folder: Path) -> Any:
     """Make every layer's weights float32 for as long as the layer computes."""
     network.eval().requires_grad_(False)
-    for layer in _layers(network):
+    for layer in dict.fromkeys(_layers(network)):  # T5's table is met twice
         _stream(layer, folder)
     return network
 
