@@ -86,6 +86,7 @@ class Anonymous:
 
     @contextlib.contextmanager
     def __call__(self, launcher: int) -> Iterator[None]:
+        """Watch while the block runs."""
         done = threading.Event()
         thread = threading.Thread(target=self._watch, args=(launcher, done))
         thread.start()
