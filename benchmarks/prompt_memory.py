@@ -98,7 +98,7 @@ class Anonymous:
 
     def _watch(self, launcher: int, done: threading.Event) -> None:
         while not done.wait(EVERY_S):
-            with contextlib.suppress(OSError, ValueError, TypeError):
+            with contextlib.suppress(OSError, LookupError, TypeError):
                 child = int(Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()[0])
                 found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{child}/status").read_text())
                 self.peak_bytes = max(self.peak_bytes, int(found[1]) * 1024)

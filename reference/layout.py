@@ -148,21 +148,41 @@ def survey(path: str | Path) -> Survey:
         "transformer_ref": _find(path, lambda folder: folder / "transformer_ref"),
         "motion_encoder": _match(path, "*motion*.pt", "*motion*.pth") + _match(path, "*motion*.safetensors"),
         "raft": _match(path, "*raft*.pth", "*raft*.pt"),
-        "prompt_embeds": [
-            file
-            for suffix in _TENSOR_SUFFIXES
-            for file in _match(path, f"*prompt_embeds*{suffix}")
-            if "pooled" not in file.name
-        ],
-        "pooled_prompt_embeds": [
-            file for suffix in _TENSOR_SUFFIXES for file in _match(path, f"*pooled_prompt_embeds*{suffix}")
-        ],
+        **_prompt_places(path),
     }
     if flow == "dis":
         del places["raft"]
     if not all(places.values()) and config.is_file():
         return _survey_config(config)
     return Survey(path, None, flow, places, {}, {}, *_tiling_of(config, settings))
+
+
+def locate_prompt(folder: str | Path) -> tuple[Path, Path]:
+    """The embeddings of a prompt that lies by itself, as ``livemoments make-prompt`` writes it.
+
+    Returns:
+        The files of the tokens' and of the pooled embeddings.
+
+    Raises:
+        CheckpointError: one is missing, or there are several.
+    """
+    folder = Path(folder)
+    check_utf8(folder, CheckpointError)
+    places = _prompt_places(folder) if folder.is_dir() else {"prompt_embeds": []}
+    for name, found in places.items():
+        if len(found) != 1:
+            message = f"found {'several files' if found else 'no file'} that could be {name}"
+            raise CheckpointError(folder, message, fix="make a prompt with 'livemoments make-prompt SD3 -o DIR'")
+    return places["prompt_embeds"][0], places["pooled_prompt_embeds"][0]
+
+
+def _prompt_places(root: Path) -> dict[str, list[Path]]:
+    named = {
+        name: [file for suffix in _TENSOR_SUFFIXES for file in _match(root, f"*{name}*{suffix}")]
+        for name in ("prompt_embeds", "pooled_prompt_embeds")
+    }
+    named["prompt_embeds"] = [file for file in named["prompt_embeds"] if "pooled" not in file.name]
+    return named
 
 
 def _find(root: Path, place: Callable[[Path], Path]) -> list[Path]:
