@@ -89,6 +89,8 @@ def cli(context: click.Context, max_pixels: int | None) -> None:
 
     \b
     With the published weights:
+      livemoments fetch CHECKPOINT
+      livemoments make-prompt CHECKPOINT/sd3 -o CHECKPOINT/prompt
       livemoments export CHECKPOINT -o BUNDLE --precision fp16
       livemoments restore BUNDLE --frame frame.png --photo photo.jpg -o restored.png
     """

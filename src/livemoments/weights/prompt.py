@@ -123,6 +123,7 @@ def encode_empty_prompt(
         if with_t5:
             network, stored["text_encoder_3"] = t5_encoder(t5_folder)
             t5 = network(_ids(_tokenizer(T5TokenizerFast, sd3 / "tokenizer_3"), t5_tokens))[0]
+            del network
             task.advance(note="text_encoder_3")
         else:
             width = t5_width(t5_folder) if (t5_folder / "config.json").is_file() else _T5_WIDTH

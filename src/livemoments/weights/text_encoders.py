@@ -30,20 +30,15 @@ _T5_TABLE = "shared.weight"
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An encoder's weights.
+    """How an encoder's weights are stored.
 
     Attributes:
-        tensors: mapped.
+        dtypes: of the tensors, sorted.
         files: that hold them.
     """
 
-    tensors: dict[str, Tensor]
+    dtypes: list[str]
     files: tuple[Path, ...]
-
-    @property
-    def dtypes(self) -> list[str]:
-        """Of the tensors, sorted."""
-        return sorted({str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors.values()})
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -134,7 +129,7 @@ def _load(
     check_keys(folder, expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     check_dense(folder, tensors)
     network.load_state_dict(tensors, strict=True, assign=True)
-    return Stored(tensors, files)
+    return Stored(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}), files)
 
 
 def _streamed(network: Any, folder: Path) -> Any:
