@@ -27,7 +27,8 @@ import torch
 from common import write_record
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from livemoments.reference.streamed_safetensors import ITEM_BYTES, write_sharded
+from livemoments.reference.shards import write_sharded
+from livemoments.store.safetensors_file import ITEM_BYTES
 from livemoments.validate.cost.fresh_process import measure_process
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
