@@ -31,7 +31,7 @@ TOKENS_FILE, POOLED_FILE = "prompt_embeds.pt", "pooled_prompt_embeds.pt"
 """As upstream's configuration names them; its code can read them."""
 RECORD = "prompt.json"
 T5_TOKENS = (77, 256)
-"""What the T5 part may be long: in upstream's training code's habit, and diffusers' default."""
+"""What the T5 part may be long: as in diffusers' training scripts, and as its pipeline has it by default."""
 _PROMPT = ""
 _T5_WIDTH = 4096
 """Of the published T5, for a folder without even its configuration."""
