@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from livemoments.runtime.tiles.plan import TilePlan
 from livemoments.types import Size
 from livemoments.validate.datasets.index import Dataset
 from livemoments.validate.harness.metrics import Measures
+from livemoments.validate.harness.options import RunOptions
 from livemoments.validate.harness.run import run_images
 from livemoments.validate.quality.meter import ImageQuality
 from livemoments.validate.report_data import ImageResult
@@ -53,9 +54,11 @@ def make_dataset(
     )
 
 
-def run(bundle: Bundle, dataset: Dataset, work: Path, **options: Any) -> tuple[ImageResult, ...]:
-    """A run with simple metrics, unless others are given."""
-    return run_images(bundle, dataset, work=work, **{"measures": simple_measures, **options})
+def run(bundle: Bundle, dataset: Dataset, work: Path, **keywords: Any) -> tuple[ImageResult, ...]:
+    """A run with simple metrics, unless others are given; keywords are of ``run_images`` or of its options."""
+    keywords = {"measures": simple_measures, **keywords}
+    own = {name.name: keywords.pop(name.name) for name in fields(RunOptions) if name.name in keywords}
+    return run_images(bundle, dataset, work=work, options=RunOptions(**own), **keywords)
 
 
 def spoil(item: LivePhoto[Path]) -> LivePhoto[Path]:

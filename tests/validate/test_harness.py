@@ -351,7 +351,7 @@ def test_settings_are_checked_before_the_first_image(
 
 
 def test_wrong_engines_are_refused(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no engine"):
+    with pytest.raises(UsageError, match="is not an engine for a run"):
         run(bundle, dataset, tmp_path, engine="dask")
     with pytest.raises(UsageError, match="one worker"):
         run(bundle, dataset, tmp_path, workers=2)
