@@ -51,7 +51,7 @@ from livemoments.quantize.recipes import load_recipe
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.image_files.photo import read_photo, write_image
 from livemoments.runtime.options import RestoreOptions
-from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
+from livemoments.runtime.upstream_layout import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size
 from livemoments.validate.cost.latency import measure_tiles
 from livemoments.validate.datasets.embedded import NAMES, write_embedded_set

@@ -9,7 +9,7 @@ from pathlib import Path
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.runtime.options import RestoreOptions
-from livemoments.validate.harness.metrics import StandardMeasures
+from livemoments.validate.harness.image_metrics import StandardMetrics
 from livemoments.validate.harness.options import RunOptions
 from livemoments.validate.ladder.rungs import LEVELS, Level
 from livemoments.validate.report.write import FORMATS, check_formats
@@ -34,15 +34,15 @@ class DataOptions:
     run: RunOptions = field(default_factory=RunOptions)
 
     @property
-    def metrics(self) -> StandardMeasures:
+    def metrics(self) -> StandardMetrics:
         """What is measured of every image.
 
         Raises:
             UsageError: it is not the package's own metrics, which alone a report can hold.
         """
-        if not isinstance(self.run.measures, StandardMeasures):
+        if not isinstance(self.run.metrics, StandardMetrics):
             raise UsageError("a report holds the package's own metrics only", fix="call run_images for others")
-        return self.run.measures
+        return self.run.metrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ from livemoments.validate.cost.machine import machine_record
 from livemoments.validate.cost.total import cost_checks, measure_cost
 from livemoments.validate.datasets.descriptors import paper_rows
 from livemoments.validate.datasets.index import open_dataset
-from livemoments.validate.harness.key import bundle_digest
 from livemoments.validate.harness.run import run_images
+from livemoments.validate.harness.run_key import bundle_digest
 from livemoments.validate.harness.run_store import has_results
 from livemoments.validate.harness.summary import aggregate_metrics, image_checks
 from livemoments.validate.ladder.bisect import bisect
@@ -39,8 +39,8 @@ from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.schema import LR, REF, REF_LR
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.report.baseline import compare_with_baseline
-from livemoments.validate.report.schema import decode_report, finite
-from livemoments.validate.report.text import checks_line, cost_line, parity_line, quality_line
+from livemoments.validate.report.report_json import decode_report, finite
+from livemoments.validate.report.terminal_text import checks_line, cost_line, parity_line, quality_line
 from livemoments.validate.report.write import write_reports
 from livemoments.validate.report_data import (
     Bisection,
@@ -217,7 +217,7 @@ class _Validation:
 
     def restore_images(self, data: DataOptions, folder: Path) -> _DataResults:
         """The data set, image by image."""
-        run, measures, progress = data.run, data.metrics, self._progress
+        run, chosen, progress = data.run, data.metrics, self._progress
         work = folder / CACHE
         dataset = open_dataset(data.folder, descriptor=data.name, limit=data.limit, work=work, progress=progress)
         recording = self._recording
@@ -239,7 +239,7 @@ class _Validation:
             has_truth=dataset.has_truth,
             sha256=dataset.sha256,
         )
-        metrics = aggregate_metrics(images, folder, measures)
+        metrics = aggregate_metrics(images, folder, chosen)
         progress.say(f"quality: {quality_line(metrics)}")
         return _DataResults(info, images, metrics, image_checks(images, allowed_failures=data.allowed_failures))
 

@@ -32,7 +32,7 @@ from livemoments.validate.quality.psnr import psnr_y
 from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.report.numbers import format_bytes
-from livemoments.validate.report.text import report_text
+from livemoments.validate.report.terminal_text import report_text
 from livemoments.validate.report_data import ValidationReport
 from livemoments.validate.run import validate_bundle
 

@@ -18,7 +18,7 @@ from livemoments.errors import ParityError
 from livemoments.live_photo import LivePhoto
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import ReferencePolicy, Size, Stage
-from livemoments.validate.harness.metrics import StandardMeasures
+from livemoments.validate.harness.image_metrics import StandardMetrics
 from livemoments.validate.harness.options import RunOptions
 from livemoments.validate.options import DataOptions, ValidateOptions
 from livemoments.validate.report_data import BundleInfo, Check, Status, ValidationReport
@@ -245,7 +245,7 @@ def test_validate_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: 
     assert backend.positional[0].manifest == bundle.manifest
     assert backend.positional[1:] == (Path("c"),)
     del backend.options["progress"]
-    measures = StandardMeasures(("psnr_y", "ssim_y"), None, "bt601-full")
+    metrics = StandardMetrics(("psnr_y", "ssim_y"), None, "bt601-full")
     assert backend.options == {
         "recording": None,
         "live_photo": LivePhoto(Path("f"), Path("p"), Path("v")),
@@ -254,7 +254,7 @@ def test_validate_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: 
             "synlive260",
             9,
             allowed_failures=2,
-            run=RunOptions(measures, "ray", 3, "a:1", pictures=False, fresh=True),
+            run=RunOptions(metrics, "ray", 3, "a:1", pictures=False, fresh=True),
         ),
         "output": tmp_path / "report",
         "options": ValidateOptions(

@@ -17,8 +17,8 @@ from livemoments.errors import CheckpointError, OutputError
 from livemoments.quantize.pipeline import quantize_bundle
 from livemoments.runtime.image_files.photo import read_photo
 from livemoments.runtime.inputs import load_inputs
-from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.runtime.restore import restore
+from livemoments.runtime.upstream_layout import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size
 from livemoments.validate.datasets.embedded import write_embedded_set
 from livemoments.validate.quality.psnr import psnr_y

@@ -22,12 +22,12 @@ from livemoments.runtime.image_files.colour_codes import display_p3
 from livemoments.runtime.image_files.colour_profiles import match_profile
 from livemoments.runtime.image_files.photo import Photo, read_photo, write_image
 from livemoments.runtime.options import RestoreOptions
-from livemoments.runtime.photo_set import list_photos
+from livemoments.runtime.upstream_layout import list_photos
 from livemoments.types import Size
 from livemoments.validate.datasets.embedded import write_embedded_set
 from livemoments.validate.harness.options import RunOptions
 from livemoments.validate.options import DataOptions, ValidateOptions
-from livemoments.validate.report.table import images_csv
+from livemoments.validate.report.images_csv import images_csv
 from livemoments.validate.run import validate_bundle
 from livemoments.validate.synlive.clips import read_8_bit
 from livemoments.validate.synlive.sources import PairOptions, open_sources

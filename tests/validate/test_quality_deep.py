@@ -17,9 +17,9 @@ from places import ROOT
 
 from livemoments.errors import EngineError, UsageError
 from livemoments.types import Size
-from livemoments.validate.quality import iqa
-from livemoments.validate.quality.deep import Adapters
+from livemoments.validate.quality import lpips_dists_piq
 from livemoments.validate.quality.meter import QualityMeter, cosine, measure_image, relative_deviation
+from livemoments.validate.quality.networks import Adapters
 from livemoments.validate.quality.offline import offline
 from livemoments.validate.quality.registry import BY_NAME, SPECS, select
 from livemoments.validate.quality.tiling import divide, mean_features, pair_mean, patches, solo_mean, unit_tiles
@@ -163,8 +163,8 @@ def test_the_fids_inception_is_read_through_piq(tmp_path: Path) -> None:
 def test_a_package_that_wants_to_download_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = plant(tmp_path, "alexnet-renamed.pth") / "alexnet-renamed.pth"
     with pytest.raises(EngineError, match="wanted to reach the network"):
-        iqa.load_lpips(file, "cpu")
-    monkeypatch.setattr("livemoments.validate.quality.deep.open_source", lambda spec, _: (spec.sources[0], file))
+        lpips_dists_piq.load_lpips(file, "cpu")
+    monkeypatch.setattr("livemoments.validate.quality.networks.open_source", lambda spec, _: (spec.sources[0], file))
     plant(tmp_path, "alexnet-owt-7be5be79.pth")
     adapters = Adapters(select("lpips"), tmp_path)
     assert adapters.get(BY_NAME["lpips"]) is None

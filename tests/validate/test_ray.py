@@ -156,7 +156,7 @@ def test_two_machines_give_what_one_process_gives(
 ) -> None:
     dataset = with_item(dataset, 2, spoil(replace_files(dataset, 2, tmp_path / "spoiled")))
     slow = Slow(0.5)  # so that the machine that starts later gets its share
-    found = run(bundle, dataset, tmp_path / "work", measures=slow, engine="ray")
+    found = run(bundle, dataset, tmp_path / "work", metrics=slow, engine="ray")
     local = run(bundle, dataset, tmp_path / "local")
     assert [without_times(result) for result in found] == [without_times(result) for result in local]
     assert [result.status for result in found].count("failed") == 1
@@ -191,7 +191,7 @@ def test_the_image_of_a_dead_worker_goes_to_another(
     cluster: Any, bundle: Bundle, dataset: Dataset, alone: tuple[ImageResult, ...], tmp_path: Path
 ) -> None:
     marker = tmp_path / "killed"
-    found = run(bundle, dataset, tmp_path / "work", measures=DeadlyOnce(marker), engine="ray", workers=2)
+    found = run(bundle, dataset, tmp_path / "work", metrics=DeadlyOnce(marker), engine="ray", workers=2)
     assert marker.exists()
     assert [without_times(result) for result in found] == [without_times(result) for result in alone]
 
@@ -202,9 +202,9 @@ def test_an_image_that_kills_every_worker_ends_the_run(
 ) -> None:
     deadly = DeadlyOnce(tmp_path / "no such folder" / "marker")  # which cannot be made
     with pytest.raises(Exception, match="No such file"):  # a bug in a metric keeps its traceback
-        run(bundle, dataset, tmp_path / "bug", measures=deadly, engine="ray", workers=1)
+        run(bundle, dataset, tmp_path / "bug", metrics=deadly, engine="ray", workers=1)
     with pytest.raises(ResourceError, match="3 workers died on it"):
-        run(bundle, dataset, tmp_path / "work", measures=AlwaysDeadly(), engine="ray", workers=1)
+        run(bundle, dataset, tmp_path / "work", metrics=AlwaysDeadly(), engine="ray", workers=1)
     assert len((tmp_path / "work" / "results.jsonl").read_text().splitlines()) == 1
 
 

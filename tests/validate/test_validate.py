@@ -29,8 +29,8 @@ from livemoments.validate.datasets.embedded import write_embedded_set
 from livemoments.validate.harness.options import RunOptions
 from livemoments.validate.options import DataOptions, ValidateOptions
 from livemoments.validate.recording.store import Recording
-from livemoments.validate.report.schema import decode_report
-from livemoments.validate.report.text import report_text
+from livemoments.validate.report.report_json import decode_report
+from livemoments.validate.report.terminal_text import report_text
 from livemoments.validate.report_data import ValidationReport
 
 FILES = {"report.html", "report.json", "images.csv", "summary.md", "junit.xml"}
@@ -256,4 +256,4 @@ def test_options_are_checked_before_the_work(tiny_bundle: Path, images: Path) ->
         with pytest.raises(UsageError, match=words):
             livemoments.validate_bundle(tiny_bundle, options=options)
     with pytest.raises(UsageError, match="the package's own metrics"):
-        livemoments.validate_bundle(tiny_bundle, data=DataOptions(images, run=RunOptions(measures=lambda: None)))  # type: ignore[arg-type, return-value]
+        livemoments.validate_bundle(tiny_bundle, data=DataOptions(images, run=RunOptions(metrics=lambda: None)))  # type: ignore[arg-type, return-value]

@@ -25,11 +25,11 @@ from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.resize import WindowView
 from livemoments.runtime.restore import restore, to_integers
 from livemoments.validate.harness.heap import give_back_large_blocks
-from livemoments.validate.harness.image_files import ImageFiles, Role
+from livemoments.validate.harness.image_inputs import ImageInputs, Role
+from livemoments.validate.harness.image_metrics import ImageMetrics, photo_psnr_db
 from livemoments.validate.harness.kept_engines import KeptEngines
-from livemoments.validate.harness.key import bundle_digest
-from livemoments.validate.harness.metrics import Measures, photo_psnr_db
 from livemoments.validate.harness.previews import make_previews
+from livemoments.validate.harness.run_key import bundle_digest
 from livemoments.validate.report_data import ImageResult
 
 _STRIP_ROWS = 256
@@ -43,14 +43,14 @@ class RunSpec:
         bundle: its folder.
         digest: the bundle's, so that a worker on another machine uses the same one.
         settings: how images are restored.
-        measures: makes a worker's metrics, once per worker.
+        metrics: makes a worker's metrics, once per worker.
         pictures: whether small pictures are made for the report.
     """
 
     bundle: Path
     digest: str
     settings: RestoreOptions
-    measures: Callable[[], Measures]
+    metrics: Callable[[], ImageMetrics]
     pictures: bool = True
 
 
@@ -97,10 +97,10 @@ class ImageWorker:
                 fix="copy the same bundle to this path on every machine",
             )
         self._engines = KeptEngines(backend or spec.settings.open_backend(), spec.settings.policy(self.bundle))
-        self._measures = spec.measures()
+        self._metrics = spec.metrics()
         self.name = f"{socket.gethostname()}:{os.getpid()}"
 
-    def run(self, files: ImageFiles, progress: Progress = SILENT) -> FinishedImage:
+    def run(self, files: ImageInputs, progress: Progress = SILENT) -> FinishedImage:
         """Restore and measure one image; what is wrong with it alone becomes a result with ``status="failed"``.
 
         Raises:
@@ -130,7 +130,7 @@ class ImageWorker:
     ) -> None:
         self.close()
 
-    def _run(self, files: ImageFiles, progress: Progress) -> FinishedImage:
+    def _run(self, files: ImageInputs, progress: Progress) -> FinishedImage:
         frame, photo = files.required("frame"), files.required("photo")
         photo_frame, truth, recorded = files.photo("photo_frame"), files.photo("truth"), files.photo("recorded")
         if truth is not None:  # the result is in the photo's colours
@@ -153,14 +153,14 @@ class ImageWorker:
         inputs = load_inputs(frame, photo, photo_frame, match_profiles=self.spec.settings.compat is None)
         upscaled = whole_image(inputs.frame_view, 8 * image.dtype.itemsize)
         with progress.task("Measuring"):
-            quality = self._measures.quality(image, upscaled, photo.pixels, None if truth is None else truth.pixels)
-            seam = self._measures.seam(image, result.plan)
+            quality = self._metrics.quality(image, upscaled, photo.pixels, None if truth is None else truth.pixels)
+            seam = self._metrics.seam(image, result.plan)
         pictures = {}
         if self.spec.pictures:
             restored = Photo(image, icc_profile=photo.icc_profile)
             pictures = make_previews(restored, upscaled, photo, truth, recorded)
         parity_db = None if recorded is None else photo_psnr_db(image, recorded.pixels)
-        pcr = self._measures.pcr(result, files.corners_of(result.plan.tiles))
+        pcr = self._metrics.pcr(result, files.corners_of(result.plan.tiles))
         return FinishedImage(
             ImageResult(
                 name=files.name,

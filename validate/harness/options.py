@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from livemoments.errors import UsageError
-from livemoments.validate.harness.metrics import Measures, StandardMeasures
+from livemoments.validate.harness.image_metrics import ImageMetrics, StandardMetrics
 
 EngineKind = Literal["local", "ray"]
 
@@ -17,8 +17,8 @@ class RunOptions:
     """The options of :func:`livemoments.validate.harness.run.run_images`, besides how an image is restored.
 
     Attributes:
-        measures: makes what measures an image, once per worker; PSNR, SSIM and MS-SSIM by default. Something else than
-            :class:`StandardMeasures` must be picklable for ``ray``, and give its own ``key`` to the run.
+        metrics: makes what measures an image, once per worker; PSNR, SSIM and MS-SSIM by default. Something else than
+            :class:`StandardMetrics` must be picklable for ``ray``, and give its own ``key`` to the run.
         engine: ``local``: one image after another in this process. ``ray``: on the workers of a Ray cluster.
         workers: how many for ``ray``; by default one per GPU, or one per machine.
         ray_address: of a running cluster; by default one is started on this machine and ended afterwards.
@@ -26,7 +26,7 @@ class RunOptions:
         fresh: begin anew, whatever the folder holds.
     """
 
-    measures: Callable[[], Measures] = field(default_factory=StandardMeasures)
+    metrics: Callable[[], ImageMetrics] = field(default_factory=StandardMetrics)
     engine: EngineKind = "local"
     workers: int | None = None
     ray_address: str | None = None

@@ -25,7 +25,7 @@ from livemoments.errors import (
     UsageError,
 )
 from livemoments.progress import SILENT, Progress
-from livemoments.validate.harness.image_files import ImageFiles
+from livemoments.validate.harness.image_inputs import ImageInputs
 from livemoments.validate.harness.image_worker import FinishedImage, ImageWorker, RunSpec
 from livemoments.version import __version__
 
@@ -44,13 +44,13 @@ _GPU_PROVIDERS = ("cuda", "tensorrt", "rocm", "migraphx")
 
 def run_on_ray(
     spec: RunSpec,
-    images: Sequence[ImageFiles],
+    images: Sequence[ImageInputs],
     *,
     workers: int | None = None,
     address: str | None = None,
     start_limit_s: float = START_LIMIT_S,
     progress: Progress = SILENT,
-) -> Generator[tuple[ImageFiles, FinishedImage]]:
+) -> Generator[tuple[ImageInputs, FinishedImage]]:
     """Work on images, in whatever order they finish.
 
     Args:
@@ -72,13 +72,13 @@ def run_on_ray(
         return
     with _connected(address) as ray, contextlib.ExitStack() as stack:
         with progress.task("Starting the workers"):
-            crew = _Crew(ray, spec, workers, len(images), start_limit_s)
-            stack.callback(crew.dismiss)
-            crew.wait_for_one()
-        yield from crew.work(images)
+            team = _Workers(ray, spec, workers, len(images), start_limit_s)
+            stack.callback(team.dismiss)
+            team.wait_for_one()
+        yield from team.work(images)
 
 
-class _Crew:
+class _Workers:
     """The workers of one run, and what each is doing."""
 
     def __init__(self, ray: Any, spec: RunSpec, workers: int | None, images: int, start_limit_s: float) -> None:
@@ -91,7 +91,7 @@ class _Crew:
         settings = dataclasses.replace(spec.settings, threads=cpus)  # as many threads as are set aside for it
         self._given = ray.put((dataclasses.replace(spec, settings=settings), __version__))
         self._starting: dict[Any, Any] = {}  # reference to the answer -> worker
-        self._busy: dict[Any, tuple[Any, ImageFiles]] = {}
+        self._busy: dict[Any, tuple[Any, ImageInputs]] = {}
         self._idle: list[Any] = []
         for _ in range(min(count, images)):
             self._start()
@@ -101,7 +101,7 @@ class _Crew:
         while not self._idle:
             self._await_any()
 
-    def work(self, images: Sequence[ImageFiles]) -> Iterator[tuple[ImageFiles, FinishedImage]]:
+    def work(self, images: Sequence[ImageInputs]) -> Iterator[tuple[ImageInputs, FinishedImage]]:
         """Give out the images; results as they come."""
         queue = deque(images)
         deaths: Counter[str] = Counter()
@@ -189,7 +189,7 @@ class _Actor:
         """Why the worker cannot work, or ``None``."""
         return self._failure
 
-    def run(self, image: ImageFiles) -> FinishedImage | Failure:
+    def run(self, image: ImageInputs) -> FinishedImage | Failure:
         assert self._worker is not None  # ready() was asked first
         try:
             return self._worker.run(image)

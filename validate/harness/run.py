@@ -12,11 +12,11 @@ from livemoments.bundle import Bundle
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.options import RestoreOptions
-from livemoments.validate.harness.image_files import ImageFiles, check_recording, files_of
+from livemoments.validate.harness.image_inputs import ImageInputs, check_recording, inputs_of
+from livemoments.validate.harness.image_metrics import StandardMetrics
 from livemoments.validate.harness.image_worker import FinishedImage, ImageWorker, RunSpec
-from livemoments.validate.harness.key import bundle_digest, run_key
-from livemoments.validate.harness.metrics import StandardMeasures
 from livemoments.validate.harness.options import RunOptions
+from livemoments.validate.harness.run_key import bundle_digest, run_key
 from livemoments.validate.harness.run_store import RunStore, only_run_in
 from livemoments.validate.report_data import ImageResult
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from livemoments.validate.datasets.index import Dataset
     from livemoments.validate.recording.store import Recording
 
-Finished = Iterator[tuple[ImageFiles, FinishedImage]]
+Finished = Iterator[tuple[ImageInputs, FinishedImage]]
 
 
 def run_images(
@@ -55,7 +55,7 @@ def run_images(
         options: what is measured, and where.
         recording: of the reference; its photos are compared with ours, and PCR's corners with its.
         backend: replaces the settings' back-end, for ``local``.
-        key: what decides the results of other measures than the package's own.
+        key: what decides the results of other metrics than the package's own.
         progress: where to report.
         on_result: called with each result as it is finished, also with those of an earlier run.
 
@@ -77,15 +77,15 @@ def run_images(
     settings = (settings or RestoreOptions()).for_bundle(opened)
     if recording is not None:
         check_recording(recording, settings, opened)
-    measures = options.measures
-    of_measures = dict(key or {}) | (measures.key() if isinstance(measures, StandardMeasures) else {})
+    metrics = options.metrics
+    metrics_key = dict(key or {}) | (metrics.key() if isinstance(metrics, StandardMetrics) else {})
     digest = bundle_digest(opened)
     folder = Path(work)
-    spec = RunSpec(opened.path.absolute(), digest, settings, measures, options.pictures)
+    spec = RunSpec(opened.path.absolute(), digest, settings, metrics, options.pictures)
     recorded = None if recording is None else recording.meta.digest
-    images = [files_of(item, recording) for item in dataset.items]
+    images = [inputs_of(item, recording) for item in dataset.items]
     with only_run_in(folder):
-        key = run_key(digest, settings, recorded, of_measures)
+        key = run_key(digest, settings, recorded, metrics_key)
         store = RunStore(folder, key, images, pictures=options.pictures, fresh=options.fresh)
         left = [image for image in images if image.name not in store.done]
         for result in store.done.values():
@@ -108,7 +108,7 @@ def run_images(
 def _engine(
     options: RunOptions,
     spec: RunSpec,
-    images: Sequence[ImageFiles],
+    images: Sequence[ImageInputs],
     bundle: Bundle,
     backend: Backend | None,
     progress: Progress,
@@ -122,7 +122,7 @@ def _engine(
 
 @contextmanager
 def _local(
-    spec: RunSpec, images: Sequence[ImageFiles], bundle: Bundle, backend: Backend | None, progress: Progress
+    spec: RunSpec, images: Sequence[ImageInputs], bundle: Bundle, backend: Backend | None, progress: Progress
 ) -> Iterator[Finished]:
     """The images, one after another, in this process; nothing is opened if none is left."""
     if not images:

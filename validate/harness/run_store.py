@@ -17,9 +17,9 @@ from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
 from livemoments.store.folders import StagedFolder, stage_folder
 from livemoments.store.journals import LineJournal
-from livemoments.validate.harness.image_files import ImageFiles
+from livemoments.validate.harness.image_inputs import ImageInputs
 from livemoments.validate.harness.image_worker import FinishedImage
-from livemoments.validate.harness.key import key_difference
+from livemoments.validate.harness.run_key import key_difference
 from livemoments.validate.quality.aggregate import save_features
 from livemoments.validate.report_data import ImageResult
 
@@ -38,7 +38,7 @@ class RunStore:
 
     Args:
         work: the folder.
-        key: what the results depend on (:func:`livemoments.validate.harness.key.run_key`).
+        key: what the results depend on (:func:`livemoments.validate.harness.run_key.run_key`).
         images: the data set's; results of others are not read.
         pictures: whether a result counts only with its pictures there.
         fresh: begin anew, whatever is there.
@@ -53,7 +53,7 @@ class RunStore:
     """
 
     def __init__(
-        self, work: Path, key: Mapping[str, Any], images: Sequence[ImageFiles], *, pictures: bool, fresh: bool = False
+        self, work: Path, key: Mapping[str, Any], images: Sequence[ImageInputs], *, pictures: bool, fresh: bool = False
     ) -> None:
         self.work = work
         self.done: dict[str, ImageResult] = {}
@@ -68,7 +68,7 @@ class RunStore:
             self._journal.start({"key": dict(key)})
         self._sweep()
 
-    def add(self, image: ImageFiles, finished: FinishedImage) -> ImageResult:
+    def add(self, image: ImageInputs, finished: FinishedImage) -> ImageResult:
         """Keep a finished image.
 
         Returns:

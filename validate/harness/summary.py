@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from livemoments.validate.harness.metrics import StandardMeasures
+from livemoments.validate.harness.image_metrics import StandardMetrics
 from livemoments.validate.harness.run_store import features_file
 from livemoments.validate.quality.aggregate import Aggregator, load_features
 from livemoments.validate.report_data import Check, ImageResult, Metric
@@ -15,19 +15,19 @@ _MOST_NAMED = 3
 
 
 def aggregate_metrics(
-    results: Iterable[ImageResult], work: str | os.PathLike[str], measures: StandardMeasures
+    results: Iterable[ImageResult], work: str | os.PathLike[str], metrics: StandardMetrics
 ) -> tuple[Metric, ...]:
     """The report's metrics, from what :func:`livemoments.validate.harness.run.run_images` returned and kept.
 
     Args:
         results: in the order of the names; failed ones do not count.
         work: the run's folder, which holds the features for the metrics of the whole set.
-        measures: what the images were measured with. Networks are loaded to say why a metric has no number.
+        metrics: what the images were measured with. Networks are loaded to say why a metric has no number.
 
     Raises:
         UsageError: a metric is unknown; a file of features is damaged.
     """
-    meter = measures.meter()
+    meter = metrics.meter()
     meter.open()
     aggregator = Aggregator.for_meter(meter)
     for result in results:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from livemoments.errors import UsageError
-from livemoments.validate.quality.deep import Adapter, Adapters, naming
 from livemoments.validate.quality.fidelity import measure_fidelity
 from livemoments.validate.quality.luma import Luma, full_scale
+from livemoments.validate.quality.networks import Adapter, Adapters, naming
 from livemoments.validate.quality.registry import DEFAULT, FID_PATCH_PX, MetricSpec, select
 from livemoments.validate.quality.tiling import TILE_PX, mean_features, pair_mean, patches, solo_mean
 
@@ -101,7 +101,7 @@ class QualityMeter:
             if other is not None and other.shape[:2] != output.shape[:2]:
                 sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (output, other))
                 raise UsageError(f"pictures of different sizes cannot be compared: {sizes}")
-        photo = None if reference is None else _Seen(reference, self._tile_px)
+        photo = None if reference is None else _ScoredPicture(reference, self._tile_px)
         metrics = self._scores(output, photo, truth)
         inputs = {} if input_upscaled is None else self._scores(input_upscaled, photo, truth)
         features: dict[str, np.ndarray] = {}
@@ -114,13 +114,15 @@ class QualityMeter:
                             features[f"{spec.name}.{role}"] = np.stack(rows).astype(np.float32)
         return ImageQuality(metrics, inputs, features)
 
-    def _scores(self, pixels: np.ndarray, photo: _Seen | None, truth: np.ndarray | None) -> dict[str, float | None]:
+    def _scores(
+        self, pixels: np.ndarray, photo: _ScoredPicture | None, truth: np.ndarray | None
+    ) -> dict[str, float | None]:
         full_scale(pixels)
         own = [spec.name for spec in self.specs if spec.kind == "fidelity"]
         found: dict[str, float | None] = dict.fromkeys(own)
         if truth is not None and own:
             found |= measure_fidelity(pixels, truth, own, self.luma)
-        seen = _Seen(pixels, self._tile_px)
+        seen = _ScoredPicture(pixels, self._tile_px)
         for spec in self.specs:
             if spec.kind not in ("fidelity", "frechet"):
                 with naming(spec):
@@ -135,7 +137,9 @@ class QualityMeter:
                 scores[spec.name + INFINITE] = 1.0
         return scores
 
-    def _deep(self, spec: MetricSpec, seen: _Seen, photo: _Seen | None, truth: np.ndarray | None) -> float | None:
+    def _deep(
+        self, spec: MetricSpec, seen: _ScoredPicture, photo: _ScoredPicture | None, truth: np.ndarray | None
+    ) -> float | None:
         lacks_truth, lacks_photo = spec.needs_truth and truth is None, spec.needs_photo and photo is None
         shown = [seen] if photo is None or not spec.needs_photo else [seen, photo]
         if lacks_truth or lacks_photo or min(each.least_side_px for each in shown) < spec.least_side_px:
@@ -193,7 +197,7 @@ def cosine(first: np.ndarray, second: np.ndarray) -> float | None:
     return float(first @ second) / lengths if lengths else None
 
 
-class _Seen:
+class _ScoredPicture:
     """A picture, and what networks have said about it so far."""
 
     def __init__(self, pixels: np.ndarray, tile_px: int) -> None:

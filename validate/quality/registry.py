@@ -39,7 +39,7 @@ class Weights:
     Attributes:
         files: of the weights; one of them is enough.
         origin: where the user gets the files.
-        loader: which adapter reads it (:mod:`deep`).
+        loader: which adapter reads it (:mod:`networks`).
         modules: what must be installed for it.
         extra: of this package that brings the modules; ``None`` if nothing beyond this package is needed.
     """

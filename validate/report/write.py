@@ -8,11 +8,11 @@ from pathlib import Path
 
 from livemoments.errors import UsageError
 from livemoments.store.files import write_file
+from livemoments.validate.report.html_page import render_page
+from livemoments.validate.report.images_csv import images_csv
 from livemoments.validate.report.junit import junit_xml
 from livemoments.validate.report.markdown import summary_markdown
-from livemoments.validate.report.page import render_page
-from livemoments.validate.report.schema import encode_report, finite
-from livemoments.validate.report.table import images_csv
+from livemoments.validate.report.report_json import encode_report, finite
 from livemoments.validate.report_data import ValidationReport
 
 FILES = {

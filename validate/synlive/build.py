@@ -23,7 +23,7 @@ from livemoments.bundle import hash_file
 from livemoments.errors import ImageError, UsageError
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.image_files.photo import MIN_SIDE_PX, write_image
-from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
+from livemoments.runtime.upstream_layout import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size
 from livemoments.validate.synlive.codec import Codec, sample_codec, through_codec
 from livemoments.validate.synlive.degradation import Degradation, apply, image_rng, sample_degradation

@@ -15,7 +15,7 @@ from livemoments.bundle import hash_file
 from livemoments.errors import FileError, ImageError, UsageError
 from livemoments.progress import Progress
 from livemoments.runtime.image_files.photo import MIN_SIDE_PX
-from livemoments.runtime.photo_set import listed
+from livemoments.runtime.upstream_layout import listed
 from livemoments.simulated_clip import MARGIN_FRACTION, simulate_live_photo
 from livemoments.store.names import check_utf8, escaped
 from livemoments.types import Size

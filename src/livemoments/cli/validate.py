@@ -198,7 +198,7 @@ def _live_photo(options: dict[str, Any]) -> LivePhoto[Path] | None:
 
 
 def _data(options: dict[str, Any]) -> DataOptions | None:
-    from livemoments.validate.harness.metrics import StandardMeasures
+    from livemoments.validate.harness.image_metrics import StandardMetrics
     from livemoments.validate.harness.options import RunOptions
     from livemoments.validate.options import DataOptions
     from livemoments.validate.quality.registry import select
@@ -207,7 +207,7 @@ def _data(options: dict[str, Any]) -> DataOptions | None:
     if options["dataset"] is None:
         return None
     run = RunOptions(
-        StandardMeasures(metrics=names, weights=options["iqa_weights"], luma=options["luma"]),
+        StandardMetrics(names, weights=options["iqa_weights"], luma=options["luma"]),
         **{name: options[name] for name in ("engine", "workers", "ray_address", "pictures", "fresh")},
     )
     return DataOptions(options["dataset"], options["set_name"], options["limit"], options["allow_failed"], run)
@@ -223,7 +223,7 @@ def _restore_options(options: dict[str, Any], recording: Recording | None) -> Re
 
 def _finish(report: ValidationReport, output: Path | None, *, is_gate: bool, as_json: bool) -> None:
     from livemoments.validate.report.gate import gate
-    from livemoments.validate.report.text import report_text
+    from livemoments.validate.report.terminal_text import report_text
 
     reasons = gate(report)
     if as_json:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from livemoments.validate.quality.iqa import batch_of
+from livemoments.validate.quality.lpips_dists_piq import batch_of
 from livemoments.validate.quality.offline import offline, replaced
 from livemoments.validate.quality.weights import hub_cache
 

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from livemoments.validate.report import charts
 from livemoments.validate.report.gate import held_to_limits
+from livemoments.validate.report.images_csv import metric_names
 from livemoments.validate.report.numbers import (
     MISSING,
     format_bytes,
@@ -18,7 +19,6 @@ from livemoments.validate.report.numbers import (
     format_small,
     format_value,
 )
-from livemoments.validate.report.table import metric_names
 from livemoments.validate.report_data import (
     Check,
     Cost,

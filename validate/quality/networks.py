@@ -108,12 +108,12 @@ def _load(spec: MetricSpec, weights: Path | None, device: str) -> Adapter:
         from livemoments.validate.quality.vit import load_clip_vit, load_dino_vit
 
         return (load_clip_vit if source.loader == "clip_vit" else load_dino_vit)(file, device)
-    from livemoments.validate.quality import iqa, iqa_nc
+    from livemoments.validate.quality import lpips_dists_piq, pyiqa_adapters
 
     adapter = (
-        iqa_nc.load_pyiqa(spec.name, file, device)
+        pyiqa_adapters.load_pyiqa(spec.name, file, device)
         if source.loader == "pyiqa"
-        else iqa.LOADERS[source.loader](file, device)
+        else lpips_dists_piq.LOADERS[source.loader](file, device)
     )
     return without_network(adapter)
 

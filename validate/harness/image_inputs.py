@@ -26,7 +26,7 @@ Role = Literal["frame", "photo", "photo_frame", "truth", "recorded"]
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFiles:
+class ImageInputs:
     """Where one image's files are.
 
     Attributes:
@@ -66,7 +66,7 @@ class ImageFiles:
             raise ImageError(self.name, f"the data set has no '{role}' of it")
         return found
 
-    def loaded(self) -> ImageFiles:
+    def loaded(self) -> ImageInputs:
         """The same with every file's bytes, so that it can be sent to a machine that does not have the files.
 
         Raises:
@@ -81,7 +81,7 @@ class ImageFiles:
         return None if None in found or not found else np.array(found)
 
 
-def files_of(item: LivePhoto[Path], recording: Recording | None = None) -> ImageFiles:
+def inputs_of(item: LivePhoto[Path], recording: Recording | None = None) -> ImageInputs:
     """An item's files, and the reference's photo if the recording has one under the same name."""
     paths: dict[Role, Path] = {cast("Role", part): path for part, path in item.parts().items()}
     corners = {}
@@ -89,7 +89,7 @@ def files_of(item: LivePhoto[Path], recording: Recording | None = None) -> Image
         result = recording.image_path(item.name, RESULT)
         paths |= {} if result is None else {"recorded": result}
         corners = {(tile.y, tile.x): (tile.ref_y, tile.ref_x) for tile in recording.entry(item.name).tiles}
-    return ImageFiles(item.name, item.sha256, paths, corners=corners)
+    return ImageInputs(item.name, item.sha256, paths, corners=corners)
 
 
 def check_recording(recording: Recording, settings: RestoreOptions, bundle: Bundle) -> None:

@@ -28,7 +28,7 @@ Quality = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None], Imag
 
 
 @dataclass(frozen=True, slots=True)
-class Measures:
+class ImageMetrics:
     """The metrics of one worker, which may hold networks: made once, used for every image.
 
     Attributes:
@@ -54,22 +54,22 @@ def photo_psnr_db(value: np.ndarray, reference: np.ndarray) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class StandardMeasures:
+class StandardMetrics:
     """Makes the package's own metrics; can be sent to another machine, where it makes them again.
 
     Args:
-        metrics: names of the quality metrics.
+        names: of the quality metrics.
         weights: folder of their weights, the same path on every machine.
         luma: the convention of y.
         device: torch's, for the deep metrics' networks.
     """
 
-    metrics: tuple[str, ...] = DEFAULT
+    names: tuple[str, ...] = DEFAULT
     weights: Path | None = None
     luma: str = Luma.BT601_STUDIO
     device: str = "cpu"
 
-    def __call__(self) -> Measures:
+    def __call__(self) -> ImageMetrics:
         meter = self.meter()
 
         def seam(pixels: np.ndarray, plan: TilePlan) -> float | None:
@@ -80,7 +80,7 @@ class StandardMeasures:
             corners = np.array([(corner.y, corner.x) for _, corner in result.corners])
             return pcr_statistics(result.metadata, corners, fp32_corners)
 
-        return Measures(meter.measure, seam, pcr)
+        return ImageMetrics(meter.measure, seam, pcr)
 
     def meter(self) -> QualityMeter:
         """What measures the quality metrics; its networks are not loaded yet.
@@ -88,7 +88,7 @@ class StandardMeasures:
         Raises:
             UsageError: a metric or a convention is unknown, or the weights' folder is not there.
         """
-        return QualityMeter(self.metrics, weights=self.weights, luma=self.luma, device=self.device)
+        return QualityMeter(self.names, weights=self.weights, luma=self.luma, device=self.device)
 
     def key(self) -> dict[str, Any]:
         """What decides the metrics: names, convention, and the SHA-256 of the weights that were found.
