@@ -302,7 +302,6 @@ def test_the_public_surface_is_pinned() -> None:
 
 
 FEWER_PARAMETERS_SOON = {
-    "pipeline.export_bundle",
     "pipeline.record",
     "quantize.command",
     "sensitivity.measure_sensitivity",

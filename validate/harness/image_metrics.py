@@ -70,6 +70,7 @@ class StandardMetrics:
     device: str = "cpu"
 
     def __call__(self) -> ImageMetrics:
+        """What measures a photo, with this process's own meter."""
         meter = self.meter()
 
         def seam(pixels: np.ndarray, plan: TilePlan) -> float | None:
