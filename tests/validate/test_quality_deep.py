@@ -18,7 +18,7 @@ from places import ROOT
 from livemoments.errors import EngineError, UsageError
 from livemoments.types import Size
 from livemoments.validate.quality import lpips_dists_piq
-from livemoments.validate.quality.meter import QualityMeter, cosine, measure_image, relative_deviation
+from livemoments.validate.quality.meter import QualityMeter, cosine, relative_deviation
 from livemoments.validate.quality.networks import Adapters
 from livemoments.validate.quality.offline import offline
 from livemoments.validate.quality.registry import BY_NAME, SPECS, select
@@ -285,4 +285,4 @@ def test_a_network_that_fails_names_the_metric() -> None:
 
     pixels = picture(64, 64, seed=11)
     with pytest.raises(EngineError, match=r"the metric lpips failed: out of memory$"):
-        measure_image(pixels, None, None, pixels, metrics=QualityMeter("lpips", planted={"lpips": fail}))
+        QualityMeter("lpips", planted={"lpips": fail}).measure(pixels, truth=pixels)

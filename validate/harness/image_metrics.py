@@ -74,8 +74,7 @@ class StandardMetrics:
         meter = self.meter()
 
         def seam(pixels: np.ndarray, plan: TilePlan) -> float | None:
-            found = seam_score(pixels, plan.tiles)
-            return None if found is None else found.score
+            return seam_score(pixels, plan.tiles)
 
         def pcr(result: RestoreResult, fp32_corners: np.ndarray | None) -> Mapping[str, float]:
             corners = np.array([(corner.y, corner.x) for _, corner in result.corners])

@@ -29,7 +29,7 @@ def aggregate_metrics(
     """
     meter = metrics.meter()
     meter.open()
-    aggregator = Aggregator.for_meter(meter)
+    aggregator = Aggregator(meter)
     for result in results:
         if result.status == "ok":
             file = features_file(Path(work), result.name)

@@ -8,7 +8,7 @@ last digits: add images in the data set's order.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,29 +17,21 @@ from livemoments.errors import UsageError
 from livemoments.store.files import write_file
 from livemoments.validate.quality.exact import ExactMoments
 from livemoments.validate.quality.frechet import FeatureSums, frechet_distance
-from livemoments.validate.quality.luma import Luma
-from livemoments.validate.quality.meter import INFINITE, ImageQuality, QualityMeter, measure_image
+from livemoments.validate.quality.meter import INFINITE, QualityMeter
 from livemoments.validate.quality.registry import MetricSpec
 from livemoments.validate.report_data import Metric
 
-__all__ = ["Aggregator", "ImageQuality", "QualityMeter", "load_features", "measure_image", "save_features"]
-
 
 class Aggregator:
-    """Takes images one by one.
+    """Takes what a meter measured of images, one by one.
 
     Args:
-        specs: the metrics, as :func:`select` gives them.
-        luma: the convention of y, for the titles.
-        problems: why a metric cannot be measured, by name; read when the rows are made.
+        meter: its metrics and convention of y; why it has no number for one is read when the rows are made.
     """
 
-    def __init__(
-        self, specs: Iterable[MetricSpec], luma: str = Luma.BT601_STUDIO, problems: Mapping[str, str] | None = None
-    ) -> None:
-        self.specs = tuple(specs)
-        self._luma = Luma.parse(luma)
-        self._problems = problems if problems is not None else {}
+    def __init__(self, meter: QualityMeter) -> None:
+        self.specs = meter.specs
+        self._luma, self._problems = meter.luma, meter.problems
         self._outputs = {spec.name: ExactMoments() for spec in self.specs}
         self._inputs = {spec.name: ExactMoments() for spec in self.specs}
         self._infinite = dict.fromkeys(self._outputs, 0)
@@ -50,11 +42,6 @@ class Aggregator:
             for role in ("output", "truth")
         }
         self._featured = dict.fromkeys(self._outputs, 0)
-
-    @classmethod
-    def for_meter(cls, meter: QualityMeter) -> Aggregator:
-        """For what a meter measures."""
-        return cls(meter.specs, meter.luma, meter.problems)
 
     def add(
         self,

@@ -159,25 +159,6 @@ class QualityMeter:
         return cosine(first, second)
 
 
-def measure_image(
-    output: np.ndarray,
-    input_upscaled: np.ndarray | None,
-    reference: np.ndarray | None,
-    truth: np.ndarray | None,
-    *,
-    metrics: QualityMeter | str | Iterable[str] = DEFAULT,
-    weights: Path | None = None,
-) -> ImageQuality:
-    """:meth:`QualityMeter.measure`, with a meter that may be made for this one image.
-
-    Raises:
-        UsageError: a metric is unknown, the folder is not there, or the pictures cannot be compared.
-        EngineError: a network failed.
-    """
-    meter = metrics if isinstance(metrics, QualityMeter) else QualityMeter(metrics, weights=weights)
-    return meter.measure(output, input_upscaled, reference, truth)
-
-
 def relative_deviation(value: float, reference: float) -> float | None:
     """``|value - reference| / |reference|``, the paper's equation 7; ``None`` where the reference scores 0."""
     if reference == 0 or not math.isfinite(reference):

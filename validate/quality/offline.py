@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 from livemoments.errors import EngineError
 
@@ -51,39 +52,10 @@ def offline(hub: str | os.PathLike[str] | None = None) -> Iterator[None]:
             (socket.socket, "connect_ex"),
             (torch.hub, "download_url_to_file"),
         ):
-            stack.enter_context(replaced(owner, name, guarded(getattr(owner, name))))
-        stack.enter_context(replaced(torch, "load", tensors_only))
-        stack.enter_context(_environment(_VARIABLES))
+            stack.enter_context(mock.patch.object(owner, name, guarded(getattr(owner, name))))
+        stack.enter_context(mock.patch.object(torch, "load", tensors_only))
+        stack.enter_context(mock.patch.dict(os.environ, _VARIABLES))
         if hub is not None:
             stack.callback(torch.hub.set_dir, torch.hub.get_dir())
             torch.hub.set_dir(os.fspath(hub))
         yield
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give a module or class another attribute for the length of the block."""
-    own = name in vars(owner)  # an inherited one is uncovered again, not copied
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import cv2
 import numpy as np
 
+from livemoments.distances import psnr_of
 from livemoments.validate.quality.luma import PEAK, Luma, luma_strips
 
 
@@ -25,8 +24,7 @@ class SquaredError:
     @property
     def psnr_db(self) -> float:
         """``10 log10(255^2 / mean squared error)``; infinite for equal pictures."""
-        error = self._total / self._pixels
-        return math.inf if error == 0.0 else 10.0 * math.log10(PEAK**2 / error)
+        return psnr_of(self._total / self._pixels, PEAK)
 
 
 def psnr_y(value: np.ndarray, reference: np.ndarray, luma: Luma = Luma.BT601_STUDIO) -> float:
