@@ -33,8 +33,9 @@ from livemoments.validate.ladder.conditions import choose_image
 from livemoments.validate.ladder.integer_products import check_integer_products
 from livemoments.validate.ladder.replay import climb
 from livemoments.validate.ladder.selfcheck import self_checks
+from livemoments.validate.made_up_photo import made_up_live_photo, smallest_tile
 from livemoments.validate.options import DataOptions, ValidateOptions
-from livemoments.validate.policy_cost import made_up_live_photo, policy_check, smallest_tile
+from livemoments.validate.policy_cost import policy_check
 from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.schema import LR, REF, REF_LR
 from livemoments.validate.recording.store import Recording

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 GPU_PROVIDERS = ("cuda", "tensorrt")
@@ -73,6 +74,20 @@ class Gpu:
             return call()
         except self._nvml.NVMLError:
             return None
+
+
+@contextlib.contextmanager
+def count_energy(gpu: Gpu | None) -> Iterator[list[float]]:
+    """Count the GPU's energy over the ``with`` block (NVML's total energy counter; it ticks every 20 to 100 ms).
+
+    Gives a list that holds the joules of the whole GPU, idle power included, afterwards; empty where it cannot count.
+    """
+    joules: list[float] = []
+    before = None if gpu is None else gpu.energy_j()
+    yield joules
+    after = None if gpu is None else gpu.energy_j()
+    if before is not None and after is not None and after >= before:
+        joules.append(after - before)
 
 
 def open_gpu() -> tuple[Gpu | None, str]:
