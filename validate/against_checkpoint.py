@@ -22,11 +22,10 @@ from livemoments.types import Size
 from livemoments.validate.ladder.all_points import all_points, check_source
 from livemoments.validate.ladder.bisect import bisect
 from livemoments.validate.ladder.replay import climb
-from livemoments.validate.ladder.rungs import LEVELS, Level
 from livemoments.validate.made_up_photo import made_up_live_photo, smallest_tile, write_live_photo
 from livemoments.validate.recording.pipeline import record
 from livemoments.validate.recording.schema import Detail
-from livemoments.validate.report_data import Bisection, Rung
+from livemoments.validate.report_data import LEVELS, Bisection, Level, Rung
 
 INNER_BUDGET_BYTES = 8 << 30
 """What the reference's inner tensors may take on the disk without ``find_fault``; beyond it, only blocks are recorded,

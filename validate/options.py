@@ -11,8 +11,8 @@ from livemoments.errors import UsageError
 from livemoments.runtime.options import RestoreOptions
 from livemoments.validate.harness.image_metrics import StandardMetrics
 from livemoments.validate.harness.options import RunOptions
-from livemoments.validate.ladder.rungs import LEVELS, Level
 from livemoments.validate.report.write import FORMATS, check_formats
+from livemoments.validate.report_data import LEVELS, Level
 
 
 @dataclass(frozen=True, slots=True)

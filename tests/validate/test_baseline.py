@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from report_samples import MEBI, sample_report
 
-from livemoments.validate.report.gate import compare_with_baseline, gate
+from livemoments.validate.report.baseline import compare_with_baseline
+from livemoments.validate.report.gate import gate
 from livemoments.validate.report.noise import Noise, allowed_loss, allowed_slowdown, quality_scale
 from livemoments.validate.report_data import (
     Check,

@@ -23,7 +23,7 @@ from livemoments.errors import MissingExtraError
 from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
 from livemoments.validate.report import charts, page_content, pictures
-from livemoments.validate.report.gate import compare_with_baseline
+from livemoments.validate.report.baseline import compare_with_baseline
 from livemoments.validate.report.html_page import render_page
 from livemoments.validate.report.write import write_reports
 from livemoments.validate.report_data import BundleInfo, Check, ImageResult, ValidationReport

@@ -19,10 +19,10 @@ from livemoments.validate.ladder.conditions import check_fits, choose_image, lim
 from livemoments.validate.ladder.local import LocalError, LocalErrors
 from livemoments.validate.ladder.measures import measure
 from livemoments.validate.ladder.recorded import STEPPED, Pass, passes
-from livemoments.validate.ladder.rungs import LEVELS, Level, Worst, nothing, rung_of
+from livemoments.validate.ladder.rungs import Worst, nothing, rung_of
 from livemoments.validate.ladder.walk import BlockWalk, BoundaryError
 from livemoments.validate.recording.store import Recording
-from livemoments.validate.report_data import Rung
+from livemoments.validate.report_data import LEVELS, Level, Rung
 
 _TILES_PER_NETWORK = 2
 """Of the stages that take no step; the whole photo has all of them."""

@@ -7,11 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from livemoments.validate.ladder.measures import Distance
-from livemoments.validate.report_data import Rung
-
-Level = Literal["block", "network", "step", "tile", "photo"]
-LEVELS: tuple[Level, ...] = ("block", "network", "step", "tile", "photo")
-"""From the smallest part to the whole."""
+from livemoments.validate.report_data import Level, Rung
 
 
 def finite(value: float | None) -> float | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from livemoments.validate.report.baseline_cost import compare_cost, compare_size
 from livemoments.validate.report.differences import held, missing, noted
 from livemoments.validate.report.noise import Noise, allowed_loss
-from livemoments.validate.report.numbers import format_value
+from livemoments.validate.report.numbers import first_few, format_value
 from livemoments.validate.report_data import Check, Difference, Metric, Rung, ValidationReport
 
 _BEHIND = {"parity": "ladder", "ladder": "ladder", "quality": "metrics", "cost": "cost", "images": "images"}
@@ -216,6 +216,5 @@ def _compare_images(report: ValidationReport, baseline: ValidationReport) -> Ite
 
 
 def _lost(name: str, lost: Sequence[str], what: str) -> Difference:
-    more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
-    detail = f"{what}: {', '.join(lost[:_SHOWN])}{more}" if lost else ""
+    detail = f"{what}: {first_few(lost, _SHOWN)}" if lost else ""
     return held(name, 0.0, float(len(lost)), 0.0, "count", worse=bool(lost), detail=detail)

@@ -99,7 +99,7 @@ def latency_track(p50_s: float, p90_s: float, p99_s: float, scale: Scale) -> str
         "track",
         _TRACK_PX,
         [
-            f'<rect class="bar" x="0" y="5" width="{half}%" height="{_TRACK_PX - 10}" rx="1.5"/>',
+            _bar(half),
             f'<line class="whisker" x1="{half}%" x2="{top}%" y1="{middle}" y2="{middle}"/>',
             _line("whisker", ninety, 7, _TRACK_PX - 7),
             _line("whisker", top, 4, _TRACK_PX - 4),
@@ -109,11 +109,7 @@ def latency_track(p50_s: float, p90_s: float, p99_s: float, scale: Scale) -> str
 
 def bar_track(value: float, scale: Scale) -> str:
     """A bar from the left edge."""
-    return _svg(
-        "track",
-        _TRACK_PX,
-        [f'<rect class="bar" x="0" y="5" width="{scale.at(value)}%" height="{_TRACK_PX - 10}" rx="1.5"/>'],
-    )
+    return _svg("track", _TRACK_PX, [_bar(scale.at(value))])
 
 
 def seconds_axis(scale: Scale) -> str:
@@ -167,6 +163,10 @@ def split_bar(parts: Mapping[str, float], label: str) -> str:
 def _svg(kind: str, height: int, parts: Sequence[str], label: str = "") -> str:
     described = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
     return f'<svg class="{kind}" width="100%" height="{height}" {described}>{"".join(parts)}</svg>'
+
+
+def _bar(width: float) -> str:
+    return f'<rect class="bar" x="0" y="5" width="{width}%" height="{_TRACK_PX - 10}" rx="1.5"/>'
 
 
 def _line(kind: str, x: float, top: float, bottom: float) -> str:

@@ -14,6 +14,7 @@ from livemoments.validate.report.numbers import (
     MISSING,
     format_bytes,
     format_change,
+    format_count,
     format_limit,
     format_seconds,
     format_small,
@@ -198,7 +199,7 @@ def _facts(report: ValidationReport) -> list[tuple[str, str]]:
     ]
     if data is not None:
         truth = "with" if data.has_truth else "without"
-        facts.append(("Data set", f"{data.name}, {_count(data.images, 'image')} {truth} ground truth"))
+        facts.append(("Data set", f"{data.name}, {format_count(data.images, 'image')} {truth} ground truth"))
     if processor := report.machine.get("processor"):
         facts.append(("Machine", str(processor)))
     if report.created:
@@ -224,12 +225,12 @@ def _parity_figure(ladder: Sequence[Rung]) -> list[Figure]:
         worst = min(photos, key=lambda rung: (rung.status != "fail", rung.psnr_db or 1e9))
         equal = worst.psnr_db is None and worst.status != "fail"
         value = "equal" if equal else format_value(worst.psnr_db, "dB")
-        return [Figure("Parity", value, _limit("photo", worst, "dB", "higher"), worst.status)]
+        return [Figure("Parity", value, _limit("photo", worst), worst.status)]
     networks = [rung for rung in ladder if rung.level == "network"]
     if not networks:
         return []
     worst = max(networks, key=lambda rung: (rung.status == "fail", rung.rel_l2 or 0.0))
-    return [Figure("Parity", format_small(worst.rel_l2), _limit(worst.name, worst, "rel_l2", "lower"), worst.status)]
+    return [Figure("Parity", format_small(worst.rel_l2), _limit(worst.name, worst), worst.status)]
 
 
 def _quality_figures(report: ValidationReport, since: dict[str, Difference]) -> list[Figure]:
@@ -265,8 +266,8 @@ def _since(difference: Difference | None) -> str:
     return f"{format_change(difference.before, difference.now, difference.unit)} since baseline"
 
 
-def _limit(what: str, rung: Rung, unit: str, better: str) -> str:
-    return f"{what}, limit {format_limit(rung.limit, unit, better)}" if rung.limit is not None else what
+def _limit(what: str, rung: Rung) -> str:
+    return f"{what}, limit {format_limit(rung.limit, rung.unit, rung.better)}" if rung.limit is not None else what
 
 
 def _by_status(entries: Sequence[Entry]) -> list[Group[Entry]]:
@@ -327,7 +328,3 @@ def _latencies(cost: Cost | None) -> Iterable[float]:
     if cost is None:
         return []
     return [*(stage.p99_s for stage in cost.stages), *cost.tile_s.values()]
-
-
-def _count(count: int, word: str) -> str:
-    return f"{count:,} {word if count == 1 else word + 's'}"

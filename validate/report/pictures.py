@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -122,24 +122,18 @@ def choose_images(report: ValidationReport) -> list[tuple[ImageResult, str]]:
     )
 
 
-class _Badness:
+def _badness(report: ValidationReport) -> Callable[[ImageResult], tuple[bool, float, str]]:
     """Sorts failed images first, then by the first metric that was measured, else by parity; the worst in front."""
+    measured = [metric for metric in report.metrics if metric.mean is not None]
+    metric = next((m for m in measured if any(m.name in image.metrics for image in report.images)), None)
 
-    def __init__(self, report: ValidationReport) -> None:
-        measured = [metric for metric in report.metrics if metric.mean is not None]
-        self.metric = next((m for m in measured if any(m.name in image.metrics for image in report.images)), None)
-
-    def __call__(self, image: ImageResult) -> tuple[bool, float, str]:
-        value = image.parity_psnr_db
-        if self.metric is not None:
-            value = image.metrics.get(self.metric.name)
-            if value is not None and self.metric.better == "lower":
-                value = -value
+    def key(image: ImageResult) -> tuple[bool, float, str]:
+        value = image.parity_psnr_db if metric is None else image.metrics.get(metric.name)
+        if value is not None and metric is not None and metric.better == "lower":
+            value = -value
         return image.status != "failed", float("inf") if value is None else value, image.name
 
-
-def _badness(report: ValidationReport) -> _Badness:
-    return _Badness(report)
+    return key
 
 
 def _read(folder: Path, name: str) -> tuple[bytes, str, tuple[int, int]] | None:
