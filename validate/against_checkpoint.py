@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 from livemoments.bundle import Bundle
@@ -34,14 +33,6 @@ _WIDTHS_PER_BLOCK = 17
 """What the modules of a block give, in widths of the network: norms, projections, attention, the wide feed-forward."""
 
 
-@dataclass(frozen=True)
-class Parity:
-    """The ladder, and where the engine leaves the reference if that was asked for."""
-
-    rungs: tuple[Rung, ...]
-    bisection: Bisection | None = None
-
-
 def compare_with_checkpoint(
     bundle: Bundle,
     checkpoint: Path,
@@ -53,7 +44,7 @@ def compare_with_checkpoint(
     limits: PrecisionLimits,
     backend: Backend,
     progress: Progress = SILENT,
-) -> Parity:
+) -> tuple[tuple[Rung, ...], Bisection | None]:
     """Climb the ladder with the PyTorch reference of a checkpoint.
 
     Networks are compared at every tile size and schedule point; blocks, steps, tiles and the photo on one photo at one
@@ -70,6 +61,9 @@ def compare_with_checkpoint(
         backend: what runs the engines.
         progress: where to report.
 
+    Returns:
+        The rungs, and where the engine leaves the reference if that was asked for.
+
     Raises:
         BundleError: the bundle was not exported from this checkpoint.
         CheckpointError, ImageError, EngineError, OutputError, ResourceError: as recording and climbing raise them.
@@ -81,7 +75,7 @@ def compare_with_checkpoint(
         rungs = all_points(bundle, files, limits=limits, seed=settings.seed, backend=backend, progress=progress)
     others: list[Level] = [level for level in levels if level != "network"]
     if bundle.missing_stages or not (others or find_fault):
-        return Parity(rungs)
+        return rungs, None
     tile = settings.tile or smallest_tile(bundle)
     steps = settings.steps or bundle.manifest.schedule.default_steps
     inner_bytes = inner_tensors_bytes(bundle, tile)
@@ -108,7 +102,7 @@ def compare_with_checkpoint(
         )
         climbed = climb(bundle, recording, levels=others, backend=backend, limits=limits, progress=progress)
         bisection = bisect(bundle, recording, backend=backend, limits=limits, progress=progress) if find_fault else None
-    return Parity(tuple(sorted((*climbed, *rungs), key=lambda rung: LEVELS.index(rung.level))), bisection)
+    return tuple(sorted((*climbed, *rungs), key=lambda rung: LEVELS.index(rung.level))), bisection
 
 
 def inner_tensors_bytes(bundle: Bundle, tile: Size) -> int:

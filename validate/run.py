@@ -178,7 +178,7 @@ class _Validation:
         if checkpoint is not None:
             from livemoments.validate.against_checkpoint import compare_with_checkpoint
 
-            parity = compare_with_checkpoint(
+            rungs, bisection = compare_with_checkpoint(
                 self._bundle,
                 checkpoint,
                 self._live_photo,
@@ -189,7 +189,6 @@ class _Validation:
                 backend=self._backend,
                 progress=self._progress,
             )
-            rungs, bisection = parity.rungs, parity.bisection
         elif self._recording is not None:
             given, backend, limits, progress = self._recording, self._backend, self._limits, self._progress
             rungs = climb(self._bundle, given, levels=levels, backend=backend, limits=limits, progress=progress)

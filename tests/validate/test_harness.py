@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def test_what_one_image_needs_is_kept_and_goes_when_another_size_comes(tmp_path:
     sizes = (TILE, Size(64, 96), Size(96, 64))
     bundle = make_fake_bundle(tmp_path / "b", tiles=sizes)
     backend = LoggingBackend()
-    with KeptEngines(backend, ReferencePolicy.parse("per-step")) as kept:
+    with closing(KeptEngines(backend, ReferencePolicy.parse("per-step"))) as kept:
 
         def events() -> list[str]:
             return [event[0] for event in backend.events]

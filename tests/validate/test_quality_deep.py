@@ -22,7 +22,7 @@ from livemoments.validate.quality.meter import QualityMeter, cosine, relative_de
 from livemoments.validate.quality.networks import Adapters
 from livemoments.validate.quality.offline import offline
 from livemoments.validate.quality.registry import BY_NAME, SPECS, select
-from livemoments.validate.quality.tiling import divide, mean_features, pair_mean, patches, solo_mean, unit_tiles
+from livemoments.validate.quality.tiling import direction, divide, patches, tile_mean
 from livemoments.validate.quality.weights import missing
 
 
@@ -227,12 +227,13 @@ def test_means_are_weighted_by_area() -> None:
     pixels = picture(250, 310, seed=7, dtype=np.uint16)
     other = picture(250, 310, seed=8, dtype=np.uint16)
     unit = pixels / 65535
-    areas = {tile.shape for _, tile in unit_tiles(pixels, 100)}
+    areas: set[tuple[int, ...]] = set()
+    tile_mean(lambda tile: areas.add(tile.shape) or 0.0, pixels, longest_px=100)  # type: ignore[func-returns-value]
     assert len(areas) > 1
-    assert solo_mean(lambda tile: float(tile.mean()), pixels, 100) == pytest.approx(unit.mean(), rel=1e-6)
-    mean = pair_mean(lambda a, b: float(np.abs(a - b).mean()), pixels, other, 100)
+    assert tile_mean(lambda tile: float(tile.mean()), pixels, longest_px=100) == pytest.approx(unit.mean(), rel=1e-6)
+    mean = tile_mean(lambda a, b: float(np.abs(a - b).mean()), pixels, other, longest_px=100)
     assert mean == pytest.approx(np.abs(unit - other / 65535).mean(), rel=1e-6)
-    features = mean_features(lambda tile: np.array([3.0, 4.0]) * tile.size, pixels, 100)
+    features = tile_mean(lambda tile: direction(np.array([3.0, 4.0]) * tile.size), pixels, longest_px=100)
     np.testing.assert_allclose(features, [0.6, 0.8])
 
 

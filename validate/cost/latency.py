@@ -151,7 +151,7 @@ def measure_tiles(
     frame, photo = batch_photo(bundle, tile, settings.batch, seed=settings.seed)
     seconds: list[float] = []
     with (
-        KeptEngines(backend, settings.policy(bundle)) as engines,
+        contextlib.closing(KeptEngines(backend, settings.policy(bundle))) as engines,
         progress.task("Timing whole tiles", warmup + runs) as task,
     ):
 

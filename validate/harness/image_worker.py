@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -121,14 +120,6 @@ class ImageWorker:
     def close(self) -> None:
         """Close the engines."""
         self._engines.close()
-
-    def __enter__(self) -> ImageWorker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _run(self, files: ImageInputs, progress: Progress) -> FinishedImage:
         frame, photo = files.required("frame"), files.required("photo")

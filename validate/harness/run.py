@@ -128,7 +128,7 @@ def _local(
     if not images:
         yield iter(())
         return
-    with ImageWorker(spec, bundle, backend) as worker:
+    with closing(ImageWorker(spec, bundle, backend)) as worker:
         yield ((image, worker.run(image, progress)) for image in images)
 
 

@@ -14,7 +14,7 @@ from livemoments.validate.quality.fidelity import measure_fidelity
 from livemoments.validate.quality.luma import Luma, full_scale
 from livemoments.validate.quality.networks import Adapter, Adapters, naming
 from livemoments.validate.quality.registry import DEFAULT, FID_PATCH_PX, MetricSpec, select
-from livemoments.validate.quality.tiling import TILE_PX, mean_features, pair_mean, patches, solo_mean
+from livemoments.validate.quality.tiling import TILE_PX, direction, patches, tile_mean
 
 INFINITE = "_infinite"
 """Ends the name of an entry that stands, as 1.0, beside a ``None`` which means infinitely good (equal pictures)."""
@@ -149,7 +149,7 @@ class QualityMeter:
             return None
         if spec.kind == "pair":
             assert truth is not None
-            return pair_mean(network, seen.pixels, truth, self._tile_px)
+            return tile_mean(network, seen.pixels, truth, longest_px=self._tile_px)
         if spec.kind == "solo":
             return seen.score(spec.name, network)
         assert photo is not None
@@ -190,10 +190,12 @@ class _ScoredPicture:
 
     def score(self, name: str, network: Callable[[np.ndarray], float]) -> float:
         if name not in self._scores:
-            self._scores[name] = solo_mean(network, self.pixels, self._tile_px)
+            self._scores[name] = tile_mean(network, self.pixels, longest_px=self._tile_px)
         return self._scores[name]
 
     def features(self, name: str, network: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         if name not in self._features:
-            self._features[name] = mean_features(network, self.pixels, self._tile_px)
+            self._features[name] = tile_mean(
+                lambda tile: direction(network(tile)), self.pixels, longest_px=self._tile_px
+            )
         return self._features[name]
