@@ -14,7 +14,7 @@ SETS = ("synlive260", "vivolive144", "iphonelive90")
 
 
 class PaperTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the paper for one set: ``columns`` are our names of metrics; a row of numbers per method in their order."""
+    """A table of the paper for one set: rows of numbers by method, in the order of ``columns`` (our metrics' names)."""
 
     table: str
     columns: tuple[str, ...]

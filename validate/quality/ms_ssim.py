@@ -22,8 +22,8 @@ class Halving:
     """Halves a plane that arrives as strips of rows by the mean of 2 x 2 pixels.
 
     Args:
-        height: of the whole plane; with ``width`` it decides whether a row and a column are repeated.
-        width: likewise.
+        height: rows of the whole plane; an odd last one is repeated.
+        width: its columns; an odd last one is repeated.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -53,8 +53,8 @@ class MultiScaleSimilarity:
     """MS-SSIM of two pictures that arrive as strips of y.
 
     Args:
-        height: of the pictures in pixels.
-        width: likewise.
+        height: the pictures' height in pixels.
+        width: their width in pixels.
 
     Raises:
         UsageError: a side is shorter than 161 pixels.
