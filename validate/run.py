@@ -20,6 +20,7 @@ from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.inputs import ImageSource
+from livemoments.store.files import check_file
 from livemoments.validate.cost.machine import machine_record
 from livemoments.validate.cost.total import cost_checks, measure_cost
 from livemoments.validate.datasets.descriptors import paper_rows
@@ -42,7 +43,7 @@ from livemoments.validate.recording.store import Recording
 from livemoments.validate.report.baseline import compare_with_baseline
 from livemoments.validate.report.report_json import decode_report, finite
 from livemoments.validate.report.terminal_text import checks_line, cost_line, parity_line, quality_line
-from livemoments.validate.report.write import write_reports
+from livemoments.validate.report.write import FILES, write_reports
 from livemoments.validate.report_data import (
     Bisection,
     BundleInfo,
@@ -104,7 +105,9 @@ def validate_bundle(
         raise UsageError("a checkpoint and a recording are two references", fix="name one of them")
     options.check(has_reference=checkpoint is not None or recording is not None)
     if output is not None:
-        _check_writable(Path(output))
+        if os.path.lexists(output) and not Path(output).is_dir():
+            raise OutputError(output, "is a file", fix="name a folder for the report, or a .json file")
+        check_file(Path(output) / FILES["json"])  # nothing is made yet, so that an error leaves nothing
     earlier = None if options.baseline is None else decode_report(options.baseline)  # a bad file is known before work
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     options = replace(options, restore=options.restore.for_bundle(opened))
@@ -282,21 +285,6 @@ class _Validation:
             if frame is not None and photo is not None:
                 return LivePhoto(frame, photo, photo_frame)
         return made_up_live_photo(smallest_tile(self._bundle), self._settings.seed)
-
-
-def _check_writable(folder: Path) -> None:
-    """Before any work begins: could the report be written there? Nothing is made yet, so that an error leaves nothing.
-
-    Raises:
-        OutputError: it is a file, or it, or what would hold it, cannot be written.
-    """
-    place = folder.absolute()
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise OutputError(place, "is a file", fix="name a folder for the report, or a .json file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(place, "cannot be written (permission denied)", fix="choose another -o")
 
 
 @contextlib.contextmanager

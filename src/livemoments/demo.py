@@ -29,7 +29,7 @@ from livemoments.validate.cost.latency import measure_tiles
 from livemoments.validate.cost.total import cost_of_run
 from livemoments.validate.datasets.embedded import write_embedded_set
 from livemoments.validate.options import DataOptions, ValidateOptions
-from livemoments.validate.quality.psnr import psnr_y
+from livemoments.validate.quality.fidelity import psnr_y
 from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.report.numbers import format_bytes

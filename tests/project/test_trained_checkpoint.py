@@ -21,8 +21,7 @@ from livemoments.runtime.restore import restore
 from livemoments.runtime.upstream_layout import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size
 from livemoments.validate.datasets.embedded import write_embedded_set
-from livemoments.validate.quality.fidelity import measure_fidelity
-from livemoments.validate.quality.psnr import psnr_y
+from livemoments.validate.quality.fidelity import measure_fidelity, psnr_y
 
 pytestmark = pytest.mark.threads
 

@@ -13,10 +13,9 @@ from iqa_support import degraded, picture, piq_modules
 from livemoments.errors import UsageError
 from livemoments.validate.cost.fresh_process import measure_process
 from livemoments.validate.quality import luma as luma_module
-from livemoments.validate.quality.fidelity import FIDELITY, measure_fidelity
+from livemoments.validate.quality.fidelity import FIDELITY, measure_fidelity, psnr_y
 from livemoments.validate.quality.luma import Luma, luma_of
 from livemoments.validate.quality.ms_ssim import MultiScaleSimilarity
-from livemoments.validate.quality.psnr import psnr_y
 from livemoments.validate.quality.ssim import Similarity
 
 AGREEMENT = 1e-4

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from livemoments.bundle import hash_file
+from livemoments.distances import psnr_of
 from livemoments.runtime.image_files.encode import to_bit_depth
 from livemoments.runtime.restore import RestoreResult
 from livemoments.runtime.tiles.plan import TilePlan
@@ -20,8 +21,6 @@ from livemoments.validate.quality.pcr_stats import pcr_statistics
 from livemoments.validate.quality.registry import DEFAULT
 from livemoments.validate.quality.seam import seam_score
 from livemoments.validate.quality.weights import open_source
-
-_STRIP_ROWS = 256
 
 Quality = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None], ImageQuality]
 """Output, upscaled input, key photo, truth (or ``None``), each (H, W, 3) -> the metrics of output and input."""
@@ -44,13 +43,9 @@ class ImageMetrics:
 
 
 def photo_psnr_db(value: np.ndarray, reference: np.ndarray) -> float:
-    """PSNR over all channels of two (H, W, 3) pictures in 8-bit levels, summed in strips; infinite for equal ones."""
-    total = 0
-    for y0 in range(0, len(value), _STRIP_ROWS):
-        strips = (to_bit_depth(pixels[y0 : y0 + _STRIP_ROWS], 8).astype(np.int32) for pixels in (value, reference))
-        difference = np.subtract(*strips)
-        total += int((difference * difference).sum(dtype=np.int64))
-    return math.inf if total == 0 else 10.0 * math.log10(255.0**2 * value.size / total)
+    """PSNR over all channels of two (H, W, 3) pictures in 8-bit levels; infinite for equal ones."""
+    squared = cv2.norm(to_bit_depth(value, 8), to_bit_depth(reference, 8), cv2.NORM_L2SQR)
+    return psnr_of(squared / value.size, 255.0)
 
 
 @dataclass(frozen=True, slots=True)

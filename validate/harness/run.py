@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from livemoments.validate.datasets.index import Dataset
     from livemoments.validate.recording.store import Recording
 
-Finished = Iterator[tuple[ImageInputs, FinishedImage]]
-
 
 def run_images(
     bundle: Bundle | str | os.PathLike[str],
@@ -38,7 +36,7 @@ def run_images(
     backend: Backend | None = None,
     key: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
-    on_result: Callable[[ImageResult], None] | None = None,
+    on_result: Callable[[ImageResult], object] = lambda _: None,
 ) -> tuple[ImageResult, ...]:
     """Restore and measure every image of a data set.
 
@@ -89,49 +87,30 @@ def run_images(
         store = RunStore(folder, key, images, pictures=options.pictures, fresh=options.fresh)
         left = [image for image in images if image.name not in store.done]
         for result in store.done.values():
-            _tell(on_result, result)
-        with (
-            progress.task("Restoring the images", len(images)) as task,
-            _engine(options, spec, left, opened, backend, progress) as finished,
-        ):
+            on_result(result)
+        if options.engine == "ray":
+            from livemoments.validate.harness.ray_engine import run_on_ray
+
+            finished = run_on_ray(spec, left, workers=options.workers, address=options.ray_address, progress=progress)
+        else:
+            finished = _run_here(spec, left, opened, backend, progress)
+        with progress.task("Restoring the images", len(images)) as task, closing(finished):
             task.advance(len(images) - len(left), note=f"{len(store.done)} done before" if store.done else None)
             for image, one in finished:
-                _tell(on_result, store.add(image, one))
+                on_result(store.add(image, one))
                 task.advance(1, note=image.name)
         store.finish()
     rejected = [ImageResult(name=name, status="failed", error=why) for name, why in dataset.rejected]
     for result in rejected:
-        _tell(on_result, result)
+        on_result(result)
     return tuple(sorted([*store.done.values(), *rejected], key=lambda result: result.name))
 
 
-def _engine(
-    options: RunOptions,
-    spec: RunSpec,
-    images: Sequence[ImageInputs],
-    bundle: Bundle,
-    backend: Backend | None,
-    progress: Progress,
-) -> AbstractContextManager[Finished]:
-    if options.engine == "local":
-        return _local(spec, images, bundle, backend, progress)
-    from livemoments.validate.harness.ray_engine import run_on_ray
-
-    return closing(run_on_ray(spec, images, workers=options.workers, address=options.ray_address, progress=progress))
-
-
-@contextmanager
-def _local(
+def _run_here(
     spec: RunSpec, images: Sequence[ImageInputs], bundle: Bundle, backend: Backend | None, progress: Progress
-) -> Iterator[Finished]:
+) -> Generator[tuple[ImageInputs, FinishedImage]]:
     """The images, one after another, in this process; nothing is opened if none is left."""
-    if not images:
-        yield iter(())
-        return
-    with closing(ImageWorker(spec, bundle, backend)) as worker:
-        yield ((image, worker.run(image, progress)) for image in images)
-
-
-def _tell(on_result: Callable[[ImageResult], None] | None, result: ImageResult) -> None:
-    if on_result is not None:
-        on_result(result)
+    if images:
+        with closing(ImageWorker(spec, bundle, backend)) as worker:
+            for image in images:
+                yield image, worker.run(image, progress)

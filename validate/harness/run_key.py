@@ -41,8 +41,3 @@ def run_key(
         "recording": recording,
         **metrics,
     }
-
-
-def key_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Names of what differs."""
-    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))

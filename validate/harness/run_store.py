@@ -18,7 +18,6 @@ from livemoments.store.folders import StagedFolder, stage_folder
 from livemoments.store.journals import LineJournal, work_alone
 from livemoments.validate.harness.image_inputs import ImageInputs
 from livemoments.validate.harness.image_worker import FinishedImage
-from livemoments.validate.harness.run_key import key_difference
 from livemoments.validate.quality.aggregate import save_features
 from livemoments.validate.report_data import ImageResult
 
@@ -123,7 +122,8 @@ class RunStore:
         head, lines = self._journal.head, self._journal.lines
         if head is None or head.get("key") == key or not lines or lines[-1] == _FINISHED:
             return
-        differs = ", ".join(key_difference(head.get("key", {}), key))
+        before = head.get("key", {})
+        differs = ", ".join(sorted(name for name in {*before, *key} if before.get(name) != key.get(name)))
         raise UsageError(
             f"{self.work} holds {len(lines)} results of an unfinished run that differs in: {differs}",
             fix="go on with what it was begun with, choose another folder, or delete this one",

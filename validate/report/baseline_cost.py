@@ -60,24 +60,13 @@ def _other_machine(report: ValidationReport, baseline: ValidationReport) -> str:
 
 
 def _compare_latency(new: Cost, old: Cost, noise: Noise, why_not: str) -> Iterator[Difference]:
-    now = {(stage.stage, stage.size): stage for stage in new.stages}
-    for before in old.stages:
-        after, name = now.get((before.stage, before.size)), f"latency {before.stage} {before.size}"
-        if after is None:
-            yield missing(name, before.p50_s, "s")
+    now = _latencies(new)
+    for name, before in _latencies(old).items():
+        if name in now:
+            allowed = allowed_slowdown(before[0], before, now[name], noise=noise)
+            yield _slower(name, before[0], now[name][0], allowed, why_not)
         else:
-            spreads = ((before.p50_s, before.p90_s), (after.p50_s, after.p90_s))
-            allowed = allowed_slowdown(before.p50_s, *spreads, noise=noise)
-            yield _slower(name, before.p50_s, after.p50_s, allowed, why_not)
-    if (before_s := old.tile_s.get("p50")) is not None:
-        if (after_s := new.tile_s.get("p50")) is None:
-            yield missing("latency tile", before_s, "s")
-        else:
-            spreads = (
-                (before_s, old.tile_s.get("p90", before_s)),
-                (after_s, new.tile_s.get("p90", after_s)),
-            )
-            yield _slower("latency tile", before_s, after_s, allowed_slowdown(before_s, *spreads, noise=noise), why_not)
+            yield missing(name, before[0], "s")
     if old.photo_s is not None:
         if new.photo_s is None:
             yield missing("latency photo", old.photo_s, "s")
@@ -86,6 +75,14 @@ def _compare_latency(new: Cost, old: Cost, noise: Noise, why_not: str) -> Iterat
                 "" if old.photo == new.photo else f"another photo: was {old.photo}, is {new.photo}"
             )
             yield _slower("latency photo", old.photo_s, new.photo_s, noise.single_run * old.photo_s, other_photo)
+
+
+def _latencies(cost: Cost) -> dict[str, tuple[float, float]]:
+    """p50 and p90 in seconds, by name."""
+    latencies = {f"latency {stage.stage} {stage.size}": (stage.p50_s, stage.p90_s) for stage in cost.stages}
+    if (p50_s := cost.tile_s.get("p50")) is not None:
+        latencies["latency tile"] = (p50_s, cost.tile_s.get("p90", p50_s))
+    return latencies
 
 
 def _slower(name: str, before_s: float, now_s: float, allowed_s: float, why_not: str) -> Difference:

@@ -46,7 +46,7 @@ def render_page(report: ValidationReport, folder: Path, *, beside: Sequence[str]
     """
     clean = finite(report)
     environment = _environment()
-    sources = {name: _source(name) for name in ("page.css", "early.js", "page.js")}
+    sources = {name: (_TEMPLATES / name).read_text("utf-8") for name in ("page.css", "early.js", "page.js")}
     policy = "; ".join(
         (
             "default-src 'none'",
@@ -64,7 +64,7 @@ def render_page(report: ValidationReport, folder: Path, *, beside: Sequence[str]
         gallery=make_gallery(clean, folder),
         gradient=heat_gradient(),
         policy=policy,
-        sources=_trusted(sources),
+        sources=sources,
         beside=[name for name in beside if not name.endswith(".html")],
     )
 
@@ -105,16 +105,6 @@ def _environment() -> Environment:
         size=page_content.size_text,
     )
     return environment
-
-
-def _trusted(sources: dict[str, str]) -> dict[str, Any]:
-    from markupsafe import Markup
-
-    return {name: Markup(text) for name, text in sources.items()}
-
-
-def _source(name: str) -> str:
-    return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def _digest(script: str) -> str:
