@@ -42,9 +42,9 @@ def missing(spec: MetricSpec, weights: Path | None) -> str | None:
     reasons = [_missing(source, weights) for source in spec.sources]
     if None in reasons or not reasons:
         return None
-    # The sources with all modules here come first: they are the shorter source to a number.
-    found = sorted((reason for reason in reasons if reason), key=lambda reason: reason.startswith("needs"))
-    return "; or ".join(dict.fromkeys(found)) + (f" [{spec.licence}]" if spec.licence else "")
+    # The sources with all modules here come first: they are the shorter way to a number.
+    ordered = sorted((reason for reason in reasons if reason), key=lambda reason: reason.startswith("needs"))
+    return "; or ".join(dict.fromkeys(ordered)) + (f" [{spec.licence}]" if spec.licence else "")
 
 
 def open_source(spec: MetricSpec, weights: Path | None) -> tuple[Weights, Path]:
@@ -55,14 +55,9 @@ def open_source(spec: MetricSpec, weights: Path | None) -> tuple[Weights, Path]:
     """
     for source in spec.sources:
         file = find_file(source, weights)
-        if file is not None and not absent_modules(source):
+        if file is not None and _missing(source, weights) is None:
             return source, file
     raise UsageError(f"{spec.name}: {missing(spec, weights)}")
-
-
-def absent_modules(source: Weights) -> list[str]:
-    """Modules of a source that are not installed."""
-    return [name for name in source.modules if importlib.util.find_spec(name) is None]
 
 
 @contextlib.contextmanager
@@ -77,7 +72,7 @@ def hub_cache(file: Path) -> Iterator[Path]:
 
 
 def _missing(source: Weights, weights: Path | None) -> str | None:
-    if absent_modules(source):
+    if any(importlib.util.find_spec(name) is None for name in source.modules):
         return f"needs the extra '{source.extra}': pip install 'livemoments-deploy[{source.extra}]'"
     if find_file(source, weights) is None:
         place = "a folder and name it with --iqa-weights" if weights is None else str(weights)
