@@ -9,7 +9,7 @@ from iqa_support import picture
 from livemoments.errors import UsageError
 from livemoments.runtime.tiles.plan import plan_balanced
 from livemoments.types import Size, Tile
-from livemoments.validate.quality.pcr_stats import pcr_statistics
+from livemoments.validate.harness.image_metrics import pcr_statistics
 from livemoments.validate.quality.seam import Border, find_borders, seam_score
 
 SIZE = Size(300, 420)

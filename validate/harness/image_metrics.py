@@ -12,12 +12,12 @@ import numpy as np
 
 from livemoments.bundle import hash_file
 from livemoments.distances import psnr_of
+from livemoments.errors import UsageError
 from livemoments.runtime.image_files.encode import to_bit_depth
 from livemoments.runtime.restore import RestoreResult
 from livemoments.runtime.tiles.plan import TilePlan
 from livemoments.validate.quality.luma import Luma
 from livemoments.validate.quality.meter import ImageQuality, QualityMeter
-from livemoments.validate.quality.pcr_stats import pcr_statistics
 from livemoments.validate.quality.registry import DEFAULT
 from livemoments.validate.quality.seam import seam_score
 from livemoments.validate.quality.weights import open_source
@@ -98,3 +98,34 @@ class StandardMetrics:
                 absent = spec.name in meter.problems
                 found[f"weights.{spec.name}"] = None if absent else hash_file(open_source(spec, self.weights)[1]).sha256
         return found
+
+
+def pcr_statistics(
+    metadata: Mapping[str, Any], corners: np.ndarray | None = None, fp32_corners: np.ndarray | None = None
+) -> dict[str, float]:
+    """The ``pcr`` of an :class:`ImageResult`.
+
+    Args:
+        metadata: of a :class:`RestoreResult`: ``pcr_mean_shift_px`` and ``pcr_clamp_rate`` are taken from it.
+        corners: (tiles, 2) whole numbers, the reference tiles' first rows and columns (the observer's
+            ``ref_patch_coords``).
+        fp32_corners: the same, from the float32 flow.
+
+    Returns:
+        ``mean_shift_px``, ``clamp_rate`` (share of the tiles), and with both corners ``corners_differ`` (how many
+        tiles) and ``corners_off_px`` (the farthest of them).
+
+    Raises:
+        UsageError: the corners are not of the same tiles.
+    """
+    statistics = {
+        "mean_shift_px": float(metadata["pcr_mean_shift_px"]),
+        "clamp_rate": float(metadata["pcr_clamp_rate"]),
+    }
+    if corners is not None and fp32_corners is not None:
+        if corners.shape != fp32_corners.shape or corners.ndim != 2 or corners.shape[1] != 2:
+            raise UsageError(f"corners of shapes {corners.shape} and {fp32_corners.shape} are not of the same tiles")
+        offsets = np.hypot(*(corners.astype(np.float64) - fp32_corners.astype(np.float64)).T)
+        statistics["corners_differ"] = float(np.count_nonzero(offsets))
+        statistics["corners_off_px"] = float(offsets.max(initial=0.0))
+    return statistics

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+import numpy as np
+
 from livemoments.validate.report.numbers import format_bytes, format_round
 from livemoments.validate.report_data import Status
 
@@ -130,9 +132,7 @@ def histogram(values: Sequence[float], mean: float) -> str:
     low, high = min(values), max(values)
     if high <= low:
         return _svg("track", _HISTOGRAM_PX, [_line("limit", 50, 2, _HISTOGRAM_PX)])
-    counts = [0] * _BINS
-    for value in values:
-        counts[min(int((value - low) / (high - low) * _BINS), _BINS - 1)] += 1
+    counts = np.histogram(values, _BINS, (low, high))[0].tolist()
     width, top = 100 / _BINS, max(counts)
     parts = []
     for number, count in enumerate(counts):

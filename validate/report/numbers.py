@@ -103,14 +103,19 @@ def format_change(before: float | None, now: float | None, unit: str) -> str:
     """How a value moved: in its unit for dB and counts, else in percent."""
     if before is None or now is None or not (math.isfinite(before) and math.isfinite(now)):
         return MISSING
-    if unit == "dB":
-        return f"{_sign(now - before)}{abs(now - before):.2f} dB"
-    if unit == "count" or before == 0:
-        return f"{_sign(now - before)}{format_value(abs(now - before), unit)}"
+    if unit in ("dB", "count") or before == 0:
+        return format_signed(now - before, unit)
     share = (now - before) / abs(before) * 100
     if share >= 100:
         return f"×{now / before:.3g}"
     return f"{_sign(share)}{abs(share):.1f} %"
+
+
+def format_signed(value: float | None, unit: str) -> str:
+    """A difference with its sign and unit."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{_sign(value)}{format_value(abs(value), unit)}"
 
 
 def format_limit(limit: float | None, unit: str, better: str) -> str:

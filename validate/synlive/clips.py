@@ -15,6 +15,7 @@ import numpy.typing as npt
 from livemoments.bundle import hash_file
 from livemoments.errors import FileError, ImageError, LiveMomentsError
 from livemoments.runtime.image_files.colour_profiles import match_profile
+from livemoments.runtime.image_files.encode import to_bit_depth
 from livemoments.runtime.image_files.photo import Photo, read_photo
 from livemoments.runtime.upstream_layout import is_broken_link, is_picture, joint_sha256
 from livemoments.types import Size
@@ -217,9 +218,7 @@ def read_8_bit(path: Path) -> npt.NDArray[np.uint8]:
     """A picture as (H, W, 3) uint8 sRGB, whatever its colour profile."""
     photo = read_photo(path)
     photo, _ = match_profile(photo, Photo(photo.pixels[:1, :1]))
-    if photo.bit_depth == 8:
-        return photo.pixels
-    return np.rint(photo.unit() * 255).astype(np.uint8)
+    return to_bit_depth(photo.pixels, 8)
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
