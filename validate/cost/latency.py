@@ -16,7 +16,6 @@ import numpy as np
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.live_photo import LivePhoto
-from livemoments.natural_images import FLOW_STD_PX, natural_image
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Array, Backend
 from livemoments.runtime.image_files.photo import Photo
@@ -24,14 +23,13 @@ from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
 from livemoments.runtime.schedule import plan_steps
 from livemoments.simulated_clip import synthetic_photograph
+from livemoments.stage_inputs import draw_input
 from livemoments.types import ReferencePolicy, Size, Stage, TensorSpec
 from livemoments.validate.cost.nvml import Gpu, count_energy
 from livemoments.validate.harness.kept_engines import KeptEngines
 from livemoments.validate.report_data import StageCost
 
 PERCENTILES = (50, 90, 99)
-_IMAGE_STD = np.float32(0.5)
-_OTHER_STD = 0.3
 _PASSED_ON = (Stage.MOTION, Stage.REFERENCE)
 
 
@@ -192,18 +190,10 @@ class _StageInputs:
         return {spec.name: self._value(stage, spec) for spec in specs}
 
     def _value(self, stage: Stage, spec: TensorSpec) -> Array:
-        if spec.dtype == "int64":
-            return np.array(self._point, np.int64)
         if stage is Stage.RESTORATION and spec.name in self._given:
             return self._given[spec.name]
-        free = {"batch": self._batch, "height": self._size.height, "width": self._size.width}
-        shape = tuple(free[axis] if isinstance(axis, str) else axis for axis in spec.shape)
         rng = np.random.default_rng([self._seed, *f"{stage} {spec.name}".encode()])
-        if spec.name.startswith("image") or spec.name == "flow":
-            batch, channels, height, width = shape
-            smooth = natural_image(rng, batch, channels, Size(height, width))
-            return np.float32(FLOW_STD_PX) * smooth if spec.name == "flow" else np.clip(_IMAGE_STD * smooth, -1, 1)
-        return rng.standard_normal(shape, dtype=np.float32) * np.float32(1.0 if spec.name == "latent" else _OTHER_STD)
+        return draw_input(spec, rng, batch=self._batch, size=self._size, point=self._point)
 
 
 def _stage_cost(bundle: Bundle, stage: Stage, size: Size, seconds: Sequence[float], load_s: float) -> StageCost:
