@@ -155,7 +155,7 @@ def test_every_stage_is_timed_after_the_warm_up(bundle: Bundle) -> None:
         time.sleep(0.12 if run < 2 else 0.005)
 
     backend = LoggingBackend(slow_at_first)
-    found = measure_stages(bundle, backend, size=TILE, runs=5, warmup=2, batch=2)
+    found = measure_stages(bundle, backend, sizes=[TILE], runs=5, warmup=2, batch=2)
     assert [cost.stage for cost in found] == [str(stage) for stage in Stage]
     assert set(runs.values()) == {7}
     for cost in found:

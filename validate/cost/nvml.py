@@ -49,21 +49,21 @@ class Gpu:
     def clocks_mhz(self) -> dict[str, float]:
         """Current clocks of the multiprocessors and the memory."""
         kinds = {"gpu_sm": self._nvml.NVML_CLOCK_SM, "gpu_memory": self._nvml.NVML_CLOCK_MEM}
-        found = {}
+        clocks = {}
         for name, kind in kinds.items():
             value = self._read(lambda kind=kind: float(self._nvml.nvmlDeviceGetClockInfo(self._handle, kind)))  # type: ignore[misc]
             if value is not None:
-                found[name] = value
-        return found
+                clocks[name] = value
+        return clocks
 
     def describe(self) -> dict[str, str | int]:
         """Name, memory and driver."""
-        found = {
+        properties = {
             "gpu": self._read(lambda: _text(self._nvml.nvmlDeviceGetName(self._handle))),
             "gpu_memory_bytes": self.total_bytes(),
             "gpu_driver": self._read(lambda: _text(self._nvml.nvmlSystemGetDriverVersion())),
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in properties.items() if value is not None}
 
     def close(self) -> None:
         """Let go of NVML."""

@@ -63,20 +63,8 @@ def measure_cost(
     sizes = sizes or ([settings.tile] if settings.tile else bundle.tile_sizes)
     fresh: FreshRun | None = None
     with _watched_machine(settings) as (gpu, no_gpu, state):
-        stages = [
-            stage
-            for size in sizes
-            for stage in measure_stages(
-                bundle,
-                backend,
-                size=size,
-                batch=settings.batch,
-                runs=runs,
-                warmup=warmup,
-                seed=settings.seed,
-                progress=progress,
-            )
-        ]
+        counts = {"runs": runs, "warmup": warmup, "batch": settings.batch, "seed": settings.seed}
+        stages = measure_stages(bundle, backend, sizes=sizes, progress=progress, **counts)
         tiles = measure_tiles(
             bundle, settings, backend, size=sizes[0], runs=tile_runs, warmup=warmup, gpu=gpu, progress=progress
         )
@@ -90,7 +78,7 @@ def measure_cost(
         tiles.seconds,
         fresh,
         memory,
-        stages=tuple(stages),
+        stages=stages,
         load_s=sum(stage.load_s for stage in stages if stage.size == str(sizes[0])),
         energy_j=tiles.energy_j,
         energy_method=_energy_method(tiles.energy_j, settings.provider, no_gpu),

@@ -16,8 +16,6 @@ from livemoments.validate.datasets.cache import FileCache
 from livemoments.validate.datasets.descriptors import Descriptor
 from livemoments.validate.datasets.descriptors import descriptor as find_descriptor
 
-_THREADS = 4  # decoding lets go of Python's lock; each thread holds one image
-
 
 @dataclass(frozen=True, slots=True)
 class Dataset:

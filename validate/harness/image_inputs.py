@@ -61,10 +61,10 @@ class ImageInputs:
         Raises:
             ImageError: there is none, or it cannot be read.
         """
-        found = self.photo(role)
-        if found is None:
+        photo = self.photo(role)
+        if photo is None:
             raise ImageError(self.name, f"the data set has no '{role}' of it")
-        return found
+        return photo
 
     def loaded(self) -> ImageInputs:
         """The same with every file's bytes, so that it can be sent to a machine that does not have the files.
@@ -77,8 +77,8 @@ class ImageInputs:
 
     def corners_of(self, tiles: Sequence[Tile]) -> np.ndarray | None:
         """The reference's corners for these tiles, (tiles, 2); ``None`` where it was not recorded with them."""
-        found = [self.corners.get((tile.y, tile.x)) for tile in tiles]
-        return None if None in found or not found else np.array(found)
+        corners = [self.corners.get((tile.y, tile.x)) for tile in tiles]
+        return None if None in corners or not corners else np.array(corners)
 
 
 def inputs_of(item: LivePhoto[Path], recording: Recording | None = None) -> ImageInputs:
@@ -100,8 +100,8 @@ def check_recording(recording: Recording, settings: RestoreOptions, bundle: Bund
     Raises:
         UsageError: noise, steps, tiles or compatibility differ.
     """
-    theirs = recording.meta.settings
-    if theirs.seed is None:
+    conditions = recording.meta.settings
+    if conditions.seed is None:
         raise UsageError(
             f"{recording.path}: its noise came from no seed, so photos cannot be compared",
             fix="leave it out here; the parity ladder can use it",
@@ -109,11 +109,11 @@ def check_recording(recording: Recording, settings: RestoreOptions, bundle: Bund
     manifest = bundle.manifest
     tiles = str(settings.tile) if settings.tile else (manifest.tiles[0] if len(manifest.tiles) == 1 else "several")
     for what, option, own, recorded in (
-        ("seed", "--seed", settings.seed, theirs.seed),
-        ("steps", "--steps", len(plan_steps(manifest.schedule, settings.steps)), theirs.steps),
-        ("tiles", "--tile", tiles, theirs.tile),
-        ("overlap", None, manifest.overlap, theirs.overlap),
-        ("compat upstream", None, settings.compat == "upstream", theirs.upstream),
+        ("seed", "--seed", settings.seed, conditions.seed),
+        ("steps", "--steps", len(plan_steps(manifest.schedule, settings.steps)), conditions.steps),
+        ("tiles", "--tile", tiles, conditions.tile),
+        ("overlap", None, manifest.overlap, conditions.overlap),
+        ("compat upstream", None, settings.compat == "upstream", conditions.upstream),
     ):
         if own != recorded:
             raise UsageError(

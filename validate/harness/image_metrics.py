@@ -92,12 +92,12 @@ class StandardMetrics:
             UsageError: as for :meth:`meter`.
         """
         meter = self.meter()
-        found: dict[str, Any] = {"metrics": [spec.name for spec in meter.specs], "luma": str(meter.luma)}
+        key: dict[str, Any] = {"metrics": [spec.name for spec in meter.specs], "luma": str(meter.luma)}
         for spec in meter.specs:
             if spec.sources:
                 absent = spec.name in meter.problems
-                found[f"weights.{spec.name}"] = None if absent else hash_file(open_source(spec, self.weights)[1]).sha256
-        return found
+                key[f"weights.{spec.name}"] = None if absent else hash_file(open_source(spec, self.weights)[1]).sha256
+        return key
 
 
 def pcr_statistics(

@@ -55,7 +55,7 @@ def run_on_ray(
 
     Args:
         spec: what to do.
-        images: which.
+        images: what they work on.
         workers: how many; by default one per GPU for providers that use one, else one per machine.
         address: ``HOST:PORT`` or ``auto``: a running cluster that this machine belongs to. By default Ray is started
             on this machine, unless this process has started it already, and ended afterwards.

@@ -44,7 +44,7 @@ def measure_fidelity(
     Args:
         value: (H, W, 3) RGB, uint8, uint16, or float in [0, 1].
         reference: what it is compared with, of the same shape and type.
-        names: which.
+        names: those that are wanted.
         luma: the convention of y.
 
     Returns:
@@ -68,12 +68,12 @@ def measure_fidelity(
             scales.push(*strips)
         elif similarity is not None:
             similarity.push(*strips)
-    found = {
+    values = {
         "psnr_y": None if error is None else error.psnr_db,
         "ssim_y": None if similarity is None else similarity.ssim,
         "ms_ssim_y": None if scales is None else scales.ms_ssim,
     }
-    return {name: found[name] for name in FIDELITY if name in names}
+    return {name: values[name] for name in FIDELITY if name in names}
 
 
 def psnr_y(value: np.ndarray, reference: np.ndarray, luma: Luma = Luma.BT601_STUDIO) -> float:

@@ -119,19 +119,19 @@ class QualityMeter:
     ) -> dict[str, float | None]:
         full_scale(pixels)
         own = [spec.name for spec in self.specs if spec.kind == "fidelity"]
-        found: dict[str, float | None] = dict.fromkeys(own)
+        values: dict[str, float | None] = dict.fromkeys(own)
         if truth is not None and own:
-            found |= measure_fidelity(pixels, truth, own, self.luma)
+            values |= measure_fidelity(pixels, truth, own, self.luma)
         seen = _ScoredPicture(pixels, self._tile_px)
         for spec in self.specs:
             if spec.kind not in ("fidelity", "frechet"):
                 with naming(spec):
-                    found[spec.name] = self._deep(spec, seen, photo, truth)
+                    values[spec.name] = self._deep(spec, seen, photo, truth)
         scores: dict[str, float | None] = {}
         for spec in self.specs:
             if spec.kind == "frechet":
                 continue  # of the whole set
-            value = found.get(spec.name)
+            value = values.get(spec.name)
             scores[spec.name] = value if value is not None and math.isfinite(value) else None
             if value == math.inf:
                 scores[spec.name + INFINITE] = 1.0

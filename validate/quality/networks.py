@@ -115,14 +115,5 @@ def _load(spec: MetricSpec, weights: Path | None, device: str) -> Adapter:
         if source.loader == "pyiqa"
         else lpips_dists_piq.LOADERS[source.loader](file, device)
     )
-    return without_network(adapter)
-
-
-def without_network(adapter: Callable[..., Any]) -> Callable[..., Any]:
-    """The same adapter, kept from the network while it runs too."""
-
-    def call(*arguments: np.ndarray) -> Any:
-        with offline():
-            return adapter(*arguments)
-
-    return call
+    guarded: Adapter = offline()(adapter)  # kept from the network while it runs, too
+    return guarded

@@ -37,24 +37,24 @@ def compare_with_baseline(
     """
     rule = noise or Noise()
     kind, images = _other_kind(report, baseline), _other_images(report, baseline)
-    found: list[Difference] = []
+    differences: list[Difference] = []
     if kind:
-        found.append(noted("bundle", None, None, "1", f"{kind}; parity, cost and size are not compared"))
+        differences.append(noted("bundle", None, None, "1", f"{kind}; parity, cost and size are not compared"))
     if images:
-        found.append(noted("dataset", None, None, "1", f"{images}; quality is not compared"))
-    found += _compare_checks(report, baseline, rule, other_kind=bool(kind))
+        differences.append(noted("dataset", None, None, "1", f"{images}; quality is not compared"))
+    differences += _compare_checks(report, baseline, rule, other_kind=bool(kind))
     if not kind:
-        found += _compare_ladder(report, baseline, rule)
-    found += _compare_metrics(report, baseline, rule, other_images=bool(images))
+        differences += _compare_ladder(report, baseline, rule)
+    differences += _compare_metrics(report, baseline, rule, other_images=bool(images))
     if not images:
-        found += _compare_images(report, baseline)
+        differences += _compare_images(report, baseline)
     if not kind:
-        found += compare_cost(report, baseline, rule)
-        found += compare_size(report, baseline, rule)
-    if all(difference.status == "info" for difference in found):
+        differences += compare_cost(report, baseline, rule)
+        differences += compare_size(report, baseline, rule)
+    if all(difference.status == "info" for difference in differences):
         why = "nothing in the earlier report could be compared with this run"
-        found.append(held("baseline", None, None, 0.0, "1", worse=True, detail=why))
-    return tuple(found)
+        differences.append(held("baseline", None, None, 0.0, "1", worse=True, detail=why))
+    return tuple(differences)
 
 
 def _other_kind(report: ValidationReport, baseline: ValidationReport) -> str:

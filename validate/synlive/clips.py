@@ -156,17 +156,17 @@ class VideoClip:
             stream.thread_type = "AUTO"
             if lead is not None and first > lead:
                 container.seek(self._times[first - lead], stream=stream, backward=True, any_frame=False)
-            found = 0
+            count = 0
             for frame in container.decode(stream):
-                if frame.pts is None or frame.pts < wanted[found]:
+                if frame.pts is None or frame.pts < wanted[count]:
                     continue
-                if frame.pts > wanted[found] or frame.is_corrupt:
+                if frame.pts > wanted[count] or frame.is_corrupt:
                     return
                 if frame.interlaced_frame:
                     raise self._error("is interlaced")
                 yield frame_to_rgb(frame)
-                found += 1
-                if found == len(wanted):
+                count += 1
+                if count == len(wanted):
                     return
 
     def _stream(self, container: Any) -> Any:

@@ -254,11 +254,11 @@ def _open(place: Path, name: str, options: PairOptions, photographs: bool) -> So
 
 def _clips(folder: Path) -> list[Path]:
     """Videos, and folders that hold images and no videos (a video's folder may hold its key photos)."""
-    found = []
+    clips = []
     for inner in _folders(folder):
         videos = [path for path in visible(inner) if is_video(path)]
-        found += videos if videos or len(images_in(inner)) < 2 else [inner]
-    return _each_once(sorted(found))
+        clips += videos if videos or len(images_in(inner)) < 2 else [inner]
+    return _each_once(sorted(clips))
 
 
 def _photographs(folder: Path) -> list[Path]:
@@ -280,14 +280,14 @@ def _folders(folder: Path) -> Iterator[Path]:
 
 def _each_once(paths: Sequence[Path]) -> list[Path]:
     """Without further names (links of either kind) of what is there already; links to nothing stay."""
-    found: dict[object, Path] = {}
+    by_file: dict[object, Path] = {}
     for path in paths:
         try:
             status = path.stat()
-            found.setdefault((status.st_dev, status.st_ino), path)
+            by_file.setdefault((status.st_dev, status.st_ino), path)
         except OSError:
-            found[path] = path
-    return list(found.values())
+            by_file[path] = path
+    return list(by_file.values())
 
 
 def _crop(image: Pixels, size: Size | None, rng: np.random.Generator) -> tuple[int, int, tuple[slice, slice]]:
