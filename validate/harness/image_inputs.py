@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from livemoments.bundle import Bundle
-from livemoments.errors import ImageError, UsageError
+from livemoments.errors import UsageError
 from livemoments.runtime.image_files.photo import Photo, decode_photo, read_image_bytes
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.schedule import plan_steps
@@ -43,28 +43,19 @@ class ImageInputs:
     data: Mapping[Role, bytes] = field(default_factory=dict)
     corners: Mapping[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
 
-    def photo(self, role: Role) -> Photo | None:
-        """The decoded picture; ``None`` where the data set has none.
+    def photo(self, role: Role) -> Photo:
+        """The decoded picture.
 
         Raises:
             ImageError: it cannot be read.
             ResourceError: memory ran out.
         """
-        if role not in self.paths:
-            return None
         path = self.paths[role]
         return decode_photo(path, self.data[role] if role in self.data else read_image_bytes(path))
 
-    def required(self, role: Role) -> Photo:
-        """As :meth:`photo`, where there must be one.
-
-        Raises:
-            ImageError: there is none, or it cannot be read.
-        """
-        photo = self.photo(role)
-        if photo is None:
-            raise ImageError(self.name, f"the data set has no '{role}' of it")
-        return photo
+    def photo_if_there(self, role: Role) -> Photo | None:
+        """As :meth:`photo`; ``None`` where the data set has none."""
+        return self.photo(role) if role in self.paths else None
 
     def loaded(self) -> ImageInputs:
         """The same with every file's bytes, so that it can be sent to a machine that does not have the files.

@@ -122,8 +122,8 @@ class ImageWorker:
         self._engines.close()
 
     def _run(self, files: ImageInputs, progress: Progress) -> FinishedImage:
-        frame, photo = files.required("frame"), files.required("photo")
-        photo_frame, truth, recorded = files.photo("photo_frame"), files.photo("truth"), files.photo("recorded")
+        frame, photo, photo_frame = files.photo("frame"), files.photo("photo"), files.photo_if_there("photo_frame")
+        truth, recorded = files.photo_if_there("truth"), files.photo_if_there("recorded")
         if truth is not None:  # the result is in the photo's colours
             truth, _ = match_profile(truth, photo)
         started_s = time.perf_counter()

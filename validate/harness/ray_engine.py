@@ -133,7 +133,9 @@ class _Workers:
                 self._start()
                 continue
             self._idle.append(worker)
-            yield image, _result(answer)
+            if not isinstance(answer, FinishedImage):
+                _raise_failure(answer)
+            yield image, answer
 
     def dismiss(self) -> None:
         """End every worker."""
@@ -274,13 +276,6 @@ def _check_reachable(address: str) -> None:
 def _nodes(ray: Any) -> list[tuple[float, float]]:
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive]
-
-
-def _result(answer: FinishedImage | Failure) -> FinishedImage:
-    if isinstance(answer, FinishedImage):
-        return answer
-    _raise_failure(answer)
-    raise AssertionError("a failure that is none")
 
 
 def _as_data(error: LiveMomentsError) -> Failure:

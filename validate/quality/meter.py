@@ -11,7 +11,7 @@ import numpy as np
 
 from livemoments.errors import UsageError
 from livemoments.validate.quality.fidelity import measure_fidelity
-from livemoments.validate.quality.luma import Luma, full_scale
+from livemoments.validate.quality.luma import Luma, check_same_size, full_scale
 from livemoments.validate.quality.networks import Adapter, Adapters, naming
 from livemoments.validate.quality.registry import DEFAULT, FID_PATCH_PX, MetricSpec, select
 from livemoments.validate.quality.tiling import TILE_PX, direction, patches, tile_mean
@@ -98,9 +98,8 @@ class QualityMeter:
             EngineError: a network failed.
         """
         for other in (input_upscaled, truth):
-            if other is not None and other.shape[:2] != output.shape[:2]:
-                sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (output, other))
-                raise UsageError(f"pictures of different sizes cannot be compared: {sizes}")
+            if other is not None:
+                check_same_size(output, other)
         photo = None if reference is None else _ScoredPicture(reference, self._tile_px)
         metrics = self._scores(output, photo, truth)
         inputs = {} if input_upscaled is None else self._scores(input_upscaled, photo, truth)
