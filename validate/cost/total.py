@@ -32,7 +32,6 @@ def measure_cost(
     runs: int = 20,
     tile_runs: int = 5,
     warmup: int = 2,
-    fresh_process: bool = True,
     progress: Progress = SILENT,
 ) -> Cost:
     """Measure stages, whole tiles, a whole photo in a fresh process, memory and energy.
@@ -49,7 +48,6 @@ def measure_cost(
         runs: timed runs of each stage.
         tile_runs: timed batches of whole tiles.
         warmup: runs and batches before, which are not timed.
-        fresh_process: restore a photo in a process of its own; without, there is no peak memory and no ``photo_s``.
         progress: where to report.
 
     Raises:
@@ -61,7 +59,6 @@ def measure_cost(
     settings = (settings or RestoreOptions()).for_bundle(bundle)
     backend = backend or settings.open_backend()
     sizes = sizes or ([settings.tile] if settings.tile else bundle.tile_sizes)
-    fresh: FreshRun | None = None
     with _watched_machine(settings) as (gpu, no_gpu, state):
         counts = {"runs": runs, "warmup": warmup, "batch": settings.batch, "seed": settings.seed}
         stages = measure_stages(bundle, backend, sizes=sizes, progress=progress, **counts)
@@ -69,10 +66,9 @@ def measure_cost(
             bundle, settings, backend, size=sizes[0], runs=tile_runs, warmup=warmup, gpu=gpu, progress=progress
         )
         memory = runtime_memory(backend)
-        if fresh_process:
-            with progress.task("Restoring in a fresh process"), tempfile.TemporaryDirectory() as folder:
-                files = photo or _synthetic_photo(bundle, sizes[0], settings, Path(folder))
-                fresh = restore_afresh(bundle, files, settings, gpu=gpu, no_gpu=no_gpu)
+        with progress.task("Restoring in a fresh process"), tempfile.TemporaryDirectory() as folder:
+            files = photo or _synthetic_photo(bundle, sizes[0], settings, Path(folder))
+            fresh = restore_afresh(bundle, files, settings, gpu=gpu, no_gpu=no_gpu)
     return _cost(
         state,
         tiles.seconds,
@@ -122,14 +118,14 @@ def _watched_machine(settings: RestoreOptions) -> Iterator[tuple[Gpu | None, str
             gpu.close()
 
 
-def _cost(state: State, seconds: Sequence[float], fresh: FreshRun | None, *memory: Memory, **others: Any) -> Cost:
+def _cost(state: State, seconds: Sequence[float], fresh: FreshRun, *memory: Memory, **others: Any) -> Cost:
     tile_s = percentiles(seconds) if seconds else {}
     return Cost(
         tile_s=tile_s,
         tiles_per_s=1 / tile_s["p50"] if tile_s.get("p50") else None,
-        photo_s=None if fresh is None else fresh.seconds,
-        photo=None if fresh is None or fresh.seconds is None else f"{fresh.width}x{fresh.height}",
-        memory=(*(() if fresh is None else fresh.memory), *memory),
+        photo_s=fresh.seconds,
+        photo=None if fresh.seconds is None else f"{fresh.width}x{fresh.height}",
+        memory=(*fresh.memory, *memory),
         clocks=state.clocks,
         load_average=state.load,
         **others,

@@ -48,7 +48,6 @@ def run_on_ray(
     *,
     workers: int | None = None,
     address: str | None = None,
-    start_limit_s: float = START_LIMIT_S,
     progress: Progress = SILENT,
 ) -> Generator[tuple[ImageInputs, FinishedImage]]:
     """Work on images, in whatever order they finish.
@@ -59,7 +58,6 @@ def run_on_ray(
         workers: how many; by default one per GPU for providers that use one, else one per machine.
         address: ``HOST:PORT`` or ``auto``: a running cluster that this machine belongs to. By default Ray is started
             on this machine, unless this process has started it already, and ended afterwards.
-        start_limit_s: how long to wait while no worker is there.
         progress: where to report the start.
 
     Raises:
@@ -72,7 +70,7 @@ def run_on_ray(
         return
     with _connected(address) as ray, contextlib.ExitStack() as stack:
         with progress.task("Starting the workers"):
-            team = _Workers(ray, spec, workers, len(images), start_limit_s)
+            team = _Workers(ray, spec, workers, len(images))
             stack.callback(team.dismiss)
             team.wait_for_one()
         yield from team.work(images)
@@ -81,9 +79,8 @@ def run_on_ray(
 class _Workers:
     """The workers of one run, and what each is doing."""
 
-    def __init__(self, ray: Any, spec: RunSpec, workers: int | None, images: int, start_limit_s: float) -> None:
+    def __init__(self, ray: Any, spec: RunSpec, workers: int | None, images: int) -> None:
         self._ray = ray
-        self._start_limit_s = start_limit_s
         uses_gpu = spec.settings.provider.lower() in _GPU_PROVIDERS
         count, cpus = plan_workers(_nodes(ray), workers, uses_gpu=uses_gpu)
         cpus = min(cpus, spec.settings.threads or cpus)
@@ -150,11 +147,11 @@ class _Workers:
     def _await_any(self) -> Any:
         """Wait for something to happen: the reference of a finished image, or ``None`` if a worker has started."""
         waiting = [*self._busy, *self._starting]
-        timeout_s = None if self._busy or self._idle else self._start_limit_s
+        timeout_s = None if self._busy or self._idle else START_LIMIT_S
         done, _ = self._ray.wait(waiting, num_returns=1, timeout=timeout_s)
         if not done:
             raise EngineError(
-                f"no worker started within {self._start_limit_s:.0f} s",
+                f"no worker started within {START_LIMIT_S:.0f} s",
                 fix="check 'ray status' for free CPUs and GPUs; ask for fewer --workers",
             )
         if done[0] not in self._starting:

@@ -18,12 +18,12 @@ from livemoments.store.folders import StagedFolder, stage_folder
 from livemoments.store.journals import LineJournal, work_alone
 from livemoments.validate.harness.image_inputs import ImageInputs
 from livemoments.validate.harness.image_worker import FinishedImage
+from livemoments.validate.harness.previews import ROLES
 from livemoments.validate.quality.aggregate import save_features
 from livemoments.validate.report_data import ImageResult
 
 JOURNAL_NAME = "results.jsonl"
 PICTURES, FEATURES = "images", "features"
-ROLES = ("input", "output", "reference", "truth", "error")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _FINISHED = {"finished": True}
 

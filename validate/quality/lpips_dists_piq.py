@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,16 @@ def batch_of(tile: np.ndarray, device: str) -> Any:
     return torch.from_numpy(np.ascontiguousarray(tile.transpose(2, 0, 1)))[None].to(device)
 
 
+def _distance(network: Callable[[Any, Any], Any], device: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    import torch
+
+    def distance(value: np.ndarray, reference: np.ndarray) -> float:
+        with torch.inference_mode():
+            return float(network(batch_of(value, device), batch_of(reference, device)))
+
+    return distance
+
+
 def load_lpips(file: Path, device: str) -> Callable[[np.ndarray, np.ndarray], float]:
     """LPIPS of version 0.1 on AlexNet (Zhang et al. 2018); the linear layers' weights come with the package.
 
@@ -34,13 +45,7 @@ def load_lpips(file: Path, device: str) -> Callable[[np.ndarray, np.ndarray], fl
         import lpips
 
         network = lpips.LPIPS(net="alex", version="0.1", verbose=False).to(device).eval()
-    import torch
-
-    def distance(value: np.ndarray, reference: np.ndarray) -> float:
-        with torch.inference_mode():
-            return float(network(batch_of(value, device), batch_of(reference, device), normalize=True))
-
-    return distance
+    return _distance(functools.partial(network, normalize=True), device)
 
 
 def load_dists(file: Path, device: str) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -65,12 +70,7 @@ def load_dists(file: Path, device: str) -> Callable[[np.ndarray, np.ndarray], fl
         weights = torch.load(own, map_location="cpu")
         network.alpha.data, network.beta.data = weights["alpha"], weights["beta"]
         network = network.to(device).eval()
-
-    def distance(value: np.ndarray, reference: np.ndarray) -> float:
-        with torch.inference_mode():
-            return float(network(batch_of(value, device), batch_of(reference, device)))
-
-    return distance
+    return _distance(network, device)
 
 
 def load_inception(file: Path, device: str) -> Callable[[np.ndarray], np.ndarray]:

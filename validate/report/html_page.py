@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livemoments.errors import MissingExtraError
+from livemoments.validate.harness.previews import ROLES
 from livemoments.validate.report import charts, numbers, page_content
 from livemoments.validate.report.gate import gate
-from livemoments.validate.report.pictures import ROLES, error_against, heat_gradient, make_gallery
+from livemoments.validate.report.pictures import error_against, heat_gradient, make_gallery
 from livemoments.validate.report.report_json import finite
 from livemoments.validate.report_data import ValidationReport
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from livemoments.store.files import read_file
-from livemoments.validate.harness.previews import RECORDED_TOP_LEVELS, TRUTH_TOP_LEVELS
+from livemoments.validate.harness.previews import RECORDED_TOP_LEVELS, ROLES, TRUTH_TOP_LEVELS
 from livemoments.validate.report_data import ImageResult, ValidationReport
 
 WORST = 12
@@ -20,14 +20,6 @@ BUDGET_BYTES = 6_500_000
 """Of all pictures together, before base64 adds a third."""
 _SMALL_BYTES = 90_000
 _QUALITY = 82
-ROLES = {
-    "input": "enlarged input",
-    "output": "restored",
-    "reference": "key photo",
-    "truth": "ground truth",
-    "error": "error map",
-}
-"""What ``ImageResult.files`` may hold, in the order in which it is read, with its name on the page."""
 _HEAT_STOPS = 9
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
