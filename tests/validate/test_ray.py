@@ -255,7 +255,7 @@ def replace_files(dataset: Dataset, index: int, place: Path) -> Any:
     place.mkdir()
     copy = place / item.photo.name
     copy.write_bytes(item.photo.read_bytes())
-    return replace(item, ref=copy)
+    return replace(item, photo=copy)
 
 
 @pytest.mark.slow
