@@ -20,7 +20,7 @@ from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size
 from livemoments.validate.ladder.all_points import all_points, check_source
 from livemoments.validate.ladder.bisect import bisect
-from livemoments.validate.ladder.replay import climb
+from livemoments.validate.ladder.compare import compare
 from livemoments.validate.made_up_photo import made_up_live_photo, smallest_tile, write_live_photo
 from livemoments.validate.recording.pipeline import record
 from livemoments.validate.recording.schema import Detail
@@ -100,7 +100,7 @@ def compare_with_checkpoint(
             blocks=range(bundle.manifest.model.num_blocks) if detail == "modules" else None,
             progress=progress,
         )
-        climbed = climb(bundle, recording, levels=others, backend=backend, limits=limits, progress=progress)
+        climbed = compare(bundle, recording, levels=others, backend=backend, limits=limits, progress=progress)
         bisection = bisect(bundle, recording, backend=backend, limits=limits, progress=progress) if find_fault else None
     return tuple(sorted((*climbed, *rungs), key=lambda rung: LEVELS.index(rung.level))), bisection
 

@@ -30,9 +30,9 @@ from livemoments.validate.harness.run_key import bundle_digest
 from livemoments.validate.harness.run_store import has_results
 from livemoments.validate.harness.summary import aggregate_metrics, image_checks
 from livemoments.validate.ladder.bisect import bisect
-from livemoments.validate.ladder.conditions import choose_image
+from livemoments.validate.ladder.compare import compare
 from livemoments.validate.ladder.integer_products import check_integer_products
-from livemoments.validate.ladder.replay import climb
+from livemoments.validate.ladder.recorded_conditions import choose_image
 from livemoments.validate.ladder.selfcheck import self_checks
 from livemoments.validate.made_up_photo import made_up_live_photo, smallest_tile
 from livemoments.validate.options import DataOptions, ValidateOptions
@@ -115,7 +115,7 @@ def validate_bundle(
     images = data if isinstance(data, DataOptions) or data is None else DataOptions(Path(data))
     options.check_for(opened, has_data=images is not None)
     validation = _Validation(opened, options, recorded, live_photo, backend, progress)
-    ladder, bisection = validation.compare(None if checkpoint is None else Path(checkpoint))
+    ladder, bisection = validation.compare_with_reference(None if checkpoint is None else Path(checkpoint))
     checks = [*validation.check_itself(), *validation.check_policy()]
     with _report_folder(output) as folder:
         results = _DataResults() if images is None else validation.restore_images(images, folder)
@@ -174,7 +174,7 @@ class _Validation:
         self._own_backend = backend
         self._backend = backend or self._settings.open_backend()
 
-    def compare(self, checkpoint: Path | None) -> tuple[tuple[Rung, ...], Bisection | None]:
+    def compare_with_reference(self, checkpoint: Path | None) -> tuple[tuple[Rung, ...], Bisection | None]:
         """The parity ladder, and where the engine leaves the reference if that was asked for."""
         levels, find_fault = self._options.levels, self._options.find_fault
         bisection: Bisection | None = None
@@ -194,7 +194,7 @@ class _Validation:
             )
         elif self._recording is not None:
             given, backend, limits, progress = self._recording, self._backend, self._limits, self._progress
-            rungs = climb(self._bundle, given, levels=levels, backend=backend, limits=limits, progress=progress)
+            rungs = compare(self._bundle, given, levels=levels, backend=backend, limits=limits, progress=progress)
             if find_fault:
                 bisection = bisect(self._bundle, given, backend=backend, limits=limits, progress=progress)
         else:

@@ -81,7 +81,7 @@ def command(
     verify: str,
     as_json: bool,
     progress: Progress,
-    **choices: Any,
+    **options: Any,
 ) -> None:
     """Quantize the transformers of BUNDLE to a new bundle.
 
@@ -105,9 +105,9 @@ def command(
         from livemoments.quantize.options import QuantizeOptions
         from livemoments.quantize.pipeline import quantize as run
 
-        options = QuantizeOptions(**choices, verify=verify != "none")
+        chosen = QuantizeOptions(verify=verify != "none", **options)
         source = open_checked(bundle, progress)
-        result = run(source, output, options, progress=progress)
+        result = run(source, output, chosen, progress=progress)
     if as_json:
         speeds = [
             {"stage": s.stage, "size": s.size, "source_s": s.source_s, "quantized_s": s.quantized_s}
