@@ -7,6 +7,7 @@ arrays) are ``None`` in JSON, and ``exact`` or the passed check says why.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import msgspec
@@ -19,6 +20,11 @@ Status = Literal["pass", "fail", "info"]
 Level = Literal["block", "network", "step", "tile", "photo"]
 LEVELS: tuple[Level, ...] = ("block", "network", "step", "tile", "photo")
 """Of the parity ladder, from the smallest part to the whole."""
+
+
+def finite_number(value: float | None) -> float | None:
+    """The number as a report holds it: ``None`` for NaN and infinity."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -114,6 +114,9 @@ def validate_bundle(
     recorded = recording if isinstance(recording, Recording) or recording is None else open_recording(recording)
     images = data if isinstance(data, DataOptions) or data is None else DataOptions(Path(data))
     options.check_for(opened, has_data=images is not None)
+    reference = None if checkpoint is None else f"checkpoint {Path(checkpoint).name}"
+    if recorded is not None:
+        reference = f"recording {recorded.path.name} of {recorded.meta.source.name}"
     validation = _Validation(opened, options, recorded, live_photo, backend, progress)
     ladder, bisection = validation.compare_with_reference(None if checkpoint is None else Path(checkpoint))
     checks = [*validation.check_itself(), *validation.check_policy()]
@@ -126,7 +129,7 @@ def validate_bundle(
             livemoments=__version__,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             bundle=validation.describe_bundle(),
-            reference=_name_reference(checkpoint, recorded),
+            reference=reference,
             dataset=results.info,
             settings={"command": options.command, **options.restore.to_json()},
             machine=machine_record(),
@@ -156,83 +159,81 @@ class _DataResults:
     checks: tuple[Check, ...] = ()
 
 
+@dataclass
 class _Validation:
     """The parts of a validation, each of which says its outcome."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        options: ValidateOptions,
-        recording: Recording | None,
-        live_photo: LivePhoto[Path] | None,
-        backend: Backend | None,
-        progress: Progress,
-    ) -> None:
-        self._bundle, self._options, self._settings = bundle, options, options.restore
-        self._recording, self._live_photo, self._progress = recording, live_photo, progress
-        self._limits = load_limits(bundle.manifest.precision, options.limits)
-        self._own_backend = backend
-        self._backend = backend or self._settings.open_backend()
+    bundle: Bundle
+    options: ValidateOptions
+    recording: Recording | None
+    live_photo: LivePhoto[Path] | None
+    own_backend: Backend | None
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.settings = self.options.restore
+        self.limits = load_limits(self.bundle.manifest.precision, self.options.limits)
+        self.backend = self.own_backend or self.settings.open_backend()
 
     def compare_with_reference(self, checkpoint: Path | None) -> tuple[tuple[Rung, ...], Bisection | None]:
         """The parity ladder, and where the engine leaves the reference if that was asked for."""
-        levels, find_fault = self._options.levels, self._options.find_fault
+        levels, find_fault = self.options.levels, self.options.find_fault
         bisection: Bisection | None = None
         if checkpoint is not None:
             from livemoments.validate.against_checkpoint import compare_with_checkpoint
 
             rungs, bisection = compare_with_checkpoint(
-                self._bundle,
+                self.bundle,
                 checkpoint,
-                self._live_photo,
-                self._settings,
+                self.live_photo,
+                self.settings,
                 levels=levels,
                 find_fault=find_fault,
-                limits=self._limits,
-                backend=self._backend,
-                progress=self._progress,
+                limits=self.limits,
+                backend=self.backend,
+                progress=self.progress,
             )
-        elif self._recording is not None:
-            given, backend, limits, progress = self._recording, self._backend, self._limits, self._progress
-            rungs = compare(self._bundle, given, levels=levels, backend=backend, limits=limits, progress=progress)
+        elif self.recording is not None:
+            given, backend, limits, progress = self.recording, self.backend, self.limits, self.progress
+            rungs = compare(self.bundle, given, levels=levels, backend=backend, limits=limits, progress=progress)
             if find_fault:
-                bisection = bisect(self._bundle, given, backend=backend, limits=limits, progress=progress)
+                bisection = bisect(self.bundle, given, backend=backend, limits=limits, progress=progress)
         else:
             rungs = ()
         if rungs:
-            self._progress.say(f"parity: {parity_line(rungs)}")
+            self.progress.say(f"parity: {parity_line(rungs)}")
         return rungs, bisection
 
     def check_itself(self) -> tuple[Check, ...]:
         """Checks that need no reference, if they were asked for."""
-        if not self._options.check_itself:
+        if not self.options.check_itself:
             return ()
-        seed, limits = self._settings.seed, self._limits
-        own = self_checks(self._bundle, backend=self._backend, seed=seed, limits=limits, progress=self._progress)
+        seed, limits = self.settings.seed, self.limits
+        own = self_checks(self.bundle, backend=self.backend, seed=seed, limits=limits, progress=self.progress)
         checks = (check_integer_products(), *own)
-        self._progress.say(f"self-checks: {checks_line(checks)}")
+        self.progress.say(f"self-checks: {checks_line(checks)}")
         return checks
 
     def check_policy(self) -> tuple[Check, ...]:
         """What the reference policy costs, if it is not exact."""
-        check = policy_check(self._bundle, self._settings, self._any_live_photo(), self._backend, self._progress)
+        check = policy_check(self.bundle, self.settings, self._any_live_photo(), self.backend, self.progress)
         return () if check is None else (check,)
 
     def restore_images(self, data: DataOptions, folder: Path) -> _DataResults:
         """The data set, image by image."""
-        run, chosen, progress = data.run, data.metrics, self._progress
+        run, chosen, progress = data.run, data.metrics, self.progress
         work = folder / CACHE
         dataset = open_dataset(data.folder, descriptor=data.name, limit=data.limit, work=work, progress=progress)
-        recording = self._recording
+        recording = self.recording
         is_recorded = recording is not None and any(item.name in recording.images for item in dataset.items)
         images = run_images(
-            self._bundle,
+            self.bundle,
             dataset,
             work=folder,
-            settings=self._settings,
+            settings=self.settings,
             options=run,
             recording=recording if is_recorded else None,
-            backend=self._own_backend if run.engine == "local" else None,
+            backend=self.own_backend if run.engine == "local" else None,
             progress=progress,
         )
         info = DatasetInfo(
@@ -248,43 +249,41 @@ class _Validation:
 
     def measure_cost(self) -> Cost | None:
         """Latency and memory, if they were asked for."""
-        runs = self._options.cost_runs
+        runs = self.options.cost_runs
         if not runs:
             return None
-        photo, backend = self._live_photo, self._own_backend
-        return measure_cost(
-            self._bundle, self._settings, photo=photo, backend=backend, runs=runs, progress=self._progress
-        )
+        photo, backend = self.live_photo, self.own_backend
+        return measure_cost(self.bundle, self.settings, photo=photo, backend=backend, runs=runs, progress=self.progress)
 
     def describe_bundle(self) -> BundleInfo:
         """What was validated."""
-        manifest = self._bundle.manifest
+        manifest = self.bundle.manifest
         files = {
             name: sum(manifest.files[file].bytes for file in {f for g in entry.graphs for f in (g.path, *g.weights)})
             for name, entry in manifest.stages.items()
         }
         return BundleInfo(
-            name=self._bundle.path.name,
-            digest=bundle_digest(self._bundle),
+            name=self.bundle.path.name,
+            digest=bundle_digest(self.bundle),
             precision=manifest.precision,
             recipe=manifest.recipe,
             target=manifest.target,
-            policy=str(self._settings.policy(self._bundle)),
-            provider=f"{self._backend.name}:{self._backend.provider}",
+            policy=str(self.settings.policy(self.bundle)),
+            provider=f"{self.backend.name}:{self.backend.provider}",
             bytes=sum(entry.bytes for entry in manifest.files.values()),
             files=files,
         )
 
     def _any_live_photo(self) -> LivePhoto[ImageSource]:
         """The one that was named, else a recorded one, else a made-up one."""
-        if self._live_photo is not None:
-            return self._live_photo
-        if self._recording is not None:
-            name = choose_image(self._recording, None)
-            frame, photo, photo_frame = (self._recording.image_path(name, role) for role in (LR, REF, REF_LR))
+        if self.live_photo is not None:
+            return self.live_photo
+        if self.recording is not None:
+            name = choose_image(self.recording, None)
+            frame, photo, photo_frame = (self.recording.image_path(name, role) for role in (LR, REF, REF_LR))
             if frame is not None and photo is not None:
                 return LivePhoto(frame, photo, photo_frame)
-        return made_up_live_photo(smallest_tile(self._bundle), self._settings.seed)
+        return made_up_live_photo(smallest_tile(self.bundle), self.settings.seed)
 
 
 @contextlib.contextmanager
@@ -301,9 +300,3 @@ def _report_folder(output: str | os.PathLike[str] | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="livemoments-validate-") as name:
         yield Path(name)
-
-
-def _name_reference(checkpoint: str | os.PathLike[str] | None, recording: Recording | None) -> str | None:
-    if checkpoint is not None:
-        return f"checkpoint {Path(checkpoint).name}"
-    return None if recording is None else f"recording {recording.path.name} of {recording.meta.source.name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import time
@@ -29,7 +28,7 @@ from livemoments.validate.harness.image_metrics import ImageMetrics, photo_psnr_
 from livemoments.validate.harness.kept_engines import KeptEngines
 from livemoments.validate.harness.previews import make_previews
 from livemoments.validate.harness.run_key import bundle_digest
-from livemoments.validate.report_data import ImageResult
+from livemoments.validate.report_data import ImageResult, finite_number
 
 _STRIP_ROWS = 256
 
@@ -159,10 +158,10 @@ class ImageWorker:
                 width=image.shape[1],
                 height=image.shape[0],
                 tiles=len(result.plan.tiles),
-                metrics=_finite(quality.metrics),
-                input_metrics=_finite(quality.input_metrics),
-                parity_psnr_db=_finite_or_none(parity_db),
-                seam=_finite_or_none(seam),
+                metrics={name: finite_number(value) for name, value in quality.metrics.items()},
+                input_metrics={name: finite_number(value) for name, value in quality.input_metrics.items()},
+                parity_psnr_db=finite_number(parity_db),
+                seam=finite_number(seam),
                 pcr={name: float(value) for name, value in pcr.items()},
                 seconds=elapsed_s - result.timings.load_seconds,
                 tile_seconds=result.timings.tile_run_seconds,
@@ -181,12 +180,3 @@ def whole_image(view: WindowView, bit_depth: int) -> np.ndarray:
         rows = min(_STRIP_ROWS, height - y0)
         image[y0 : y0 + rows] = to_integers(view.window(y0, 0, rows, width), bit_depth)
     return image
-
-
-def _finite(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {name: _finite_or_none(value) for name, value in values.items()}
-
-
-def _finite_or_none(value: float | None) -> float | None:
-    """Infinite decibels (equal pictures) are ``None`` in a report."""
-    return float(value) if value is not None and math.isfinite(value) else None

@@ -48,15 +48,10 @@ def render_page(report: ValidationReport, folder: Path, *, beside: Sequence[str]
     clean = finite(report)
     environment = _environment()
     sources = {name: (_TEMPLATES / name).read_text("utf-8") for name in ("page.css", "early.js", "page.js")}
-    policy = "; ".join(
-        (
-            "default-src 'none'",
-            "img-src data:",
-            "style-src 'unsafe-inline'",
-            f"script-src {' '.join(_digest(sources[name]) for name in ('early.js', 'page.js'))}",
-            "base-uri 'none'",
-            "form-action 'none'",
-        )
+    scripts = " ".join(_digest(sources[name]) for name in ("early.js", "page.js"))
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src {scripts}; base-uri 'none'; form-action 'none'"
     )
     return environment.get_template(_PAGE).render(
         report=clean,
