@@ -14,8 +14,7 @@ import pytest
 from iqa_support import degraded, picture
 
 from livemoments.errors import UsageError
-from livemoments.validate.quality.aggregate import Aggregator, load_features, save_features
-from livemoments.validate.quality.exact import ExactMoments
+from livemoments.validate.quality.aggregate import Aggregator, ExactMoments, load_features, save_features
 from livemoments.validate.quality.meter import ImageQuality, QualityMeter
 from livemoments.validate.report_data import Metric
 

@@ -20,10 +20,9 @@ from livemoments.types import Size
 from livemoments.validate.quality import lpips_dists_piq
 from livemoments.validate.quality.meter import QualityMeter, cosine, relative_deviation
 from livemoments.validate.quality.networks import Adapters
-from livemoments.validate.quality.offline import offline
 from livemoments.validate.quality.registry import BY_NAME, SPECS, select
 from livemoments.validate.quality.tiling import direction, divide, patches, tile_mean
-from livemoments.validate.quality.weights import missing
+from livemoments.validate.quality.weights import missing, offline
 
 
 @pytest.fixture

@@ -1,25 +1,62 @@
 """The metrics over a data set: a stream of images, in memory that does not grow with their number.
 
-Means and deviations are exact (:mod:`exact`): the same bits in any order, from any split over workers, and again from
-per-image results that were written earlier. The Frechet distance's sums are float64 and depend on the order in their
+Means and deviations are exact: the same bits in any order, from any split over workers, and again from per-image
+results that were written earlier. The Frechet distance's sums are float64 and depend on the order in their
 last digits: add images in the data set's order.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from livemoments.errors import UsageError
 from livemoments.store.files import write_file
-from livemoments.validate.quality.exact import ExactMoments
 from livemoments.validate.quality.frechet import FeatureSums, frechet_distance
 from livemoments.validate.quality.meter import INFINITE, QualityMeter
 from livemoments.validate.quality.registry import MetricSpec
 from livemoments.validate.report_data import Metric
+
+
+class ExactMoments:
+    """Count, sum and sum of squares of finite doubles: the same bits in any order.
+
+    A double is a whole multiple of 2^-1074, so both sums are fractions within some hundred bytes for any count of them.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._total = self._squares = Fraction(0)
+
+    def add(self, value: float) -> None:
+        """Take a number.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        if not math.isfinite(value):
+            raise ValueError(f"{value} has no place in a mean")
+        exact = Fraction(value)
+        self.count += 1
+        self._total += exact
+        self._squares += exact * exact
+
+    @property
+    def mean(self) -> float | None:
+        """The mean, rounded once; ``None`` of nothing."""
+        return float(self._total / self.count) if self.count else None
+
+    @property
+    def std(self) -> float | None:
+        """The population's standard deviation; 0 of one number, ``None`` of nothing."""
+        if not self.count:
+            return None
+        return math.sqrt(self._squares / self.count - (self._total / self.count) ** 2)  # exact, so never below 0
 
 
 class Aggregator:

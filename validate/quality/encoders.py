@@ -53,7 +53,6 @@ def _open_torchscript(file: Path, device: str) -> Callable[[np.ndarray], np.ndar
 
     def run(batch: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            features: np.ndarray = module(torch.from_numpy(batch).to(device)).float().cpu().numpy()
-        return features
+            return np.asarray(module(torch.from_numpy(batch).to(device)).float().cpu())
 
     return run

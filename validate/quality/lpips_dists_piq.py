@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from livemoments.errors import EngineError
-from livemoments.validate.quality.offline import offline
-from livemoments.validate.quality.weights import hub_cache
+from livemoments.validate.quality.weights import hub_cache, offline
 
 
 def batch_of(tile: np.ndarray, device: str) -> Any:

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from livemoments.errors import EngineError, LiveMomentsError
-from livemoments.validate.quality.offline import offline
 from livemoments.validate.quality.registry import BY_NAME, MetricSpec
-from livemoments.validate.quality.weights import check_folder, missing, open_source
+from livemoments.validate.quality.weights import check_folder, missing, offline, open_source
 
 Solo = Callable[[np.ndarray], float]
 """Scores one tile."""

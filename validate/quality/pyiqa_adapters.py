@@ -15,8 +15,7 @@ from unittest import mock
 import numpy as np
 
 from livemoments.validate.quality.lpips_dists_piq import batch_of
-from livemoments.validate.quality.offline import offline
-from livemoments.validate.quality.weights import hub_cache
+from livemoments.validate.quality.weights import hub_cache, offline
 
 
 def load_pyiqa(name: str, file: Path, device: str) -> Callable[[np.ndarray], float]:

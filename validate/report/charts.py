@@ -65,10 +65,7 @@ def log_axis(scale: Scale) -> str:
     step = max(1, math.ceil((high - low) / 3))
     parts = []
     for power in range(low, high + 1, step):
-        x = scale.at(10.0**power)
-        anchor = "start" if x < 4 else "end" if x > 96 else "middle"
-        label = "1" if power == 0 else f"1e{power}"
-        parts.append(f'<text x="{x}%" y="13" text-anchor="{anchor}">{label}</text>')
+        parts.append(_tick(scale.at(10.0**power), "1" if power == 0 else f"1e{power}"))
     return _svg("axis", _AXIS_PX, parts)
 
 
@@ -117,12 +114,10 @@ def bar_track(value: float, scale: Scale) -> str:
 def seconds_axis(scale: Scale) -> str:
     """0 and round times above a column of :func:`latency_track`."""
     step = _round_step(scale.high / 2.5)
-    parts = ['<text x="0%" y="13">0</text>']
+    parts = [_tick(0, "0")]
     value = step
     while value <= scale.high * 0.97:
-        x = scale.at(value)
-        anchor = "end" if x > 95 else "middle"
-        parts.append(f'<text x="{x}%" y="13" text-anchor="{anchor}">{format_round(value, "s")}</text>')
+        parts.append(_tick(scale.at(value), format_round(value, "s")))
         value += step
     return _svg("axis", _AXIS_PX, parts)
 
@@ -163,6 +158,11 @@ def split_bar(parts: Mapping[str, float], label: str) -> str:
 def _svg(kind: str, height: int, parts: Sequence[str], label: str = "") -> str:
     described = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
     return f'<svg class="{kind}" width="100%" height="{height}" {described}>{"".join(parts)}</svg>'
+
+
+def _tick(x: float, label: str) -> str:
+    anchor = "start" if x < 4 else "end" if x > 95 else "middle"
+    return f'<text x="{x}%" y="13" text-anchor="{anchor}">{label}</text>'
 
 
 def _bar(width: float) -> str:

@@ -55,28 +55,22 @@ def make_gallery(report: ValidationReport, folder: Path, *, budget_bytes: int = 
         folder: what they are relative to.
         budget_bytes: of all together.
     """
-    chosen = choose_images(report)
-    gallery, spent = Gallery(), 0
-    shown = 0
-    for image, why in chosen:
+    gallery, spent, shown = Gallery(), 0, 0
+    for image, why in choose_images(report):
         if spent >= budget_bytes:
             break
-        uris: dict[str, str] = {}
-        size = (image.width, image.height)
-        cost = 0
-        for role in ROLES:
-            if (name := image.files.get(role)) is None:
-                continue
-            picture = _read(folder, name)
-            if picture is None:
-                gallery.unreadable.append(name)
-                continue
-            data, mime, size = picture
-            cost += len(data)
-            uris[role] = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+        read = {role: _read(folder, image.files[role]) for role in ROLES if role in image.files}
+        pictures = {role: picture for role, picture in read.items() if picture is not None}
+        gallery.unreadable += [image.files[role] for role in read if role not in pictures]
+        cost = sum(len(data) for data, _, _ in pictures.values())
         if spent + cost > budget_bytes:
             break
-        if uris:
+        if pictures:
+            *_, (_, _, size) = pictures.values()
+            uris = {
+                role: f"data:{mime};base64,{base64.b64encode(data).decode()}"
+                for role, (data, mime, _) in pictures.items()
+            }
             spent += cost
             gallery.panels.append(Panel(image, why, uris, *size))
         shown += 1
