@@ -292,14 +292,33 @@ def test_the_linter_holds_the_architecture(file: str, line: str, rule: str | Non
 
 
 def test_the_public_surface_is_pinned() -> None:
-    names = ["export_bundle", "open_bundle", "quantize_bundle", "restore", "validate"]
+    names = ["export_bundle", "open_bundle", "quantize_bundle", "restore", "validate_bundle"]
     assert livemoments.__all__ == ["__version__", *names]
     for name in livemoments.__all__:
         getattr(livemoments, name)
-        # Again, now that its module is imported: livemoments.validate is a subpackage and a function.
         assert name == "__version__" or callable(getattr(livemoments, name)), name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         livemoments.nothing  # noqa: B018
+
+
+FEWER_PARAMETERS_SOON = {
+    "pipeline.record",
+}
+"""Functions with more parameters than :data:`MOST_PARAMETERS`, which are to take an options type instead."""
+MOST_PARAMETERS = 12
+
+
+def test_no_public_function_has_more_parameters_than_a_reader_can_hold() -> None:
+    count_of = {}
+    for file in (path for folder in PACKAGE_FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        for function in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(function, ast.FunctionDef) and not function.name.startswith("_"):
+                given, name = function.args, f"{file.stem}.{function.name}"
+                count = len(given.posonlyargs) + len(given.args) + len(given.kwonlyargs)
+                count_of[name] = max(count, count_of.get(name, 0))
+    assert len(count_of) > 500
+    long = {name for name, count in count_of.items() if count > MOST_PARAMETERS}
+    assert long <= FEWER_PARAMETERS_SOON, "give them an options type, as RestoreOptions"
 
 
 def test_every_error_is_in_the_tree_of_the_docstring() -> None:

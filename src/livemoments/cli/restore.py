@@ -9,19 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from livemoments.cli.bundles import open_checked
-from livemoments.cli.options import (
-    BYTES,
-    FILE,
-    PATH,
-    POLICY,
-    SIZE,
-    flow_option,
-    no_pcr_option,
-    provider_option,
-    result_options,
-    threads_option,
-)
+from livemoments.cli.options import BYTES, FILE, PATH, result_options
 from livemoments.cli.output import human_seconds, plural, stdout_is_ours, write_json
+from livemoments.cli.restore_options import read_restore_options, restore_options
 from livemoments.errors import OutputError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import Progress
@@ -48,24 +38,11 @@ if TYPE_CHECKING:
     required=True,
     help="The result; the suffix decides the format (png, jpg, tif, webp). An existing file is replaced.",
 )
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Sampling steps.  [default: the bundle's]")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Seed of the noise."
-)
+@restore_options(default_seed="0")
 @click.option(
     "--compat",
     type=click.Choice(["upstream"]),
     help="Reproduce upstream's tiling, 8-bit colour fix and grey top row and left column.",
-)
-@click.option(
-    "--reference",
-    type=POLICY,
-    help="When ReferenceNet runs. per-step, phase-split: exact; phase-split never holds both big networks. every-K, "
-    "frozen, frozen@STEP: approximate, less work.  [default: the bundle's]",
-)
-@flow_option(
-    "engine: RAFT, as upstream. dis: OpenCV's DIS, less memory, another result.  "
-    "[default: the bundle's: engine, unless its checkpoint has no RAFT]"
 )
 @click.option(
     "--tile-plan",
@@ -73,12 +50,6 @@ if TYPE_CHECKING:
     help="balanced: the fewest tiles that cover the photo. upstream: padding to whole strides.  "
     "[default: balanced; upstream with --compat]",
 )
-@click.option("--tile", type=SIZE, help="Use this tile size of the bundle.  [default: the best of those it has]")
-@click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True, metavar="TILES", help="Tiles computed at once."
-)
-@click.option("--pad-small", is_flag=True, help="Extend a photo that is smaller than a tile, instead of refusing it.")
-@no_pcr_option
 @click.option(
     "--kv-store",
     type=click.Choice(["host", "disk"]),
@@ -119,8 +90,6 @@ if TYPE_CHECKING:
     metavar="1-100",
     help="Quality of JPEG and WebP.",
 )
-@provider_option
-@threads_option
 @result_options
 def command(
     bundle: Path,
@@ -153,10 +122,9 @@ def command(
             raise OutputError(output, f"is also {name}; it would be overwritten", fix="choose another -o")
     started = time.perf_counter()
     with stdout_is_ours():
-        from livemoments.runtime.options import RestoreOptions
         from livemoments.runtime.restore import restore
 
-        chosen = RestoreOptions(**options, bit_depth=None if bit_depth is None else int(bit_depth))
+        chosen = read_restore_options(options, bit_depth=None if bit_depth is None else int(bit_depth))
         live = LivePhoto(frame, photo, photo_frame)
         result = restore(open_checked(bundle, progress), live, chosen, output=output, progress=progress)
     seconds = time.perf_counter() - started

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
-from livemoments.validate.quality.iqa import batch_of
-from livemoments.validate.quality.offline import offline, replaced
-from livemoments.validate.quality.weights import hub_cache
+from livemoments.validate.quality.lpips_dists_piq import batch_of
+from livemoments.validate.quality.weights import hub_cache, offline
 
 
 def load_pyiqa(name: str, file: Path, device: str) -> Callable[[np.ndarray], float]:
@@ -31,8 +31,10 @@ def load_pyiqa(name: str, file: Path, device: str) -> Callable[[np.ndarray], flo
     """
     with hub_cache(file) as hub, offline(hub):
         import pyiqa
+        from pyiqa.utils import download_util
 
-        with _caches_in(hub), _random_backbone(name):
+        # pyiqa settles its cache when it is imported, perhaps long before
+        with mock.patch.object(download_util, "DEFAULT_CACHE_DIR", str(hub / "pyiqa")), _random_backbone(name):
             metric = pyiqa.create_metric(name, device=device)
     import torch
 
@@ -43,26 +45,14 @@ def load_pyiqa(name: str, file: Path, device: str) -> Callable[[np.ndarray], flo
     return score
 
 
-@contextlib.contextmanager
-def _caches_in(hub: Path) -> Iterator[None]:
-    """pyiqa settles its cache when it is imported, perhaps long before."""
-    from pyiqa.utils import download_util
-
-    with replaced(download_util, "DEFAULT_CACHE_DIR", str(hub / "pyiqa")):
-        yield
-
-
-@contextlib.contextmanager
-def _random_backbone(name: str) -> Iterator[None]:
+def _random_backbone(name: str) -> contextlib.AbstractContextManager[object]:
     """MANIQA asks timm for ImageNet's weights and then overwrites all of them with its own: spare the download."""
     if name != "maniqa":
-        yield
-        return
+        return contextlib.nullcontext()
     timm = importlib.import_module("timm")  # a dependency of pyiqa, not of this package
     create: Callable[..., Any] = timm.create_model
 
     def without_weights(*arguments: Any, **options: Any) -> Any:
         return create(*arguments, **{**options, "pretrained": False})
 
-    with replaced(timm, "create_model", without_weights):
-        yield
+    return mock.patch.object(timm, "create_model", without_weights)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livemoments.errors import MissingExtraError
-from livemoments.validate.report import charts, numbers, view
+from livemoments.validate.harness.previews import ROLES
+from livemoments.validate.report import charts, numbers, page_content
 from livemoments.validate.report.gate import gate
-from livemoments.validate.report.pictures import ROLES, error_against, heat_gradient, make_gallery
-from livemoments.validate.report.schema import finite
+from livemoments.validate.report.pictures import error_against, heat_gradient, make_gallery
+from livemoments.validate.report.report_json import finite
 from livemoments.validate.report_data import ValidationReport
 
 if TYPE_CHECKING:
@@ -46,25 +47,20 @@ def render_page(report: ValidationReport, folder: Path, *, beside: Sequence[str]
     """
     clean = finite(report)
     environment = _environment()
-    sources = {name: _source(name) for name in ("page.css", "early.js", "page.js")}
-    policy = "; ".join(
-        (
-            "default-src 'none'",
-            "img-src data:",
-            "style-src 'unsafe-inline'",
-            f"script-src {' '.join(_digest(sources[name]) for name in ('early.js', 'page.js'))}",
-            "base-uri 'none'",
-            "form-action 'none'",
-        )
+    sources = {name: (_TEMPLATES / name).read_text("utf-8") for name in ("page.css", "early.js", "page.js")}
+    scripts = " ".join(_digest(sources[name]) for name in ("early.js", "page.js"))
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src {scripts}; base-uri 'none'; form-action 'none'"
     )
     return environment.get_template(_PAGE).render(
         report=clean,
         reasons=gate(clean),
-        page=view.make_page(clean),
+        page=page_content.make_page(clean),
         gallery=make_gallery(clean, folder),
         gradient=heat_gradient(),
         policy=policy,
-        sources=_trusted(sources),
+        sources=sources,
         beside=[name for name in beside if not name.endswith(".html")],
     )
 
@@ -88,13 +84,13 @@ def _environment() -> Environment:
     )
     environment.globals.update({draw.__name__: drawing(draw) for draw in _DRAWINGS})
     environment.globals.update(
-        terms=view.TERMS,
+        terms=page_content.TERMS,
         error_against=error_against,
         roles=ROLES,
-        memory_title=view.memory_title,
+        memory_title=page_content.memory_title,
         limit_text=numbers.format_limit,
         change_text=numbers.format_change,
-        metric_value=view.metric_value,
+        metric_value=page_content.metric_value,
     )
     environment.filters.update(
         value=numbers.format_value,
@@ -102,19 +98,9 @@ def _environment() -> Environment:
         plain=numbers.format_plain,
         seconds=numbers.format_seconds,
         bytes=numbers.format_bytes,
-        size=view.size_text,
+        size=page_content.size_text,
     )
     return environment
-
-
-def _trusted(sources: dict[str, str]) -> dict[str, Any]:
-    from markupsafe import Markup
-
-    return {name: Markup(text) for name, text in sources.items()}
-
-
-def _source(name: str) -> str:
-    return (_TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def _digest(script: str) -> str:

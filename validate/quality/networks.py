@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from livemoments.errors import EngineError, LiveMomentsError
-from livemoments.validate.quality.offline import offline
 from livemoments.validate.quality.registry import BY_NAME, MetricSpec
-from livemoments.validate.quality.weights import check_folder, missing, open_source
+from livemoments.validate.quality.weights import check_folder, missing, offline, open_source
 
 Solo = Callable[[np.ndarray], float]
 """Scores one tile."""
@@ -108,21 +107,12 @@ def _load(spec: MetricSpec, weights: Path | None, device: str) -> Adapter:
         from livemoments.validate.quality.vit import load_clip_vit, load_dino_vit
 
         return (load_clip_vit if source.loader == "clip_vit" else load_dino_vit)(file, device)
-    from livemoments.validate.quality import iqa, iqa_nc
+    from livemoments.validate.quality import lpips_dists_piq, pyiqa_adapters
 
     adapter = (
-        iqa_nc.load_pyiqa(spec.name, file, device)
+        pyiqa_adapters.load_pyiqa(spec.name, file, device)
         if source.loader == "pyiqa"
-        else iqa.LOADERS[source.loader](file, device)
+        else lpips_dists_piq.LOADERS[source.loader](file, device)
     )
-    return without_network(adapter)
-
-
-def without_network(adapter: Callable[..., Any]) -> Callable[..., Any]:
-    """The same adapter, kept from the network while it runs too."""
-
-    def call(*arguments: np.ndarray) -> Any:
-        with offline():
-            return adapter(*arguments)
-
-    return call
+    guarded: Adapter = offline()(adapter)  # kept from the network while it runs, too
+    return guarded

@@ -28,8 +28,8 @@ PCR = ("mean_shift_px", "clamp_rate", "corners_differ")
 def metric_names(report: ValidationReport) -> list[str]:
     """Metrics of images: in the report's order, then those that only images have, sorted."""
     known = [metric.name for metric in report.metrics]
-    found = {name for image in report.images for name in (*image.metrics, *image.input_metrics)}
-    return [name for name in known if name in found] + sorted(found - set(known))
+    measured = {name for image in report.images for name in (*image.metrics, *image.input_metrics)}
+    return [name for name in known if name in measured] + sorted(measured - set(known))
 
 
 def images_csv(report: ValidationReport) -> str:

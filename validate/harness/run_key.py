@@ -22,7 +22,7 @@ def run_key(
     digest: str,
     settings: RestoreOptions,
     recording: str | None,
-    measures: Mapping[str, Any],
+    metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The key: flat, JSON-able.
 
@@ -30,7 +30,7 @@ def run_key(
         digest: the bundle's.
         settings: how images are restored.
         recording: digest of the recording whose photos the results are compared with.
-        measures: what decides the metrics.
+        metrics: what decides the metrics.
     """
     return {
         "schema": RUN_SCHEMA,
@@ -39,10 +39,5 @@ def run_key(
         "bundle": digest,
         **{f"settings.{name}": value for name, value in settings.key().items()},
         "recording": recording,
-        **measures,
+        **metrics,
     }
-
-
-def key_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Names of what differs."""
-    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import types
@@ -102,28 +103,18 @@ def _clean(value: Any, kind: Any, where: str) -> Any:
         raise ValueError(f"{where} is {value}, and a report must have a number there")
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    cleaned: Any = value
     if isinstance(value, msgspec.Struct):
-        hints = _hints(type(value))
-        cleaned = {
-            name: _clean(getattr(value, name), hints[name], f"{where}.{name}") for name in value.__struct_fields__
-        }
-        changed = {name: new for name, new in cleaned.items() if new is not getattr(value, name)}
-        return msgspec.structs.replace(value, **changed) if changed else value
-    if isinstance(value, tuple):
+        kinds = _field_kinds(type(value))
+        fields = {name: _clean(getattr(value, name), kinds[name], f"{where}.{name}") for name in kinds}
+        cleaned = type(value)(**fields)
+    elif isinstance(value, tuple):
         inner = _inner(kind, tuple)
-        items = tuple(
-            _clean(item, inner, f"{where}[{number}]") for number, item in enumerate(value) if _is_kept(item, inner)
-        )
-        return value if _same(items, value) else items
-    if isinstance(value, dict):
+        cleaned = tuple(_clean(item, inner, f"{where}[{n}]") for n, item in enumerate(value) if _is_kept(item, inner))
+    elif isinstance(value, dict):
         inner = _inner(kind, dict)
-        entries = {key: _clean(item, inner, f"{where}.{key}") for key, item in value.items() if _is_kept(item, inner)}
-        return value if _same(tuple(entries.values()), tuple(value.values())) else entries
-    return value
-
-
-def _same(new: tuple[Any, ...], old: tuple[Any, ...]) -> bool:
-    return len(new) == len(old) and all(a is b for a, b in zip(new, old, strict=True))
+        cleaned = {key: _clean(item, inner, f"{where}.{key}") for key, item in value.items() if _is_kept(item, inner)}
+    return value if cleaned == value else cleaned
 
 
 def _is_kept(item: Any, kind: Any) -> bool:
@@ -141,10 +132,4 @@ def _inner(kind: Any, container: type) -> Any:
     return arguments[0] if container is tuple else arguments[1]
 
 
-_HINTS: dict[type, dict[str, Any]] = {}
-
-
-def _hints(kind: type) -> dict[str, Any]:
-    if kind not in _HINTS:
-        _HINTS[kind] = typing.get_type_hints(kind)
-    return _HINTS[kind]
+_field_kinds = functools.cache(typing.get_type_hints)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from livemoments.validate.report.gate import gate, held_to_limits
-from livemoments.validate.report.numbers import format_bytes, format_limit, format_seconds, format_value
-from livemoments.validate.report_data import Check, Cost, Metric, Rung, ValidationReport
+from livemoments.validate.report.numbers import format_bytes, format_measured, format_seconds, format_value
+from livemoments.validate.report_data import LEVELS, Check, Cost, Metric, Rung, ValidationReport
 
 _MARKS = {"pass": "ok", "fail": "FAIL", "info": ""}
 _MOST_PER_LEVEL = 12
 """Rungs of a level that are listed besides those that failed: a full-size ladder has hundreds of blocks."""
-_LEVELS = ("block", "network", "step", "tile", "photo")
 
 
 def report_text(report: ValidationReport) -> str:
@@ -66,7 +65,7 @@ def report_line(result: Rung | Check) -> str:
 
 
 def _lines(report: ValidationReport) -> Iterator[str]:
-    for level in _LEVELS:
+    for level in LEVELS:
         yield from _rungs([rung for rung in report.ladder if rung.level == level])
     for check in report.checks:
         if check.status != "info":
@@ -107,16 +106,11 @@ def _rung(rung: Rung) -> str:
     head = f"{rung.level:<8} {rung.name:<30} {rung.size:<10}"
     if rung.rel_l2 is None and rung.psnr_db is None and rung.status == "info":
         return f"{head} {rung.where}"
-    of_psnr = rung.limit_of == "psnr_db"
-    unit, better = ("dB", "higher") if of_psnr else ("rel_l2", "lower")
-    value = format_value(rung.psnr_db if of_psnr else rung.rel_l2, unit)
-    limit = "" if rung.limit is None else f" (limit {format_limit(rung.limit, unit, better)})"
-    return f"{head} {value}{limit}  {rung.where}".rstrip()
+    return f"{head} {format_measured(rung)}  {rung.where}".rstrip()
 
 
 def _check(check: Check) -> str:
-    limit = format_limit(check.limit, check.unit, check.better)
-    line = f"{check.name:<50} {format_value(check.value, check.unit)}{f' (limit {limit})' if limit else ''}"
+    line = f"{check.name:<50} {format_measured(check)}"
     return f"{line}  {check.detail}" if check.detail and (check.status == "fail" or check.value is None) else line
 
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from livemoments.validate.report import charts
 from livemoments.validate.report.gate import held_to_limits
+from livemoments.validate.report.images_csv import PCR, metric_names
 from livemoments.validate.report.numbers import (
-    MISSING,
     format_bytes,
     format_change,
+    format_count,
     format_limit,
     format_seconds,
+    format_signed,
     format_small,
     format_value,
 )
-from livemoments.validate.report.table import metric_names
 from livemoments.validate.report_data import (
     Check,
-    Cost,
     Difference,
     ImageResult,
     Metric,
@@ -35,7 +35,7 @@ Entry = TypeVar("Entry", Check, Rung, Difference)
 _QUALIFIED = re.compile(r" \(|, | of | relative to ")
 _SIDES = re.compile(r"(?<=\d)x(?=\d)")
 
-LEVELS = {
+_LEVEL_TITLES = {
     "block": "Blocks of the transformers, each fed with the reference's own inputs",
     "network": "Whole networks, each fed with the reference's own inputs",
     "step": "Sampling steps, errors carried from step to step",
@@ -131,7 +131,7 @@ class Page:
 
 def make_page(report: ValidationReport) -> Page:
     """Arrange a report for reading."""
-    judged = held_to_limits(report)
+    judged, cost = held_to_limits(report), report.cost
     columns = _columns(report)
     published = {name for row in report.paper for name in row.values}
     return Page(
@@ -147,22 +147,19 @@ def make_page(report: ValidationReport) -> Page:
             for value in (rung.rel_l2, rung.limit if rung.limit_of == "rel_l2" else None)
         ),
         metrics=[_metric_row(metric, report.images) for metric in report.metrics],
-        paper=[column for column in columns if column.name in published]
-        + [Column(name, name, name, "", "") for name in sorted(published - {column.name for column in columns})],
+        paper=[column for column in columns if column.name in published],
         image_columns=[column for column in columns if column.name in metric_names(report)],
         images=sorted(report.images, key=lambda image: image.status != "failed"),
         has={
             "parity": any(image.parity_psnr_db is not None for image in report.images),
             "seam": any(image.seam is not None for image in report.images),
-            "mean_shift_px": any("mean_shift_px" in image.pcr for image in report.images),
-            "clamp_rate": any("clamp_rate" in image.pcr for image in report.images),
-            "corners_differ": any("corners_differ" in image.pcr for image in report.images),
+            **{name: any(name in image.pcr for image in report.images) for name in PCR},
             "workers": len({image.worker for image in report.images}) > 1,
         },
-        latency_scale=charts.from_zero(_latencies(report.cost)),
-        memory_scale=charts.from_zero(
-            memory.bytes for memory in (report.cost.memory if report.cost else ()) if memory.bytes is not None
+        latency_scale=charts.from_zero(
+            [*(stage.p99_s for stage in cost.stages), *cost.tile_s.values()] if cost else ()
         ),
+        memory_scale=charts.from_zero(memory.bytes or 0 for memory in (cost.memory if cost else ())),
         differences=_by_status(report.baseline),
     )
 
@@ -198,7 +195,7 @@ def _facts(report: ValidationReport) -> list[tuple[str, str]]:
     ]
     if data is not None:
         truth = "with" if data.has_truth else "without"
-        facts.append(("Data set", f"{data.name}, {_count(data.images, 'image')} {truth} ground truth"))
+        facts.append(("Data set", f"{data.name}, {format_count(data.images, 'image')} {truth} ground truth"))
     if processor := report.machine.get("processor"):
         facts.append(("Machine", str(processor)))
     if report.created:
@@ -224,12 +221,12 @@ def _parity_figure(ladder: Sequence[Rung]) -> list[Figure]:
         worst = min(photos, key=lambda rung: (rung.status != "fail", rung.psnr_db or 1e9))
         equal = worst.psnr_db is None and worst.status != "fail"
         value = "equal" if equal else format_value(worst.psnr_db, "dB")
-        return [Figure("Parity", value, _limit("photo", worst, "dB", "higher"), worst.status)]
+        return [Figure("Parity", value, _limit("photo", worst), worst.status)]
     networks = [rung for rung in ladder if rung.level == "network"]
     if not networks:
         return []
     worst = max(networks, key=lambda rung: (rung.status == "fail", rung.rel_l2 or 0.0))
-    return [Figure("Parity", format_small(worst.rel_l2), _limit(worst.name, worst, "rel_l2", "lower"), worst.status)]
+    return [Figure("Parity", format_small(worst.rel_l2), _limit(worst.name, worst), worst.status)]
 
 
 def _quality_figures(report: ValidationReport, since: dict[str, Difference]) -> list[Figure]:
@@ -265,8 +262,8 @@ def _since(difference: Difference | None) -> str:
     return f"{format_change(difference.before, difference.now, difference.unit)} since baseline"
 
 
-def _limit(what: str, rung: Rung, unit: str, better: str) -> str:
-    return f"{what}, limit {format_limit(rung.limit, unit, better)}" if rung.limit is not None else what
+def _limit(what: str, rung: Rung) -> str:
+    return f"{what}, limit {format_limit(rung.limit, rung.unit, rung.better)}" if rung.limit is not None else what
 
 
 def _by_status(entries: Sequence[Entry]) -> list[Group[Entry]]:
@@ -286,7 +283,7 @@ def _by_status(entries: Sequence[Entry]) -> list[Group[Entry]]:
 
 def _by_level(ladder: Sequence[Rung]) -> list[Group[Rung]]:
     groups: list[Group[Rung]] = []
-    for level, title in LEVELS.items():
+    for level, title in _LEVEL_TITLES.items():
         own = [rung for rung in ladder if rung.level == level]
         if not own:
             continue
@@ -299,35 +296,21 @@ def _by_level(ladder: Sequence[Rung]) -> list[Group[Rung]]:
 
 def _metric_row(metric: Metric, images: Sequence[ImageResult]) -> MetricRow:
     values = [value for image in images if (value := image.metrics.get(metric.name)) is not None]
-    gain = MISSING
-    if metric.mean is not None and metric.input_mean is not None:
-        difference = metric.mean - metric.input_mean
-        better = difference if metric.better == "higher" else -difference
-        sign = "+" if better > 0 else "−" if better < 0 else "±"
-        gain = f"{sign}{format_value(abs(difference), metric.unit)}"
-    return MetricRow(metric, values, gain)
+    gain = None if metric.mean is None or metric.input_mean is None else metric.mean - metric.input_mean
+    if gain is not None and metric.better == "lower":
+        gain = -gain
+    return MetricRow(metric, values, format_signed(gain, metric.unit))
 
 
 def _columns(report: ValidationReport) -> list[Column]:
-    known = {metric.name: metric for metric in report.metrics}
-    names = [*known, *(name for name in metric_names(report) if name not in known)]
-    shorts = [short_title(known[name].title) if name in known else name for name in names]
-    columns = []
-    for name, short in zip(names, shorts, strict=True):
-        metric = known.get(name)
-        if metric is None:
-            columns.append(Column(name, name, name, "", ""))
-        else:
-            label = short if shorts.count(short) == 1 else metric.title
-            columns.append(Column(name, label, metric.title, metric.unit, metric.better))
-    return columns
-
-
-def _latencies(cost: Cost | None) -> Iterable[float]:
-    if cost is None:
-        return []
-    return [*(stage.p99_s for stage in cost.stages), *cost.tile_s.values()]
-
-
-def _count(count: int, word: str) -> str:
-    return f"{count:,} {word if count == 1 else word + 's'}"
+    """Of the report's metrics, then of those that only images or the paper have."""
+    titles = [short_title(metric.title) for metric in report.metrics]
+    columns = [
+        Column(
+            metric.name, short if titles.count(short) == 1 else metric.title, metric.title, metric.unit, metric.better
+        )
+        for metric, short in zip(report.metrics, titles, strict=True)
+    ]
+    names = [*metric_names(report), *sorted({name for row in report.paper for name in row.values})]
+    others = dict.fromkeys(name for name in names if name not in {column.name for column in columns})
+    return columns + [Column(name, name, name, "", "") for name in others]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from livemoments.errors import EngineError
-from livemoments.validate.quality.offline import offline
-from livemoments.validate.quality.weights import hub_cache
+from livemoments.validate.quality.weights import hub_cache, offline
 
 
 def batch_of(tile: np.ndarray, device: str) -> Any:
@@ -18,6 +18,16 @@ def batch_of(tile: np.ndarray, device: str) -> Any:
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(tile.transpose(2, 0, 1)))[None].to(device)
+
+
+def _distance(network: Callable[[Any, Any], Any], device: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    import torch
+
+    def distance(value: np.ndarray, reference: np.ndarray) -> float:
+        with torch.inference_mode():
+            return float(network(batch_of(value, device), batch_of(reference, device)))
+
+    return distance
 
 
 def load_lpips(file: Path, device: str) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -34,13 +44,7 @@ def load_lpips(file: Path, device: str) -> Callable[[np.ndarray, np.ndarray], fl
         import lpips
 
         network = lpips.LPIPS(net="alex", version="0.1", verbose=False).to(device).eval()
-    import torch
-
-    def distance(value: np.ndarray, reference: np.ndarray) -> float:
-        with torch.inference_mode():
-            return float(network(batch_of(value, device), batch_of(reference, device), normalize=True))
-
-    return distance
+    return _distance(functools.partial(network, normalize=True), device)
 
 
 def load_dists(file: Path, device: str) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -65,12 +69,7 @@ def load_dists(file: Path, device: str) -> Callable[[np.ndarray, np.ndarray], fl
         weights = torch.load(own, map_location="cpu")
         network.alpha.data, network.beta.data = weights["alpha"], weights["beta"]
         network = network.to(device).eval()
-
-    def distance(value: np.ndarray, reference: np.ndarray) -> float:
-        with torch.inference_mode():
-            return float(network(batch_of(value, device), batch_of(reference, device)))
-
-    return distance
+    return _distance(network, device)
 
 
 def load_inception(file: Path, device: str) -> Callable[[np.ndarray], np.ndarray]:

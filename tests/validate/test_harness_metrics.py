@@ -20,7 +20,7 @@ from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
 from livemoments.types import Size, Stage
 from livemoments.validate.datasets.index import Dataset
-from livemoments.validate.harness.metrics import StandardMeasures
+from livemoments.validate.harness.image_metrics import StandardMetrics
 from livemoments.validate.harness.run_store import features_file
 from livemoments.validate.harness.summary import aggregate_metrics
 from livemoments.validate.quality.aggregate import load_features
@@ -90,8 +90,8 @@ def test_photos_are_compared_with_a_recording(bundle: Bundle, dataset: Dataset, 
     reference = make_fake_bundle(tmp_path / "reference", tiles=(TILE,), seed=9)
     recording, photos = recording_of(reference, dataset, tmp_path)
     settings = RestoreOptions(seed=3)
-    measures = StandardMeasures(("psnr_y",))
-    found = run(bundle, dataset, tmp_path / "work", recording=recording, settings=settings, measures=measures)
+    metrics = StandardMetrics(("psnr_y",))
+    found = run(bundle, dataset, tmp_path / "work", recording=recording, settings=settings, metrics=metrics)
     ours = [restore(bundle, item.frame, item.photo, item.photo_frame, seed=3) for item in dataset.items[:2]]
     for result, own, photo in zip(found, ours, photos, strict=False):
         assert result.parity_psnr_db == pytest.approx(psnr_db(own.image, photo.pixels, peak=255))
@@ -106,7 +106,7 @@ def test_photos_are_compared_with_a_recording(bundle: Bundle, dataset: Dataset, 
     ]
     assert found[2].parity_psnr_db is None
     assert "corners_differ" not in found[2].pcr
-    same = run(reference, dataset, tmp_path / "same", recording=recording, settings=settings, measures=measures)
+    same = run(reference, dataset, tmp_path / "same", recording=recording, settings=settings, metrics=metrics)
     assert same[0].parity_psnr_db is None, "equal photos"
     assert [result.pcr["corners_differ"] for result in same[:2]] == [0.0, 1.0]
     for conditions, message in (
@@ -123,9 +123,9 @@ def test_photos_are_compared_with_a_recording(bundle: Bundle, dataset: Dataset, 
 
 
 def test_the_packages_own_metrics_over_a_set(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
-    measures = StandardMeasures(("psnr_y", "ssim_y", "lpips"))
-    results = run(bundle, dataset, tmp_path, measures=measures)
-    psnr, ssim, lpips = aggregate_metrics(results, tmp_path, measures)
+    metrics = StandardMetrics(("psnr_y", "ssim_y", "lpips"))
+    results = run(bundle, dataset, tmp_path, metrics=metrics)
+    psnr, ssim, lpips = aggregate_metrics(results, tmp_path, metrics)
     own = []
     for item in dataset.items:
         image = restore(bundle, item.frame, item.photo, item.photo_frame).image
@@ -159,5 +159,5 @@ def test_features_for_metrics_of_the_whole_set_are_kept(bundle: Bundle, dataset:
     run(bundle, dataset, tmp_path, backend=backend)
     assert len(backend.runs(Stage.VAE_DECODER)) == results[0].tiles, "the image whose features were lost is done again"
     assert (load_features(files[0])["patches.output"] == first).all()
-    run(bundle, dataset, tmp_path, measures=StandardMeasures(("psnr_y",)))  # another run takes the folder
+    run(bundle, dataset, tmp_path, metrics=StandardMetrics(("psnr_y",)))  # another run takes the folder
     assert not any(file.exists() for file in files), "features of other metrics would be taken for theirs"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from livemoments.bundle import Bundle
-from livemoments.errors import ImageError, UsageError
+from livemoments.errors import UsageError
 from livemoments.runtime.image_files.photo import Photo, decode_photo, read_image_bytes
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.schedule import plan_steps
@@ -26,7 +26,7 @@ Role = Literal["frame", "photo", "photo_frame", "truth", "recorded"]
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFiles:
+class ImageInputs:
     """Where one image's files are.
 
     Attributes:
@@ -43,30 +43,21 @@ class ImageFiles:
     data: Mapping[Role, bytes] = field(default_factory=dict)
     corners: Mapping[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
 
-    def photo(self, role: Role) -> Photo | None:
-        """The decoded picture; ``None`` where the data set has none.
+    def photo(self, role: Role) -> Photo:
+        """The decoded picture.
 
         Raises:
             ImageError: it cannot be read.
             ResourceError: memory ran out.
         """
-        if role not in self.paths:
-            return None
         path = self.paths[role]
         return decode_photo(path, self.data[role] if role in self.data else read_image_bytes(path))
 
-    def required(self, role: Role) -> Photo:
-        """As :meth:`photo`, where there must be one.
+    def photo_if_there(self, role: Role) -> Photo | None:
+        """As :meth:`photo`; ``None`` where the data set has none."""
+        return self.photo(role) if role in self.paths else None
 
-        Raises:
-            ImageError: there is none, or it cannot be read.
-        """
-        found = self.photo(role)
-        if found is None:
-            raise ImageError(self.name, f"the data set has no '{role}' of it")
-        return found
-
-    def loaded(self) -> ImageFiles:
+    def loaded(self) -> ImageInputs:
         """The same with every file's bytes, so that it can be sent to a machine that does not have the files.
 
         Raises:
@@ -77,11 +68,11 @@ class ImageFiles:
 
     def corners_of(self, tiles: Sequence[Tile]) -> np.ndarray | None:
         """The reference's corners for these tiles, (tiles, 2); ``None`` where it was not recorded with them."""
-        found = [self.corners.get((tile.y, tile.x)) for tile in tiles]
-        return None if None in found or not found else np.array(found)
+        corners = [self.corners.get((tile.y, tile.x)) for tile in tiles]
+        return None if None in corners or not corners else np.array(corners)
 
 
-def files_of(item: LivePhoto[Path], recording: Recording | None = None) -> ImageFiles:
+def inputs_of(item: LivePhoto[Path], recording: Recording | None = None) -> ImageInputs:
     """An item's files, and the reference's photo if the recording has one under the same name."""
     paths: dict[Role, Path] = {cast("Role", part): path for part, path in item.parts().items()}
     corners = {}
@@ -89,7 +80,7 @@ def files_of(item: LivePhoto[Path], recording: Recording | None = None) -> Image
         result = recording.image_path(item.name, RESULT)
         paths |= {} if result is None else {"recorded": result}
         corners = {(tile.y, tile.x): (tile.ref_y, tile.ref_x) for tile in recording.entry(item.name).tiles}
-    return ImageFiles(item.name, item.sha256, paths, corners=corners)
+    return ImageInputs(item.name, item.sha256, paths, corners=corners)
 
 
 def check_recording(recording: Recording, settings: RestoreOptions, bundle: Bundle) -> None:
@@ -100,8 +91,8 @@ def check_recording(recording: Recording, settings: RestoreOptions, bundle: Bund
     Raises:
         UsageError: noise, steps, tiles or compatibility differ.
     """
-    theirs = recording.meta.settings
-    if theirs.seed is None:
+    conditions = recording.meta.settings
+    if conditions.seed is None:
         raise UsageError(
             f"{recording.path}: its noise came from no seed, so photos cannot be compared",
             fix="leave it out here; the parity ladder can use it",
@@ -109,11 +100,11 @@ def check_recording(recording: Recording, settings: RestoreOptions, bundle: Bund
     manifest = bundle.manifest
     tiles = str(settings.tile) if settings.tile else (manifest.tiles[0] if len(manifest.tiles) == 1 else "several")
     for what, option, own, recorded in (
-        ("seed", "--seed", settings.seed, theirs.seed),
-        ("steps", "--steps", len(plan_steps(manifest.schedule, settings.steps)), theirs.steps),
-        ("tiles", "--tile", tiles, theirs.tile),
-        ("overlap", None, manifest.overlap, theirs.overlap),
-        ("compat upstream", None, settings.compat == "upstream", theirs.upstream),
+        ("seed", "--seed", settings.seed, conditions.seed),
+        ("steps", "--steps", len(plan_steps(manifest.schedule, settings.steps)), conditions.steps),
+        ("tiles", "--tile", tiles, conditions.tile),
+        ("overlap", None, manifest.overlap, conditions.overlap),
+        ("compat upstream", None, settings.compat == "upstream", conditions.upstream),
     ):
         if own != recorded:
             raise UsageError(
