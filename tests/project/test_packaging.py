@@ -54,6 +54,7 @@ MODULES = {
     "onnx": "onnx",
     "onnx-ir": "onnx_ir",
     "onnxscript": "onnxscript",
+    "pillow-heif": "pillow_heif",
     "piq": "piq",
     "pyiqa": "pyiqa",
     "pyyaml": "yaml",

@@ -12,7 +12,7 @@ from livemoments.distances import psnr_db
 from livemoments.errors import UsageError
 from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
-from livemoments.validate.synlive.yuv import Coding, UnusableFrameError, frame_to_rgb, from_rgb, to_rgb
+from livemoments.runtime.video.yuv import Coding, UnusableFrameError, frame_to_rgb, from_rgb, to_rgb
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

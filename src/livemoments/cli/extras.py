@@ -19,6 +19,7 @@ OPTIONAL_MODULES = frozenset(
         "onnx",
         "onnx_ir",
         "onnxscript",
+        "pillow_heif",
         "piq",
         "pyiqa",
         "pynvml",
