@@ -9,19 +9,49 @@ from __future__ import annotations
 
 import struct
 
-from livemoments.runtime.image_files.tiff_tags import Tiff, exif_directory
+from livemoments.runtime.image_files.tiff_tags import Tiff, TiffError, exif_directory
 
 _APPLE = b"Apple iOS\0"
 _CONTENT_IDENTIFIER = 17
 _DIRECTORY_AT = 14
 """Behind the words: two bytes of version, two of byte order."""
 _MAKER_NOTE = 37500
+_TEXT_KIND = 2
 _ENTRY_BYTES = 12
 
 
 def is_video_mark(comment: str) -> bool:
     """Whether a UserComment only says that the file is a motion photo."""
     return comment.startswith("oplus_") and comment.removeprefix("oplus_").isdigit()
+
+
+def content_identifier(exif: bytes | None) -> str | None:
+    """Apple's ContentIdentifier, by which a photo's video is found; ``None`` where there is none or the block is broken."""
+    try:
+        tiff = Tiff(exif or b"")
+        note = exif_directory(tiff).get(_MAKER_NOTE)
+    except TiffError:
+        return None
+    found = None if note is None else identifier_span(tiff.value(note))
+    return None if note is None or found is None else _clean(tiff.value(note)[found[0] : found[1]])
+
+
+def identifier_span(note: bytes) -> tuple[int, int] | None:
+    """Where in an Apple maker note the ContentIdentifier's text begins and ends."""
+    start = _DIRECTORY_AT + 2
+    if not note.startswith(_APPLE) or len(note) < start:
+        return None
+    order = "<" if note[12:14] == b"II" else ">"
+    (count,) = struct.unpack_from(order + "H", note, _DIRECTORY_AT)
+    for at in range(start, min(start + _ENTRY_BYTES * count, len(note) - _ENTRY_BYTES + 1), _ENTRY_BYTES):
+        tag, kind, length, value_at = struct.unpack_from(order + "HHII", note, at)
+        if tag == _CONTENT_IDENTIFIER and kind == _TEXT_KIND and 4 < length and value_at + length <= len(note):
+            return value_at, value_at + length
+    return None
+
+
+def _clean(text: bytes) -> str | None:
+    return text.decode("ascii", errors="replace").strip("\0 ") or None
 
 
 def without_video_link(exif: bytes) -> bytes:
