@@ -26,7 +26,7 @@ def is_video_mark(comment: str) -> bool:
 
 
 def content_identifier(exif: bytes | None) -> str | None:
-    """Apple's ContentIdentifier, by which a photo's video is found; ``None`` where there is none or the block is broken."""
+    """Apple's ContentIdentifier, by which a photo's video is found; ``None`` where there is none to be read."""
     try:
         tiff = Tiff(exif or b"")
         note = exif_directory(tiff).get(_MAKER_NOTE)
@@ -45,7 +45,7 @@ def identifier_span(note: bytes) -> tuple[int, int] | None:
     (count,) = struct.unpack_from(order + "H", note, _DIRECTORY_AT)
     for at in range(start, min(start + _ENTRY_BYTES * count, len(note) - _ENTRY_BYTES + 1), _ENTRY_BYTES):
         tag, kind, length, value_at = struct.unpack_from(order + "HHII", note, at)
-        if tag == _CONTENT_IDENTIFIER and kind == _TEXT_KIND and 4 < length and value_at + length <= len(note):
+        if tag == _CONTENT_IDENTIFIER and kind == _TEXT_KIND and length > 4 and value_at + length <= len(note):
             return value_at, value_at + length
     return None
 

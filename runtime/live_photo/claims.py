@@ -13,7 +13,8 @@ from xml.dom import minidom
 
 from livemoments.runtime.image_files import xmp_packet
 
-GAIN_MAP_SEMANTIC = "GainMap"
+_GAIN_MAP_SEMANTIC = "GainMap"
+_GAIN_MAP_SPACE = "http://ns.adobe.com/hdr-gain-map/1.0/"
 VIDEO_SEMANTIC = "MotionPhoto"
 OPPO_SPACE = "http://ns.oplus.com/photos/1.0/camera/"
 _MAX_ITEMS = 64
@@ -49,6 +50,7 @@ class Claims:
         micro_offset: MicroVideo's distance of the video from the file's end, in bytes.
         video_length: OPPO's length of the video, in bytes.
         is_oppo: whether OPPO's names are there.
+        has_gain_map: whether the photo is an Ultra HDR one.
     """
 
     is_motion: bool
@@ -57,6 +59,7 @@ class Claims:
     micro_offset: int | None = None
     video_length: int | None = None
     is_oppo: bool = False
+    has_gain_map: bool = False
 
     def offsets_from_end(self) -> Iterator[tuple[str, int]]:
         """Where the video may begin, in bytes before the file's end, the most trusted first, and what says so."""
@@ -101,6 +104,7 @@ def read_claims(xmp: bytes | None) -> Claims:
         micro_offset=_whole(found.get("MicroVideoOffset")) or None,
         video_length=_whole(found.get("VideoLength")) or None,
         is_oppo=OPPO_SPACE in spaces,
+        has_gain_map=_GAIN_MAP_SPACE in spaces or any(item.semantic == _GAIN_MAP_SEMANTIC for item in items),
     )
 
 

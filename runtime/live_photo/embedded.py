@@ -1,8 +1,9 @@
 """Where in a photo's file its video lies. What the metadata claim is believed only where a movie begins there.
 
-The order of trust: the XMP container's directory, Samsung's trailer, the ``mpvd`` box of HEIC, MicroVideo's offset, and
-at last every ``ftyp`` in the file, of which the largest movie wins. A movie ends before the first box that movies do not
-have (Samsung's ``sefd``), and before a second ``ftyp``: OPPO's phones write a second stream behind the one that is shown.
+The order of trust: the XMP container's directory, Samsung's trailer, the ``mpvd`` box of HEIC, MicroVideo's offset,
+and at last every ``ftyp`` in the file, of which the largest movie wins. A movie ends before the first box that movies
+do not have (Samsung's ``sefd``), and before a second ``ftyp``: OPPO's phones write a second stream behind the one that
+is shown.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from livemoments.runtime.video.span import Span
 
 _TYPE = b"ftyp"
 _MAX_TYPE_BYTES = 512
-_STILL_BRANDS = frozenset([b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"mif2", b"msf1", b"avif", b"avis"])
+_STILL_BRANDS = frozenset(b"heic heix hevc hevx heim heis mif1 mif2 msf1 avif avis".split())
 _SEARCHED_BYTES = 4096
 """Behind a declared start: Samsung's length counts its trailer's block header, others count padding."""
 _MAX_SCANNED = 64
@@ -65,7 +66,7 @@ def find_embedded(path: Path, data: bytes, claims: Claims) -> EmbeddedVideo | No
         notes.append(f"{found_by} points to byte {start}, where no movie begins")
     found = [
         video
-        for _, start in zip(range(_MAX_SCANNED), _starts(data, 8, len(data)), strict=False)
+        for _, start in zip(range(_MAX_SCANNED), _starts(data, 0, len(data)), strict=False)
         if (video := _movie_at(path, data, start, "search for a movie's start")) is not None
     ]
     if not found:

@@ -17,8 +17,7 @@ IDENTIFIER_KEY = b"com.apple.quicktime.content.identifier"
 STILL_TIME_KEY = b"com.apple.quicktime.still-image-time"
 CREATION_KEY = b"com.apple.quicktime.creationdate"
 MOVIE_BOXES = frozenset(
-    [b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"moof", b"mfra", b"uuid", b"sidx", b"styp", b"meta"]
-    + [b"udta", b"emsg", b"prft", b"pdin", b"ssix"]
+    b"ftyp moov mdat free skip wide pnot moof mfra uuid sidx styp meta udta emsg prft pdin ssix".split()
 )
 """What lies at the top level of a movie; anything else there belongs to something that follows it."""
 _MAX_MOOV_BYTES = 64 << 20

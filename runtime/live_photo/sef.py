@@ -1,8 +1,8 @@
 """Samsung's trailer: named blocks at a file's end, among them the Motion Photo's video or where it lies.
 
-The file ends with a directory (``SEFH``, version, entries), its length and ``SEFT``, all little-endian; each entry gives
-a block's type, its distance before the directory and its size; each block begins with its type and name. The block
-``MotionPhoto_Data`` holds the video itself, or ``mpv2`` and its offset and length in the file (big-endian).
+The file ends with a directory (``SEFH``, version, entries), its length and ``SEFT``, all little-endian; each entry
+gives a block's type, its distance before the directory and its size; each block begins with its type and name. The
+block ``MotionPhoto_Data`` holds the video itself, or ``mpv2`` and its offset and length in the file (big-endian).
 Source: ExifTool's documentation of the Samsung trailer's tags; read off real files.
 """
 

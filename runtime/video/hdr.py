@@ -1,7 +1,7 @@
 """High dynamic range to the range of a photo: HLG and PQ in BT.2020 become Display P3 with sRGB's curve.
 
-The base layer of Dolby Vision's profile 8.4, which iPhones write, is HLG; its dynamic metadata are not used. Colours are
-mapped along lines through black (the largest channel decides the factor), so that neutral stays neutral and no hue
+The base layer of Dolby Vision's profile 8.4, which iPhones write, is HLG; its dynamic metadata are not used. Colours
+are mapped along lines through black (the largest channel decides the factor), so that neutral stays neutral and no hue
 turns: what converters that bend each channel by itself get wrong is seen as a tint.
 
 Sources: ITU-R BT.2100-2 (HLG's inverse OETF and OOTF for 1000 cd/m², PQ's EOTF); BT.2408-7 (203 cd/m² as the reference
@@ -21,6 +21,7 @@ _HLG_GAMMA = 1.2
 _BT2020_LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)
 _KNEE = 0.7
 """Of the reference white: below it nothing is bent; 58 % of the photo's code values lie below."""
+_PEAK = _HLG_PEAK_CDM2 / _REFERENCE_WHITE_CDM2
 _STRIP_ROWS = 256
 
 Floats = npt.NDArray[np.float32]
@@ -82,12 +83,16 @@ def _to_p3(light: Floats) -> Floats:
 
 
 def _compress(light: Floats) -> Floats:
-    """Light above the knee is bent towards 1, by the largest channel: hue and saturation stay."""
+    """Light above the knee is bent to reach 1 at the peak, by the largest channel: hue and saturation stay.
+
+    Reinhard's curve with a white point, above the knee: its slope is 1 there.
+    """
     top = light.max(axis=2)
     bright = top > _KNEE
     if bright.any():
         room = 1 - _KNEE
-        bent = _KNEE + room * (1 - np.exp(-(top[bright] - _KNEE) / room))
+        over, peak = (top[bright] - _KNEE) / room, (_PEAK - _KNEE) / room
+        bent = _KNEE + room * np.minimum(over * (1 + over / peak**2) / (1 + over), 1)
         light[bright] *= (bent / top[bright])[:, None]
     return light
 

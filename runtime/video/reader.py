@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -167,6 +168,6 @@ class VideoReader:
 
 
 def _median_rate(times: tuple[Fraction, ...]) -> Fraction | None:
-    steps = sorted(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+    steps = sorted(later - earlier for earlier, later in itertools.pairwise(times))
     step = steps[len(steps) // 2] if steps else Fraction(0)
     return Fraction(1 / step).limit_denominator(1001) if step > 0 else None
