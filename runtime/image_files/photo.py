@@ -196,14 +196,14 @@ def write_image(
     of a motion photo's video or of a gain map, which the output does not have.
 
     Args:
-        path: ends in .png, .jpg, .jpeg, .tif, .tiff or .webp; missing folders are made.
+        path: ends in .png, .jpg, .jpeg, .tif, .tiff, .webp or .heic; missing folders are made.
         pixels: (H, W, 3) RGB, uint8 or uint16.
         like: the photo whose profile, EXIF and XMP are carried over.
         icc_profile: instead of ``like``'s; ``b""``: none.
         exif: instead of ``like``'s; ``b""``: none. With or without ``Exif\\0\\0``.
         xmp: instead of ``like``'s; ``b""``: none.
-        bit_depth: 8 or 16; by default the pixels' own where the format has it (JPEG and WebP: 8).
-        quality: of JPEG and WebP, 1 to 100.
+        bit_depth: 8 or 16; by default the pixels' own where the format has it (JPEG, WebP and HEIC: 8).
+        quality: of JPEG, WebP and HEIC, 1 to 100.
         text: how the picture was made, say: to iTXt chunks in PNG, to EXIF's UserComment (JSON) elsewhere.
 
     Returns:

@@ -58,6 +58,11 @@ class LiveClip:
         return self._reader.size
 
     @property
+    def profile(self) -> bytes | None:
+        """The colour profile of the frame that was read last; ``None``: sRGB."""
+        return self._profile
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was done to the frames' colours, and where the photo's instant lies beside the clip; in words."""
         notes = [f"the video is {done}" for done in sorted(self._done)]

@@ -131,11 +131,11 @@ def register(photo: npt.NDArray[np.uint8] | npt.NDArray[np.uint16], frame: Pixel
             matrix, matches = estimate
             to_photo = _scaling(1 / grey_scale) @ _square(matrix) @ _scaling(small_scale)
             found = Registration(to_photo[:2], mirrored, matches, 0.0)
-            found = replace(found, likeness=_likeness(photo, frame, found))
+            found = replace(found, likeness=likeness(photo, frame, found))
             if found.likeness >= MIN_LIKENESS:
                 return found
     found = Registration(centred(Size(*frame.shape[:2]), size), False, 0, 0.0)
-    return replace(found, likeness=_likeness(photo, frame, found))
+    return replace(found, likeness=likeness(photo, frame, found))
 
 
 def centred(frame: Size, photo: Size) -> Matrix:
@@ -146,8 +146,15 @@ def centred(frame: Size, photo: Size) -> Matrix:
     return np.column_stack([np.eye(2) * scale, middle - scale * own])
 
 
-def common_view(registration: Registration, frame: Size, photo: Size) -> View | None:
+def common_view(
+    registration: Registration, frame: Size, photo: Size, *, inside: tuple[int, int, int, int] | None = None
+) -> View | None:
     """The largest upright rectangle of the photo that the video covers.
+
+    Args:
+        registration: how the video lies over the photo.
+        frame, photo: their sizes.
+        inside: the part of the frame that counts: left, top, right, bottom in its pixels.
 
     Returns:
         The view; ``None`` where the video is turned by no multiple of 90 degrees, or hardly covers anything.
@@ -155,7 +162,8 @@ def common_view(registration: Registration, frame: Size, photo: Size) -> View | 
     turn = registration.turn_deg
     if abs(turn - 90 * round(turn / 90)) > _NEAR_RIGHT_ANGLE_DEG:
         return None
-    edges = np.array([[-0.5, -0.5], [frame.width - 0.5, frame.height - 0.5]])
+    first_x, first_y, end_x, end_y = inside or (0, 0, frame.width, frame.height)
+    edges = np.array([[first_x, first_y], [end_x, end_y]]) - 0.5
     outline = np.array([[x, y] for x in edges[:, 0] for y in edges[:, 1]])
     xs, ys = (np.sort(values) for values in _apply(registration.matrix, outline).T)
     left, right = max(-0.5, float(xs[1])), min(photo.width - 0.5, float(xs[2]))
@@ -210,11 +218,26 @@ def _from_features(frame: Pixels, photo: Pixels) -> tuple[Matrix, int] | None:
     return np.asarray(matrix, np.float64), count
 
 
-def _likeness(photo: np.ndarray, frame: Pixels, registration: Registration) -> float:
-    """Normalised correlation of luma over what both show, both made small."""
+def likeness(
+    photo: np.ndarray,
+    frame: Pixels,
+    registration: Registration,
+    *,
+    longest_px: int = _SIMILARITY_PX,
+    only: npt.NDArray[np.bool_] | None = None,
+) -> float:
+    """Normalised correlation of luma over what both show, both made small: -1 to 1; -1 where they share nothing.
+
+    Args:
+        photo: (H, W, 3) RGB.
+        frame: (h, w, 3) RGB.
+        registration: how the frame lies over the photo.
+        longest_px: the photo's longest side when it is compared.
+        only: (h, w), the frame's pixels that count.
+    """
     size = Size(*photo.shape[:2])
     seen = np.ascontiguousarray(frame[:, ::-1]) if registration.mirrored else frame
-    scale = _SIMILARITY_PX / max(size.height, size.width)
+    scale = longest_px / max(size.height, size.width)
     small = Size(max(4, round(size.height * scale)), max(4, round(size.width * scale)))
     across, down = small.width / size.width, small.height / size.height
     reduce = np.array([[across, 0, across / 2 - 0.5], [0, down, down / 2 - 0.5], [0, 0, 1]])
@@ -222,8 +245,10 @@ def _likeness(photo: np.ndarray, frame: Pixels, registration: Registration) -> f
     blur = max(1.0, math.hypot(to_small[0, 0], to_small[1, 0]) ** -1) / 2
     soft = cv2.GaussianBlur(cv2.cvtColor(seen, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), blur)
     a = cv2.warpAffine(soft, to_small, (small.width, small.height), flags=cv2.INTER_LINEAR)
-    ones = np.ones(seen.shape[:2], np.float32)
-    covered = cv2.warpAffine(ones, to_small, (small.width, small.height), flags=cv2.INTER_LINEAR) > 0.99
+    counted = np.ones(seen.shape[:2], np.float32)
+    if only is not None:
+        counted = np.ascontiguousarray((only[:, ::-1] if registration.mirrored else only).astype(np.float32))
+    covered = cv2.warpAffine(counted, to_small, (small.width, small.height), flags=cv2.INTER_LINEAR) > 0.99
     grey = cv2.cvtColor(_eight_bit(photo), cv2.COLOR_RGB2GRAY)
     b = cv2.resize(grey, (small.width, small.height), interpolation=cv2.INTER_AREA).astype(np.float32)
     if covered.sum() < 16:
