@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -71,6 +71,7 @@ def restore(
     progress: Progress = SILENT,
     upscaled_size: Size | None = None,
     backend: Backend | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> RestoreResult: ...
 
 
@@ -88,6 +89,7 @@ def restore(
     progress: Progress = SILENT,
     upscaled_size: Size | None = None,
     backend: Backend | None = None,
+    origin: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> RestoreResult: ...
 
@@ -105,6 +107,7 @@ def restore(
     progress: Progress = SILENT,
     upscaled_size: Size | None = None,
     backend: Backend | None = None,
+    origin: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> RestoreResult:
     """Restore a video frame to the quality of its key photo.
@@ -125,6 +128,7 @@ def restore(
         progress: where progress is shown.
         upscaled_size: the result's size where it is not the photo's.
         backend: replaces the options' provider and threads.
+        origin: where the images come from, JSON-able; becomes part of the metadata.
         options: the attributes of :class:`livemoments.runtime.options.RestoreOptions`.
 
     Raises:
@@ -164,6 +168,7 @@ def restore(
         "seed": None if noise is not None else chosen.seed,
         "provider": f"{backend.name}:{backend.provider}",
         **describe(run, inputs, plan, corners),
+        **({} if origin is None else {"origin": dict(origin)}),
     }
     if output is not None:
         with run.timings.measure("write"):

@@ -2,8 +2,8 @@
 
 Where things go: the ICC profile, EXIF and XMP to the places that PNG (iCCP, eXIf, iTXt), JPEG (APP2, APP1, APP1),
 TIFF (tags 34675, the EXIF directory, 700), WebP (ICCP, EXIF, XMP) and HEIC (a property, two items) define for them.
-Text items go to one iTXt chunk each in PNG, elsewhere as one JSON object to EXIF's UserComment; a comment that was there
-before stays in that object under ``UserComment``.
+Text items go to one iTXt chunk each in PNG, elsewhere as one JSON object to EXIF's UserComment; a comment that was
+there before stays in that object under ``UserComment``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One offline HTML page of a clip: the film strip, the key photo, each frame's numbers, and the command that restores it.
+"""One offline HTML page of a clip: film strip, key photo, each frame's numbers, and the command that restores it.
 
 Nothing is fetched: pictures are inlined as JPEG, and the page's policy forbids every other source.
 """
@@ -111,18 +111,21 @@ body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78r
 header {{ display: grid; grid-template-columns: minmax(14rem, 26rem) 1fr; gap: 1.5rem; align-items: start }}
 header img, #large {{ max-width: 100%; border-radius: 6px }}
 #strip {{ display: flex; gap: .6rem; overflow-x: auto; padding: 1rem 2px }}
-#strip button {{ all: unset; flex: 0 0 11rem; cursor: pointer; border: 2px solid var(--line); border-radius: 8px;
+#strip button {{ all: unset; flex: 0 0 11rem; cursor: pointer; border: 2px solid var(--line);
+ border-radius: 8px;
  padding: .4rem; display: grid; gap: .15rem; font-size: 13px; font-variant-numeric: tabular-nums }}
 #strip button:focus-visible, #strip button[aria-pressed=true] {{ border-color: var(--mark) }}
 #strip img {{ width: 100%; border-radius: 4px }}
 #strip b {{ color: var(--mark) }}
 .bar {{ display: block; height: 4px; background: var(--line); border-radius: 2px }}
 .bar i {{ display: block; height: 4px; background: var(--mark); border-radius: 2px }}
-pre {{ padding: .8rem; border: 1px solid var(--line); border-radius: 6px; white-space: pre-wrap; word-break: break-all }}
+pre {{ padding: .8rem; border: 1px solid var(--line); border-radius: 6px; white-space: pre-wrap;
+ word-break: break-all }}
 @media (max-width: 50rem) {{ header {{ grid-template-columns: 1fr }} }}
 </style></head><body>
 <header><figure style="margin:0"><img alt="the key photo" src="{photo}"><figcaption>the key photo</figcaption></figure>
-<div><h1>{title}</h1><ul>{facts}</ul><p>{shown} of {count} frames. Choose one: the command restores it.</p>
+<div><h1>{title}</h1><ul>{facts}</ul>
+<p>{shown} of {count} frames. Choose one: the command restores it.</p>
 <pre id="command"></pre><button type="button" id="copy">Copy the command</button></div></header>
 <div id="strip">
 {frames}
@@ -135,6 +138,7 @@ function choose(button) {{
   for (const other of strip.children) other.setAttribute("aria-pressed", other === button);
   document.getElementById("command").textContent = commands[button.dataset.frame];
   document.getElementById("large").src = button.querySelector("img").src;
+  button.scrollIntoView({{ inline: "center", block: "nearest" }});
 }}
 strip.addEventListener("click", event => {{
   const button = event.target.closest("button");

@@ -49,8 +49,8 @@ def command(
     of the same name. For each frame: its time, how sharp it is (1: the sharpest of the clip), how far the picture moved
     since the frame before, and how far it is from the frame at the photo's instant (in video pixels, on average).
 
-    Needs the extra 'livephoto'. With --json: {"photo", "video", "kind", "key_frame", "best", "notes", "frames": [{"index",
-    "time_s", "sharpness", "motion_px", "distance_px", "from_key_s", "is_key"}]}.
+    Needs the extra 'livephoto'. With --json: {"photo", "video", "kind", "key_frame", "best", "notes", "frames":
+    [{"index", "time_s", "sharpness", "motion_px", "distance_px", "from_key_s", "is_key"}]}.
 
     \b
     Examples:
@@ -144,7 +144,7 @@ def _write_page(
     live = clip.live
     facts = (
         f"{live.kind}; the video was found by: {live.found_by}",
-        f"photo {live.photo.size}, video {clip.size}, {len(scores)} frames in {clip.times_s[-1] - clip.times_s[0]:.2f} s",
+        f"photo {live.photo.size}, video {clip.size}, {len(scores)} frames up to {clip.times_s[-1]:.2f} s",
         f"the photo's instant by {placement.key_from}: frame {placement.key_index}",
         *notes,
     )
