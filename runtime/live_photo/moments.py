@@ -14,7 +14,7 @@ from livemoments.runtime.image_files.tiff_tags import TiffError
 from livemoments.runtime.live_photo.clip import LiveClip
 from livemoments.runtime.live_photo.placement import Placement
 
-_TIME = re.compile(r"(\d{1,6}(?:\.\d{0,6})?|\.\d{1,6})\s*(s|ms)?")
+_TIME = re.compile(r"(\d{1,6}(?:\.\d{0,6})?|\.\d{1,6})\s*(s|ms)?", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
