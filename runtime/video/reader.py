@@ -138,6 +138,8 @@ class VideoReader:
         videos = [stream for stream in container.streams.video if not stream.disposition & cover]
         if not videos:
             raise self._error("holds no video")
+        if videos[0].codec_context is None:
+            raise self._error("is of a codec that cannot be decoded")
         self._check_pixels(videos[0].width or 0, videos[0].height or 0)
         return videos[0]
 
