@@ -72,6 +72,8 @@ def restore(
     upscaled_size: Size | None = None,
     backend: Backend | None = None,
     origin: Mapping[str, Any] | None = None,
+    trailer: bytes = b"",
+    keeps_video_claims: bool = False,
 ) -> RestoreResult: ...
 
 
@@ -90,6 +92,8 @@ def restore(
     upscaled_size: Size | None = None,
     backend: Backend | None = None,
     origin: Mapping[str, Any] | None = None,
+    trailer: bytes = b"",
+    keeps_video_claims: bool = False,
     **options: Any,
 ) -> RestoreResult: ...
 
@@ -108,6 +112,8 @@ def restore(
     upscaled_size: Size | None = None,
     backend: Backend | None = None,
     origin: Mapping[str, Any] | None = None,
+    trailer: bytes = b"",
+    keeps_video_claims: bool = False,
     **options: Any,
 ) -> RestoreResult:
     """Restore a video frame to the quality of its key photo.
@@ -129,6 +135,7 @@ def restore(
         upscaled_size: the result's size where it is not the photo's.
         backend: replaces the options' provider and threads.
         origin: where the images come from, JSON-able; becomes part of the metadata.
+        trailer, keeps_video_claims: as in :func:`livemoments.runtime.image_files.photo.write_image`.
         options: the attributes of :class:`livemoments.runtime.options.RestoreOptions`.
 
     Raises:
@@ -173,7 +180,15 @@ def restore(
     if output is not None:
         with run.timings.measure("write"):
             text = {"Software": metadata["package"], "livemoments": json.dumps(metadata)}
-            lost = write_image(output, image, like=inputs.photo, quality=chosen.quality, text=text)
+            lost = write_image(
+                output,
+                image,
+                like=inputs.photo,
+                quality=chosen.quality,
+                text=text,
+                trailer=trailer,
+                keeps_video_claims=keeps_video_claims,
+            )
         metadata["not_carried_over"] = list(lost)
     written = None if output is None else Path(output)
     return RestoreResult(image, metadata, run.timings, written, plan, tuple(corners))

@@ -40,12 +40,16 @@ _FULL_CHROMA_QUALITY = 90  # from here on JPEG keeps colour at full resolution
 
 @dataclass(frozen=True)
 class Metadata:
-    """What travels with the pixels; None or empty: nothing."""
+    """What travels with the pixels; None or empty: nothing.
+
+    ``keeps_video_claims``: a video belongs to the file that is written, as EXIF and XMP say.
+    """
 
     icc_profile: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
     resolution_dpi: tuple[float, float] | None = None
+    keeps_video_claims: bool = False
     text: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -95,7 +99,9 @@ def encode(
         raise OutputError(path, f"{size} is larger than {name} allows", fix=fix)
     pixels = np.ascontiguousarray(pixels)
     exif, is_exif_lost = _exif(name, size, metadata)
-    icc, xmp = metadata.icc_profile or None, xmp_packet.make_still(metadata.xmp) if metadata.xmp else None
+    icc, xmp = metadata.icc_profile or None, metadata.xmp or None
+    if xmp is not None and not metadata.keeps_video_claims:
+        xmp = xmp_packet.make_still(xmp)
     if name == "JPEG" and xmp is not None and len(xmp) > _JPEG_XMP_BYTES:
         xmp = None
     dpi = metadata.resolution_dpi
@@ -117,8 +123,11 @@ def _exif(name: str, size: Size, metadata: Metadata) -> tuple[bytes | None, bool
     if given is not None:
         try:
             before = tiff_tags.user_comment(given)
+            keeps = metadata.keeps_video_claims
             comment = _comment("", text) or "" if is_video_mark(before) else _comment(before, text)
-            edited = tiff_tags.edit_exif(without_video_link(given), size=size, comment=comment)
+            if keeps and is_video_mark(before):
+                comment = before  # OPPO's gallery reads nothing else there
+            edited = tiff_tags.edit_exif(given if keeps else without_video_link(given), size=size, comment=comment)
         except tiff_tags.TiffError:
             edited = None
         if edited is not None and (name != "JPEG" or len(edited) <= _JPEG_EXIF_BYTES):

@@ -55,6 +55,21 @@ def identifier_span(note: bytes) -> tuple[int, int] | None:
     return None
 
 
+def with_content_identifier(exif: bytes, identifier: str) -> bytes:
+    """The block with another ContentIdentifier, as long as the one in it; every other byte stays.
+
+    Raises:
+        TiffError: the block is broken, or has no identifier of that length.
+    """
+    tiff = Tiff(exif)
+    note = exif_directory(tiff).get(_MAKER_NOTE)
+    found = None if note is None else identifier_span(tiff.value(note))
+    if note is None or found is None or found[1] - found[0] not in (len(identifier), len(identifier) + 1):
+        raise TiffError("the maker note has no content identifier of the usual length")
+    start = note.at + found[0]
+    return exif[:start] + identifier.encode("ascii") + exif[start + len(identifier) :]
+
+
 def _clean(text: bytes) -> str | None:
     return text.decode("ascii", errors="replace").strip("\0 ") or None
 

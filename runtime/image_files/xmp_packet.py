@@ -70,8 +70,12 @@ def _without(xmp: bytes, unwanted: Callable[[str, str], bool]) -> bytes | None:
             if child.namespaceURI and unwanted(child.namespaceURI, child.localName):
                 element.removeChild(child)
     body = document.documentElement.toxml()
-    has_wrapper = "<?xpacket" in _decode(xmp)
-    return (_PACKET.format(body) if has_wrapper else body).encode()
+    return wrap(body) if "<?xpacket" in _decode(xmp) else body.encode()
+
+
+def wrap(body: str) -> bytes:
+    """A tree's text in the processing instructions by which programs find a packet."""
+    return _PACKET.format(body).encode()
 
 
 def parse(xmp: bytes) -> minidom.Document | None:

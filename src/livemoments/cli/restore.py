@@ -22,7 +22,7 @@ from livemoments.cli.options import (
     threads_option,
 )
 from livemoments.cli.output import stdout_is_ours, write_json
-from livemoments.cli.restore_live import MomentChoice, restore_live
+from livemoments.cli.restore_live import LiveRequest, MomentChoice, restore_live
 from livemoments.cli.results import result_document, result_summary
 from livemoments.errors import OutputError, UsageError
 from livemoments.live_photo import LivePhoto
@@ -49,6 +49,11 @@ from livemoments.progress import Progress
 @click.option("--best", is_flag=True, help="With --live: the sharpest moment.")
 @click.option("--video", metavar="VIDEO", type=FILE, help="With --live: the video, where it is not found by itself.")
 @click.option("--force", is_flag=True, help="With --live: take photo and video that seem not to belong together.")
+@click.option(
+    "--write-live",
+    is_flag=True,
+    help="With --live: write a Live Photo again, with the phone's own video: an Apple pair, or a Motion Photo.",
+)
 @click.option(
     "-o",
     "--output",
@@ -139,6 +144,7 @@ def command(
     best: bool,
     video: Path | None,
     force: bool,
+    write_live: bool,
     output: Path | None,
     bit_depth: str | None,
     progress: Progress,
@@ -170,10 +176,12 @@ def command(
         if photo is not None or photo_frame is not None:
             raise UsageError("--live brings its own photo and frames", fix="leave out --photo and --photo-frame")
         choice = MomentChoice(times, frame, best)
-        restore_live(live, choice, bundle, video, force, output, bit_depth, options, as_json=as_json, progress=progress)
+        request = LiveRequest(live, choice, bundle, video, output, force=force, write_live=write_live)
+        restore_live(request, options, bit_depth, as_json=as_json, progress=progress)
         return
-    if times or best or video is not None or force:
-        raise UsageError("--at, --best, --video and --force go with --live", fix="name the Live Photo with --live")
+    if times or best or video is not None or force or write_live:
+        what = "--at, --best, --video, --force and --write-live go with --live"
+        raise UsageError(what, fix="name the Live Photo with --live")
     if bundle is None or frame is None or photo is None or output is None:
         needed = {"BUNDLE": bundle, "--frame": frame, "--photo": photo, "-o": output}
         missing = [name for name, value in needed.items() if value is None]

@@ -66,21 +66,25 @@ class MomentChoice:
         return list(dict.fromkeys(clip.at(parse_time(text)) for text in self.times))
 
 
+@dataclass(frozen=True, slots=True)
+class LiveRequest:
+    """What the user asked for: the Live Photo, the moments, and where the results go."""
+
+    image: Path
+    choice: MomentChoice
+    bundle: Path | None
+    video: Path | None
+    output: Path | None
+    force: bool
+    write_live: bool
+
+
 def restore_live(
-    image: Path,
-    choice: MomentChoice,
-    bundle: Path | None,
-    video: Path | None,
-    force: bool,
-    output: Path | None,
-    bit_depth: str | None,
-    options: Mapping[str, Any],
-    *,
-    as_json: bool,
-    progress: Progress,
+    request: LiveRequest, options: Mapping[str, Any], bit_depth: str | None, *, as_json: bool, progress: Progress
 ) -> None:
     """Restore moments and say what was done."""
-    choice.check()
+    request.choice.check()
+    bundle, output, force = request.bundle, request.output, request.force
     with stdout_is_ours(), needs_extra("reading Live Photos", "livephoto"):
         from livemoments.checkpoints import trained_bundle
         from livemoments.runtime.image_files.photo import ensure_writable
@@ -88,6 +92,7 @@ def restore_live(
         from livemoments.runtime.live_photo.moments import moments
         from livemoments.runtime.live_photo.opened import open_live_photo
         from livemoments.runtime.live_photo.placement import place
+        from livemoments.runtime.live_photo.writing import as_live_photo, check_live_output
         from livemoments.runtime.options import RestoreOptions
         from livemoments.runtime.restore import restore
 
@@ -95,12 +100,15 @@ def restore_live(
             ensure_writable(output)
         chosen = RestoreOptions(**options, bit_depth=None if bit_depth is None else int(bit_depth))
         opened = open_checked(trained_bundle() if bundle is None else bundle, progress)
-        live = open_live_photo(image, video=video, force=force)
+        live = open_live_photo(request.image, video=request.video, force=force)
         clip = LiveClip(live)
         with progress.task("Laying the video over the photo"):
             placement = place(clip, force=force)
-        indices = choice.indices(clip, placement, progress)
+        indices = request.choice.indices(clip, placement, progress)
         outputs = _outputs(output, live, [clip.times_s[index] for index in indices])
+        if request.write_live:
+            for path in outputs:
+                check_live_output(path, live)
         documents, lines = [], []
         with _shared_cache(options, small=bundle is None, count=len(indices)) as cache:
             if cache is not None:
@@ -115,12 +123,26 @@ def restore_live(
                     "key_frame": placement.key_index,
                     "notes": list(moment.notes),
                 }
-                result = restore(opened, moment.live, chosen, output=path, progress=progress, origin=origin)
+                written = as_live_photo(moment, live, path) if request.write_live else None
+                result = restore(
+                    opened,
+                    moment.live if written is None else written.live,
+                    chosen,
+                    output=path,
+                    progress=progress,
+                    origin=origin,
+                    trailer=b"" if written is None else written.trailer,
+                    keeps_video_claims=written is not None,
+                )
+                all_notes = moment.notes
+                if written is not None:
+                    written.write_video(path)
+                    all_notes = (*all_notes, *written.notes)
                 seconds = time.perf_counter() - started
-                found = {"frame": moment.index, "time_s": moment.time_s, "notes": moment.notes}
+                found = {"frame": moment.index, "time_s": moment.time_s, "notes": all_notes}
                 documents.append(result_document(result, path, seconds) | found)
                 said = f"  frame {moment.index} at {moment.time_s:.3f} s of {live.path.name} ({live.kind})"
-                notes = [f"  {note}" for note in moment.notes]
+                notes = [f"  {note}" for note in all_notes]
                 lines += [result_summary(result, path, seconds), said, *notes]
     if as_json:
         about = {
