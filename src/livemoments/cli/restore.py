@@ -63,7 +63,9 @@ from livemoments.progress import Progress
     "[default with --live: the photo's name and the moment, here]",
 )
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Sampling steps.  [default: the bundle's]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the noise.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Seed of the noise."
+)
 @click.option(
     "--compat",
     type=click.Choice(["upstream"]),
