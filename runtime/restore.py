@@ -135,7 +135,8 @@ def restore(
         upscaled_size: the result's size where it is not the photo's.
         backend: replaces the options' provider and threads.
         origin: where the images come from, JSON-able; becomes part of the metadata.
-        trailer, keeps_video_claims: as in :func:`livemoments.runtime.image_files.photo.write_image`.
+        trailer: what follows the picture in the written file: a Motion Photo's video.
+        keeps_video_claims: the written file's EXIF and XMP say that a video belongs to it, since one does.
         options: the attributes of :class:`livemoments.runtime.options.RestoreOptions`.
 
     Raises:

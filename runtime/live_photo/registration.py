@@ -153,7 +153,8 @@ def common_view(
 
     Args:
         registration: how the video lies over the photo.
-        frame, photo: their sizes.
+        frame: the size of the video's frames.
+        photo: the photo's size.
         inside: the part of the frame that counts: left, top, right, bottom in its pixels.
 
     Returns:
