@@ -174,6 +174,9 @@ def common_view(
     x0, y0 = _inside(left, slack), _inside(top, slack)
     x1 = photo.width - _inside(photo.width - 1 - right, slack)
     y1 = photo.height - _inside(photo.height - 1 - bottom, slack)
+    # even lengths where the photo is cropped: video codecs, and so HEIC, store colour for pairs of pixels
+    x1 -= (x1 - x0) % 2 if x1 - x0 < photo.width else 0
+    y1 -= (y1 - y0) % 2 if y1 - y0 < photo.height else 0
     if x1 - x0 < 2 or y1 - y0 < 2:
         return None
     crop = Size(y1 - y0, x1 - x0)
