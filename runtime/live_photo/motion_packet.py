@@ -5,6 +5,7 @@ Source: Android's Motion Photo format 1.0 ("Motion Photo metadata", "HEIC-specif
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from xml.dom import minidom
 
 from livemoments.runtime.image_files import xmp_packet
@@ -22,7 +23,14 @@ _EMPTY = (
 
 
 def motion_packet(
-    xmp: bytes | None, *, time_us: int, photo_mime: str, padding: int, video_bytes: int, is_oppo: bool
+    xmp: bytes | None,
+    *,
+    time_us: int,
+    photo_mime: str,
+    padding: int,
+    video_mime: str,
+    video_bytes: int,
+    is_oppo: bool,
 ) -> bytes:
     """A packet that says where the video lies; what the photo's own packet says beside that stays.
 
@@ -31,6 +39,7 @@ def motion_packet(
         time_us: the still's instant in the video, in microseconds.
         photo_mime: ``image/jpeg`` or ``image/heic``.
         padding: bytes between the photo's last byte and the video's first.
+        video_mime: ``video/mp4`` or ``video/quicktime``.
         video_bytes: the video's length.
         is_oppo: whether OPPO's and OnePlus's names are written too.
     """
@@ -55,7 +64,8 @@ def motion_packet(
         oppo: dict[str, object] = {"MotionPhotoPrimaryPresentationTimestampUs": time_us, "MotionPhotoOwner": "oplus"}
         for name, value in (oppo | {"OLivePhotoVersion": 2, "VideoLength": video_bytes}).items():
             found.setAttributeNS(OPPO_SPACE, f"OpCamera:{name}", str(value))
-    found.appendChild(_directory(document, photo_mime, padding, video_bytes))
+    items = ((photo_mime, "Primary", 0, padding), (video_mime, "MotionPhoto", video_bytes, 0))
+    found.appendChild(_directory(document, items))
     root = document.documentElement
     assert root is not None  # a parsed document has one
     return xmp_packet.wrap(root.toxml())
@@ -65,14 +75,12 @@ def _description(document: minidom.Document) -> minidom.Element | None:
     return next(iter(document.getElementsByTagNameNS(_RDF, "Description")), None)
 
 
-def _directory(document: minidom.Document, photo_mime: str, padding: int, video_bytes: int) -> minidom.Element:
+def _directory(document: minidom.Document, items: Iterable[tuple[str, str, int, int]]) -> minidom.Element:
+    """The container's directory of (type, meaning, length, padding)."""
     directory = document.createElementNS(_CONTAINER, "Container:Directory")
     sequence = document.createElementNS(_RDF, "rdf:Seq")
     directory.appendChild(sequence)
-    for mime, semantic, length, pad in (
-        (photo_mime, "Primary", 0, padding),
-        ("video/mp4", "MotionPhoto", video_bytes, 0),
-    ):
+    for mime, semantic, length, pad in items:
         line = document.createElementNS(_RDF, "rdf:li")
         line.setAttributeNS(_RDF, "rdf:parseType", "Resource")
         item = document.createElementNS(_CONTAINER, "Container:Item")

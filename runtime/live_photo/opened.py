@@ -118,4 +118,8 @@ def _key_time(movie: Movie, claims: Claims, kind: str) -> tuple[float | None, st
 
 def _gain_map_notes(claims: Claims, data: bytes) -> tuple[str, ...]:
     has_map = claims.has_gain_map or _APPLE_GAIN_MAP in data
-    return ("the photo has an HDR gain map: the standard range was read",) if has_map else ()
+    return (
+        ("the photo has an HDR gain map: its standard range was read, the map does not fit another picture",)
+        if has_map
+        else ()
+    )

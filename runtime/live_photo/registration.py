@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from livemoments.runtime.image_files.encode import to_bit_depth
-from livemoments.runtime.image_files.photo import ASPECT_TOLERANCE
 from livemoments.types import Size
 
 Pixels = npt.NDArray[np.uint8]
@@ -188,11 +187,6 @@ def common_view(
     back = np.linalg.inv(_square(registration.matrix)) @ _square(to_photo)
     keeps = crop.height * crop.width / (photo.height * photo.width)
     return View(x0, y0, crop, target, back[:2], registration.mirrored, keeps)
-
-
-def fits(view: View) -> bool:
-    """Whether frames of this view have the crop's aspect ratio as closely as restoring asks."""
-    return abs(view.frame.width / view.frame.height / (view.crop.width / view.crop.height) - 1) <= ASPECT_TOLERANCE
 
 
 def _inside(edge: float, slack: float) -> int:

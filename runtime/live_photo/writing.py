@@ -27,6 +27,7 @@ from livemoments.runtime.live_photo.opened import APPLE, MOTION, OpenedLivePhoto
 from livemoments.store.files import check_file, write_file
 
 _MIME = {"JPEG": "image/jpeg", "HEIF": "image/heic"}
+_QUICKTIME = "qt  "
 _BOX_HEADER_BYTES = 8
 _MAX_VIDEO_BYTES = 512 << 20
 _MICROSECONDS = 1_000_000
@@ -127,6 +128,7 @@ def _motion_photo(moment: Moment, source: OpenedLivePhoto, output: Path, video: 
         time_us=round(moment.time_s * _MICROSECONDS),
         photo_mime=_MIME[kind],
         padding=_BOX_HEADER_BYTES if is_box else 0,
+        video_mime="video/quicktime" if source.movie.brand == _QUICKTIME else "video/mp4",
         video_bytes=len(video),
         is_oppo=source.claims.is_oppo,
     )

@@ -85,6 +85,16 @@ def test_several_moments_of_a_motion_photo(tmp_path: Path, monkeypatch: pytest.M
     assert b"MotionPhoto" not in Path("o-0.000s.jpg").read_bytes()
 
 
+def test_moments_share_keys_and_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a scene in which nothing moves every tile's reference is the same: ReferenceNet does not run again."""
+    monkeypatch.chdir(tmp_path)
+    write_pair(tmp_path, PHOTO, [FRAMES[KEY_FRAME]] * len(FRAMES))
+    arguments = ["--at", "0.1s", "--at", "0.2s", "--steps", 1, "--json"]
+    first, second = json.loads(run("restore", "--live", "IMG_0001.JPG", *arguments).stdout)["moments"]
+    assert first["timings"]["stages"]["reference"]["count"] > 0
+    assert second["timings"]["stages"].get("reference", {"count": 0})["count"] == 0
+
+
 def test_frame_and_best_choose(pair: Path) -> None:
     by_number = run("restore", "--live", pair, "--frame", 6, "--steps", 1, "-o", "a.png", "--json")
     assert json.loads(by_number.stdout)["moments"][0]["frame"] == 6

@@ -82,7 +82,7 @@ def command(
         best = best_frame(scores)
         notes = (*live.notes, *clip.notes, *placement.notes)
         if output is not None:
-            _write_page(output, image, video, clip, placement, scores, best, thumbnails, notes)
+            _write_page(output, image, video, force, clip, placement, scores, best, thumbnails, notes)
     listed = (best,) if only_best else scores
     if as_json:
         write_json(
@@ -104,12 +104,13 @@ def command(
     if output is not None:
         click.echo(f"wrote {output}")
     else:
-        click.echo(f"  {_restore_command(image, video, best)}")
+        click.echo(f"  {_restore_command(image, video, force, best)}")
 
 
-def _restore_command(image: Path, video: Path | None, score: FrameScore) -> str:
+def _restore_command(image: Path, video: Path | None, force: bool, score: FrameScore) -> str:
     parts = ["livemoments", "restore", "--live", str(image), "--at", f"{score.time_s:.3f}s"]
     parts += [] if video is None else ["--video", str(video)]
+    parts += ["--force"] * force
     return shlex.join(parts)
 
 
@@ -131,6 +132,7 @@ def _write_page(
     output: Path,
     image: Path,
     video: Path | None,
+    force: bool,
     clip: LiveClip,
     placement: Placement,
     scores: tuple[FrameScore, ...],
@@ -155,6 +157,6 @@ def _write_page(
         scores=scores,
         thumbnails=thumbnails,
         best=best.index,
-        commands={score.index: _restore_command(image, video, score) for score in scores},
+        commands={score.index: _restore_command(image, video, force, score) for score in scores},
     )
     write_file(output, page.encode("utf-8", errors="surrogateescape"))
