@@ -80,6 +80,15 @@ def test_a_bright_colour_keeps_its_hue() -> None:
     result = light(hdr_to_p3(pq_signal(strong)[None, None].astype(np.float32), PQ))[0, 0]
     assert result[1] / result[0] == pytest.approx(0.5, abs=0.03)
     assert result[2] / result[0] == pytest.approx(0.2, abs=0.03)
+    each = np.clip(2.5 * p3, 0, 1)  # what a converter does that cuts each channel by itself
+    assert abs(each[1] / each[0] - 0.5) > 0.1
+
+
+def test_hlg_shown_as_if_it_were_sdr_is_too_dark_in_the_middle() -> None:
+    """What a reader without tone mapping shows: HLG's codes as they are."""
+    signal = hlg_signal(np.array([0.26]))  # BT.2408's diffuse white
+    shown = hdr_to_p3(np.full((1, 1, 3), signal[0], np.float32), HLG)[0, 0, 0]
+    assert shown / 255 > signal[0] + 0.1
 
 
 def test_colours_outside_p3_lose_saturation_not_hue() -> None:

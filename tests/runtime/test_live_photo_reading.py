@@ -42,6 +42,7 @@ pytest.importorskip("av", reason="the extra 'livephoto' is not installed")
 pytest.importorskip("pillow_heif", reason="the extra 'livephoto' is not installed")
 
 from livemoments.errors import FileError, ImageError
+from livemoments.runtime.image_files.decode import turn
 from livemoments.runtime.live_photo.claims import read_claims
 from livemoments.runtime.live_photo.clip import LiveClip
 from livemoments.runtime.live_photo.opened import APPLE, MOTION, PLAIN, OpenedLivePhoto, open_live_photo
@@ -227,6 +228,7 @@ def test_a_motion_photo_of_any_brand(tmp_path: Path, kind: str, brand: str | Non
     live = open_live_photo(path)
     assert embedded(live) == movie
     assert live.movie.brand == (brand or "isom")
+    assert (b"ftypmp4" in path.read_bytes()) == (brand is not None)  # what older phones' readers look for
     assert live.found_by == "XMP container"
     assert LiveClip(live).key_index == KEY_FRAME
     without_claims = write(tmp_path / f"b.{kind.lower()}", path.read_bytes().replace(b"MotionPhoto", b"NotionPhoto"))
@@ -430,12 +432,23 @@ def test_irot_and_exif_are_not_applied_twice_or_lost(tmp_path: Path) -> None:
     turned = open_with_movie(tmp_path / "turned.heic", stream.getvalue())
     assert turned.photo.pixels.shape == wide.shape
     assert correlation(turned.photo.pixels, wide) > 0.98
+    # the block in the file still says 6: a reader that turns by it too has the picture lying again
+    stored = Image.Exif()
+    stored.load(exif_in(stream.getvalue()))
+    assert stored[274] == 6
+    assert turn(turned.photo.pixels, 6).shape != wide.shape
     # the same EXIF, but no such property: nothing turns the picture
     data = stream.getvalue()
     assert b"irot" in data
     plain = open_with_movie(tmp_path / "plain.heic", data.replace(b"irot", b"free"))
     assert plain.photo.pixels.shape == np.rot90(wide).shape
     assert correlation(plain.photo.pixels, np.rot90(wide)) > 0.98
+
+
+def exif_in(heic: bytes) -> bytes:
+    """The EXIF item's bytes from its TIFF header on, as they lie in the file."""
+    at = heic.index(b"Exif\0\0MM\0*") if b"Exif\0\0MM\0*" in heic else heic.index(b"Exif\0\0II*\0")
+    return heic[at:]
 
 
 def open_with_movie(path: Path, still: bytes) -> OpenedLivePhoto:
