@@ -16,6 +16,8 @@ from livemoments.runtime.live_photo.pairing import PHOTO_SUFFIXES, VIDEO_SUFFIXE
 from livemoments.runtime.video.span import Span
 
 _APPLE_GAIN_MAP = b"urn:com:apple:photo:2020:aux:hdrgainmap"
+_MAX_FILE_BYTES = 256 << 20
+"""Motion Photos have 3 to 30 MB, a photo of 200 megapixels up to 100."""
 APPLE, MOTION, PLAIN = "Apple Live Photo", "Motion Photo", "photo and video"
 
 
@@ -66,6 +68,7 @@ def open_live_photo(
         ResourceError: memory ran out.
     """
     still, given = _resolve(Path(path), None if video is None else Path(video))
+    _check_length(still)
     data = read_image_bytes(still)
     photo = decode_photo(still, data)
     claims = read_claims(photo.xmp)
@@ -105,6 +108,17 @@ def _resolve(path: Path, video: Path | None) -> tuple[Path, Path | None]:
     if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file() and video is None:
         return find_photo(path), path
     return path, video
+
+
+def _check_length(still: Path) -> None:
+    """Refuse what would fill the memory: the photo's file is held as a whole, with the video in it."""
+    try:
+        length = still.stat().st_size
+    except (OSError, ValueError):
+        return  # said better by what reads it
+    if length > _MAX_FILE_BYTES:
+        message = f"is {length >> 20} MiB long; Live Photos have at most {_MAX_FILE_BYTES >> 20}"
+        raise FileError(still, message, fix="name a phone's photo")
 
 
 def _key_time(movie: Movie, claims: Claims, kind: str) -> tuple[float | None, str]:

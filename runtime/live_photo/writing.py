@@ -29,7 +29,7 @@ from livemoments.store.files import check_file, write_file
 _MIME = {"JPEG": "image/jpeg", "HEIF": "image/heic"}
 _QUICKTIME = "qt  "
 _BOX_HEADER_BYTES = 8
-_MAX_VIDEO_BYTES = 512 << 20
+_MAX_VIDEO_BYTES = 128 << 20
 _MICROSECONDS = 1_000_000
 
 

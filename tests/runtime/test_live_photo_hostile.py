@@ -145,6 +145,14 @@ def test_a_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
         read_movie(Span.whole(path))
 
 
+def test_files_of_gigabytes_are_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jpg", still_bytes(PHOTO))
+    with path.open("r+b") as stream:
+        stream.truncate(3 << 30)  # sparse
+    with pytest.raises(FileError, match="MiB long"):
+        open_live_photo(path)
+
+
 def test_a_video_without_frames(tmp_path: Path) -> None:
     movie = apple_movie(FRAMES, None, None)
     at = movie.index(b"stsz") + 4 + 8

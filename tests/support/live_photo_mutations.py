@@ -77,16 +77,17 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 
 def read_all(folder: Path, still: bytes, video: bytes | None) -> str:
-    """Open a Live Photo, read its frames, lay them over the photo; what came of it.
+    """Open a Live Photo, read its frames, lay them over the photo, prepare to write it back; what came of it.
 
     Raises:
         Exception: anything but an error that is meant for users.
     """
     from livemoments.runtime.live_photo.clip import LiveClip
     from livemoments.runtime.live_photo.moments import moments
-    from livemoments.runtime.live_photo.opened import open_live_photo
+    from livemoments.runtime.live_photo.opened import PLAIN, open_live_photo
     from livemoments.runtime.live_photo.placement import place
     from livemoments.runtime.live_photo.scores import score_frames
+    from livemoments.runtime.live_photo.writing import as_live_photo
 
     path = folder / "a.bin"
     path.write_bytes(still)
@@ -99,7 +100,9 @@ def read_all(folder: Path, still: bytes, video: bytes | None) -> str:
         clip = LiveClip(live)
         placement = place(clip, force=True)
         score_frames(clip, placement.key_index)
-        next(moments(clip, placement, [0]))
+        moment = next(moments(clip, placement, [0]))
+        if live.kind != PLAIN:
+            as_live_photo(moment, live, folder / "o.jpg")
     except LiveMomentsError as error:
         if error.exit_code != 2 or not error.message:
             raise AssertionError(f"{error!r} says nothing") from error
