@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Verify = Literal["full", "sampled", "finite", "none"]
 
-TARGETS = ("onnx",)
+TARGETS = ("onnx", "tensorrt")
 PRECISIONS = ("fp32", "fp16")
 VERIFY = ("full", "sampled", "finite", "none")
 DEFAULT_STEP_COUNTS = (1, 2, 3, 4, 6)
@@ -62,7 +62,9 @@ def export_bundle(
     Args:
         checkpoint: a folder in upstream's layout, or upstream's ``inference_config.yml``.
         output: the bundle's folder.
-        target: ``onnx`` (for onnxruntime).
+        target: whose form of attention the graphs hold. ``onnx``: onnxruntime's own operator, the fastest there.
+            ``tensorrt``: the standard one, so that the graphs hold standard operators alone; onnxruntime runs these
+            too, more slowly. Engines are built from either (``livemoments.export.tensorrt.build``).
         precision: ``fp32`` or ``fp16``; RAFT stays in float32.
         tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
             position table. ``None`` is the checkpoint's own training size (its ``tile``, else ``sample_size``):
@@ -107,7 +109,7 @@ def export_bundle(
     from livemoments.reference.checkpoint import model_of  # torch, whose absence _planner explained
 
     with _resource_errors(Path(output)), write_bundle(output, overwrite=overwrite) as writer:
-        entries = _export_stages(planner, writer, wanted, sizes, precision, verify, progress)
+        entries = _export_stages(planner, writer, wanted, sizes, target, precision, verify, progress)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             producer=f"livemoments-deploy {__version__}",
@@ -213,6 +215,7 @@ def _export_stages(
     writer: BundleWriter,
     stages: Sequence[Stage],
     sizes: Sequence[Size],
+    target: str,
     precision: str,
     verify: Verify,
     progress: Progress,
@@ -228,7 +231,7 @@ def _export_stages(
             folder = writer.folder / str(stage)
             folder.mkdir()
             graphs, written, parameters = [], [], 0
-            for plan, elements in _write_graphs(planner, folder, stage, own_sizes):
+            for plan, elements in _write_graphs(planner, folder, stage, own_sizes, target):
                 task.advance(note=f"{stage} {plan.size} written")
                 parameters = parameters or elements
                 graphs.append(_graph_entry(stage, plan))
@@ -249,7 +252,7 @@ def _export_stages(
 
 
 def _write_graphs(
-    planner: Planner, folder: Path, stage: Stage, sizes: Sequence[Size]
+    planner: Planner, folder: Path, stage: Stage, sizes: Sequence[Size], target: str
 ) -> Iterator[tuple[StageGraph, int]]:
     """Write a stage's graphs beside one file of weights; yields each graph's plan and its number of parameters."""
     from livemoments.export.passes.graph import count_initializers
@@ -258,7 +261,7 @@ def _write_graphs(
     with contextlib.closing(WeightsFile(folder / WEIGHTS_NAME)) as weights:
         for size in sizes:
             plan = planner.graph(stage, size)
-            model, _ = trace(plan)
+            model, _ = trace(plan, fuse=target == "onnx")
             elements = count_initializers(model)
             save(model, folder / f"{plan.size}.onnx", weights)
             yield plan, elements

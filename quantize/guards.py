@@ -65,7 +65,7 @@ def check_source(bundle: Bundle, recipe: Recipe) -> None:
         raise UsageError(
             f"{bundle.path} is in {manifest.precision} already", fix="take the fp32 bundle, or another recipe"
         )
-    if manifest.target != "onnx":
+    if manifest.target not in _TARGETS:
         raise UsageError(f"{bundle.path} is made for {manifest.target}", fix="quantize a bundle of --target onnx")
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from livemoments.errors import BundleError, FileError, UsageError
 from livemoments.manifest import SCHEMA_VERSION, FileEntry, Graph, Manifest, StageEntry
+from livemoments.store.files import write_file
 from livemoments.store.folders import StagedFolder, check_destination, stage_folder
 from livemoments.types import ReferencePolicy, Size, Stage, TensorSpec
 
@@ -24,6 +25,8 @@ _DTYPES = frozenset({"float32", "float16", "int64", "int32", "int8", "uint8"})
 _MAX_AXES = 8
 _MAX_ELEMENTS = 1 << 34  # of one tensor in a batch of one; the keys of all blocks of a 3072-px tile have 2^31
 _EXPORT_AGAIN = "export the bundle again"
+_COPY_AGAIN = "copy the bundle again, or export it again"
+_BUILD_AGAIN = "copy the bundle again, or build its engines again: livemoments build {} --rebuild"
 
 
 def hash_file(path: Path) -> FileEntry:
@@ -55,12 +58,13 @@ class Bundle:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify_hashes: bool = True) -> Bundle:
+    def open(cls, path: str | os.PathLike[str], *, verify_hashes: bool = True, engines: bool = True) -> Bundle:
         """Open a bundle and check it.
 
         Args:
             path: the bundle's folder.
             verify_hashes: read every file and compare its SHA-256 (sizes are compared in any case).
+            engines: look at the engines' files too; those who build them anew need not.
 
         Raises:
             BundleError: not a bundle, an unknown schema version, a malformed manifest, a path that leaves the folder,
@@ -70,8 +74,11 @@ class Bundle:
         folder = Path(path)
         manifest = _read_manifest(folder)
         _check_paths(folder, manifest)
+        built = {engine.path for graph in _graphs(manifest) for engine in graph.engines}
         for name, entry in manifest.files.items():
-            _check_file(folder, name, entry, verify_hash=verify_hashes)
+            if engines or name not in built:
+                again = _BUILD_AGAIN.format(folder) if name in built else _COPY_AGAIN
+                _check_file(folder, name, entry, again, verify_hash=verify_hashes)
         return cls(folder, manifest)
 
     def stage(self, stage: Stage | str) -> StageEntry:
@@ -118,6 +125,11 @@ class Bundle:
     def tile_sizes(self) -> tuple[Size, ...]:
         """The tile sizes for which every stage has a graph."""
         return tuple(Size.parse(text) for text in self.manifest.tiles)
+
+    def graph_digest(self, graph: Graph) -> str:
+        """A SHA-256 over one graph's file and its weights': what an engine is built from."""
+        names = (graph.path, *graph.weights)
+        return hashlib.sha256("".join(self.manifest.files[n].sha256 for n in names).encode()).hexdigest()
 
     def digest(self, stage: Stage | str) -> str:
         """A SHA-256 over one stage's files: changes when the graph or a weight does."""
@@ -182,9 +194,11 @@ def _check_values(manifest: Manifest) -> None:
     smallest = min(min(size.height, size.width) for size in map(Size.parse, manifest.tiles))
     if 2 * manifest.overlap > smallest:
         raise ValueError(f"an overlap of {manifest.overlap} px is more than half of a tile of {smallest} px")
-    for graph in (graph for entry in manifest.stages.values() for graph in entry.graphs):
+    for graph in _graphs(manifest):
         for spec in (*graph.inputs, *graph.outputs):
             _check_spec(spec)
+        for engine in graph.engines:
+            Size.parse(engine.size)
     schedule = manifest.schedule
     for steps, plan in schedule.plans.items():
         if not plan or not all(0 <= point < len(schedule.points) for point in plan):
@@ -207,8 +221,7 @@ def _check_spec(spec: TensorSpec) -> None:
 
 def _check_paths(folder: Path, manifest: Manifest) -> None:
     root = os.path.realpath(folder)
-    graphs = [g for entry in manifest.stages.values() for g in entry.graphs]
-    named = [n for g in graphs for n in (g.path, *g.weights)]
+    named = [name for graph in _graphs(manifest) for name in graph.files]
     for name in [*manifest.files, *named]:
         parts = PurePosixPath(name)
         escapes = parts.is_absolute() or ".." in parts.parts or "\\" in name or not name
@@ -228,9 +241,12 @@ def _check_paths(folder: Path, manifest: Manifest) -> None:
             raise BundleError(folder / MANIFEST_NAME, f"uses '{name}' but lists no hash for it", fix=_EXPORT_AGAIN)
 
 
-def _check_file(folder: Path, name: str, entry: FileEntry, *, verify_hash: bool) -> None:
+def _graphs(manifest: Manifest) -> list[Graph]:
+    return [graph for entry in manifest.stages.values() for graph in entry.graphs]
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry, again: str, *, verify_hash: bool) -> None:
     file = folder / name
-    again = "copy the bundle again, or export it again"
     if not os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises for names that are too long
         raise BundleError(file, "missing: the manifest lists this file", fix=again)
     size = file.stat().st_size
@@ -254,9 +270,22 @@ class BundleWriter(StagedFolder):
 
     def commit(self, manifest: Manifest) -> None:
         """Write the manifest and move the bundle into place, replacing an older one in one rename each."""
-        encoded = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1)
-        (self.folder / MANIFEST_NAME).write_bytes(encoded + b"\n")
+        (self.folder / MANIFEST_NAME).write_bytes(_encode(manifest))
         self.publish()
+
+
+def rewrite_manifest(bundle: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Replace the manifest of a bundle that is in place, whose files have got more or fewer, in one rename.
+
+    Raises:
+        OutputError: it cannot be written.
+        ResourceError: the disk is full.
+    """
+    write_file(Path(bundle) / MANIFEST_NAME, _encode(manifest))
+
+
+def _encode(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1) + b"\n"
 
 
 @contextlib.contextmanager
