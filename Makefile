@@ -9,9 +9,6 @@ PYTEST_ARGS ?=
 TEST ?=
 # Two workers with one thread each: libraries that start a thread per core in every worker slow each other down.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
-# Sums in another order: these compare numbers that libraries compute with a thread per core.
-NUMERIC := $(addprefix tests/test_,backend.py integer_products.py kv_codecs.py quantize_rewrite.py raft.py restore_real.py \
-  smooth.py trained_checkpoint.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo setup test test-threads test-all coverage lint fix types editor readme bench clean
@@ -33,11 +30,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps piq
 	@touch $@
 
-test: $(READY)  ## the tests that take seconds; make test TEST="tests/test_x.py -k name" some of them
+test: $(READY)  ## the tests that take seconds; make test TEST="tests/runtime/test_tiles.py -k name" some of them
 	$(PYTEST) -m 'not slow' $(TEST)
 
 test-threads: $(READY)  ## the numeric ones of them with two threads each
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS) -m 'not slow' $(NUMERIC)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS) -m 'threads and not slow'
 
 test-all: $(READY)  ## every test
 	$(PYTEST)

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from livemoments.simulated_clip import simulate_live_photo
-from livemoments.validate.meters import ProcessCost, describe_machine, measure_process
+from livemoments.validate.cost.fresh_process import ProcessCost, measure_process
+from livemoments.validate.cost.machine import describe_machine
 
 RESULTS = Path(__file__).parent / "results"
 

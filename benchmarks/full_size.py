@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common import write_record
 
-from livemoments.validate.meters import measure_process
+from livemoments.validate.cost.fresh_process import measure_process
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import sys
 
 from common import summary, write_record
 
-from livemoments.validate.meters import measure_process
+from livemoments.validate.cost.fresh_process import measure_process
 
 
 def main() -> None:

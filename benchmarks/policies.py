@@ -35,7 +35,7 @@ def time_reference(work: Path) -> list[float]:
 
     from livemoments.reference.checkpoint import load_reference
     from livemoments.reference.pipeline import PipelineSettings, TileImages, TileNoise, restore_tile
-    from livemoments.runtime.images import read_photo
+    from livemoments.runtime.image_files.photo import read_photo
     from livemoments.types import Size, Tile
 
     reference = load_reference(work / "checkpoint")

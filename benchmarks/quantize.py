@@ -32,14 +32,14 @@ import numpy as np
 from common import photograph, run_worker, summary, write_record
 
 from livemoments.bundle import Bundle
+from livemoments.distances import sqnr_db
 from livemoments.live_photo import LivePhoto
-from livemoments.measures import sqnr_db
 from livemoments.quantize.probe import Probe, open_probe
 from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.sensitivity import stage_sqnr_db
 from livemoments.runtime.backends.ort import OrtBackend
-from livemoments.runtime.images import Photo
-from livemoments.runtime.kv_codecs import KV_DTYPES, find_codec
+from livemoments.runtime.image_files.photo import Photo
+from livemoments.runtime.keys_values.codecs import KV_DTYPES, find_codec
 from livemoments.simulated_clip import simulate_live_photo
 from livemoments.types import Size, Stage
 

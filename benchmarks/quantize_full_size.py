@@ -27,7 +27,7 @@ from common import write_live_photo, write_record
 
 from livemoments.quantize.recipes import load_recipe
 from livemoments.types import Size
-from livemoments.validate.meters import measure_process
+from livemoments.validate.cost.fresh_process import measure_process
 
 TRANSFORMERS = ("reference", "restoration")
 

@@ -49,7 +49,7 @@ from livemoments.quantize.calibration import calibrate
 from livemoments.quantize.pipeline import quantize_bundle
 from livemoments.quantize.recipes import load_recipe
 from livemoments.runtime.backends.ort import OrtBackend
-from livemoments.runtime.images import read_photo, write_image
+from livemoments.runtime.image_files.photo import read_photo, write_image
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size

@@ -69,12 +69,17 @@ def copy_trained_checkpoint(folder: str | os.PathLike[str], name: str = "small",
         OutputError: the folder exists and is not such a copy, or cannot be written.
     """
     source = trained_checkpoint(name)
-    target = check_destination(
-        folder, is_ours=lambda there: _title(there) == _title(source), kind="a copy of it", overwrite=overwrite
-    )
+
+    def is_copy(there: Path) -> bool:
+        return _title(there) == _title(source)
+
+    target = check_destination(folder, is_ours=is_copy, kind="a copy of it", overwrite=overwrite)
     with output_errors(target), stage_folder(target) as staged:
-        shutil.copytree(source, staged, dirs_exist_ok=True)
-        StagedFolder(target, staged, overwrite=overwrite).publish()
+        for file in sorted(path for path in source.rglob("*") if path.is_file()):
+            place = staged / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)  # its contents only: who may read the copy is the umask's to say
+        StagedFolder(target, staged, overwrite=overwrite, is_ours=is_copy).publish()
     return Path(folder)
 
 

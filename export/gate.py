@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from livemoments import ort
+from livemoments.distances import relative_l2
 from livemoments.errors import EngineError, ParityError
 from livemoments.export.plan import StageGraph
 from livemoments.export.references import Arrays, Case
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
-from livemoments.measures import relative_l2
 from livemoments.types import Stage, TensorSpec
 
 _MAPPED_BYTES = 1 << 30

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib.metadata
 import platform
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from livemoments.manifest import (
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.own_tiles import MIN_TILE_PX, default_overlap, default_tile
 from livemoments.schedule import DEFAULT_STEPS, build_schedule
+from livemoments.store.errors import disk_full, is_full
 from livemoments.types import ReferencePolicy, Size, Stage, whole_bundle
 from livemoments.version import __version__
 
@@ -69,8 +69,8 @@ def export_bundle(
         tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
             position table. ``None`` is the checkpoint's own training size (its ``tile``, else ``sample_size``):
             1024 x 1024 with upstream's networks.
-        overlap: of neighbouring tiles, pixels. ``None`` is the checkpoint's own beside its own tile, else a sixteenth
-            of the smallest side in whole tokens: 64 px with upstream's networks.
+        overlap: least overlap of neighbouring tiles, pixels. ``None`` is the checkpoint's own beside its own tile, else
+            a sixteenth of the smallest side in whole tokens: 64 px with upstream's networks.
         steps: step counts that are sampled with upstream's exact timesteps.
         reference_policy: the policy that the runtime uses unless it is told otherwise.
         kv_layout: ``per-block`` or ``stacked``; ``None`` is the faster one.
@@ -79,7 +79,7 @@ def export_bundle(
         overwrite: replace an older bundle.
         verify: ``full`` compares every graph with the reference at every point of the schedule, ``sampled`` at the
             first and the last, ``finite`` only runs every graph once, ``none`` does not.
-        progress: where to report.
+        progress: receives the progress.
 
     Returns:
         The bundle, opened. Its manifest has the measured parity.
@@ -201,9 +201,9 @@ def _resource_errors(output: Path) -> Iterator[None]:
     except MemoryError as error:
         raise ResourceError(f"out of memory while exporting ({error})", fix="close other programs") from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
-        raise ResourceError(f"the disk of {output} is full", fix="free some space or choose another -o") from None
+        raise disk_full(output) from None
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):
             raise

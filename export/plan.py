@@ -53,12 +53,12 @@ class StageGraph:
 
     Attributes:
         size: the tile as ``WxH``, or ``any``.
-        module: in the graph's type; on the meta device, but for RAFT.
+        module: the stage's module in the graph's type, on the meta device except for RAFT.
         weights: by checkpoint name.
         weight_name: a parameter of ``module`` to its name in ``weights``: the checkpoint's, or with the tile's size
             in it for a constant that graphs of other sizes do not share.
         parameters_before: elements of the checkpoint's network.
-        reports: what the network passes did.
+        reports: one report for each network pass.
         repeats: how often the iteration between the module's marks runs; 0 where none is marked.
     """
 

@@ -50,7 +50,7 @@ class References:
         prompt: its prompt, float32.
         schedule: the points that ``step`` indexes.
         kv_layout: how keys and values are passed.
-        seed: of the inputs.
+        seed: seed of the inputs.
         batch: tiles per case.
     """
 

@@ -22,7 +22,7 @@ def streamed(root: nn.Module, weights: WeightSource) -> Iterator[None]:
 
     Args:
         root: its state dict's names are those of ``weights``; layers are called as modules, one at a time.
-        weights: where the values come from.
+        weights: the checkpoint's weights, from which the values come.
     """
     handles = []
     for prefix, module in root.named_modules():

@@ -51,7 +51,7 @@ def trace(graph: StageGraph, *, fuse: bool = True) -> tuple[ir.Model, list[PassR
     """Trace a stage's module, simplify the graph and bind its weights lazily.
 
     Args:
-        graph: what to trace.
+        graph: the stage's modules and names, to be traced.
         fuse: rewrite attention for onnxruntime; without, the graph holds standard operators alone.
 
     Returns:

@@ -28,7 +28,7 @@ class WeightSource:
 
     Args:
         stored: the checkpoint's tensors, a :class:`SafetensorsFolder` or a state dict.
-        path: where they came from, for messages.
+        path: the file that the weights came from, for messages.
     """
 
     def __init__(self, stored: Mapping[str, Tensor], path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from livemoments.store.files import write_file
+from livemoments.store.files import read_file, write_file
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 """The earliest that zip files can say."""
@@ -50,8 +50,7 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, np.ndarr
         OSError: the file cannot be read.
         ValueError: it is damaged, cut short or something else.
     """
-    with open(path, "rb") as stream:  # noqa: PTH123 - any path-like
-        content = stream.read()
+    content = read_file(path)
     body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     if len(content) <= _DIGEST_BYTES or hashlib.sha256(body).digest() != digest:
         raise ValueError("damaged, cut short, or written by something else")

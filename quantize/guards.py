@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from livemoments.bundle import Bundle
+from livemoments.distances import relative_l2
 from livemoments.errors import CheckFailedError, EngineError, ParityError, UsageError
 from livemoments.export.gate import dead_channels
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
-from livemoments.measures import relative_l2
 from livemoments.quantize.actions import Action, LayerPlan
 from livemoments.quantize.recipes import Recipe
 from livemoments.quantize.sample_inputs import Arrays, SampleInputs

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from livemoments.errors import UsageError
 from livemoments.graphs.linears import LinearId
-from livemoments.line_journal import LineJournal
 from livemoments.quantize.sensitivity_report import LayerSensitivity
+from livemoments.store.journals import LineJournal
 
 
 class Journal:

@@ -7,7 +7,6 @@ the finished engines are run.
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib.metadata
 import os
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from livemoments.bundle import Bundle, write_bundle
 from livemoments.errors import MissingExtraError, ResourceError, UsageError
 from livemoments.manifest import Manifest, StageParity
 from livemoments.progress import SILENT, Progress
+from livemoments.store.errors import disk_full, is_full
 from livemoments.types import Stage
 from livemoments.version import __version__
 
@@ -163,9 +163,9 @@ def _resource_errors(output: Path) -> Iterator[None]:
     except MemoryError as error:
         raise ResourceError(f"out of memory while quantizing ({error})", fix="close other programs") from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full(error):
             raise
-        raise ResourceError(f"the disk of {output} is full", fix="free some space or choose another -o") from None
+        raise disk_full(output) from None
 
 
 def _find_linears(bundle: Bundle) -> list[Linear]:

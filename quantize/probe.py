@@ -17,7 +17,7 @@ from livemoments.live_photo import LivePhoto
 from livemoments.quantize.memo import Call, Memo, MemoBackend, MemoEngine
 from livemoments.quantize.probe_photos import centre
 from livemoments.runtime.backends.base import Backend, Engine
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.restore import restore
 from livemoments.runtime.schedule import plan_steps
 from livemoments.types import ReferencePolicy, Size, Stage

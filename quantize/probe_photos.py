@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from livemoments.live_photo import LivePhoto
-from livemoments.runtime.images import MIN_SIDE_PX, Photo
+from livemoments.runtime.image_files.photo import MIN_SIDE_PX, Photo
 from livemoments.types import Size
 
 

@@ -6,7 +6,6 @@ import fnmatch
 import os
 from collections.abc import Iterable
 from importlib import resources
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -14,6 +13,7 @@ import msgspec
 from livemoments.errors import FileError, UsageError
 from livemoments.graphs.linears import Linear
 from livemoments.quantize.actions import Action, LayerPlan
+from livemoments.store.files import read_file
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block lengths that onnxruntime's ``MatMulNBits`` accepts."""
@@ -97,7 +97,7 @@ def load_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
         text = (resources.files("livemoments.quantize") / "recipes" / f"{name}.toml").read_bytes()
     elif name.endswith(".toml"):
         try:
-            text = Path(name).read_bytes()
+            text = read_file(name)
         except OSError as error:
             raise FileError(name, f"cannot be read ({error.strerror})") from None
     else:

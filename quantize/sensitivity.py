@@ -32,7 +32,7 @@ from livemoments.quantize.probe_photos import pixels_sha256
 from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.sensitivity_report import LayerSensitivity, Sensitivity
 from livemoments.runtime.backends.base import Backend, Engine, to_host
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.types import Size, Stage
 
 if TYPE_CHECKING:

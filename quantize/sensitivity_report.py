@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from livemoments.errors import FileError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.quantize.actions import Action
+from livemoments.store.files import read_file
 
 SCHEMA = "livemoments/sensitivity/1"
 
@@ -137,7 +137,7 @@ def load_sensitivity(path: str | os.PathLike[str]) -> Sensitivity:
         FileError: it cannot be read, or is no such report.
     """
     try:
-        return Sensitivity.from_json(json.loads(Path(path).read_bytes()))
+        return Sensitivity.from_json(json.loads(read_file(path)))
     except OSError as error:
         raise FileError(path, f"cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, UsageError):

@@ -26,7 +26,7 @@ from livemoments.quantize.search import SearchResult, search
 from livemoments.quantize.sensitivity import Alter, measure_sensitivity, recipe_alter
 from livemoments.quantize.sensitivity_report import Sensitivity
 from livemoments.runtime.backends.base import Backend, Engine
-from livemoments.runtime.images import Photo, read_photo
+from livemoments.runtime.image_files.photo import Photo, read_photo
 from livemoments.types import Stage
 
 if TYPE_CHECKING:

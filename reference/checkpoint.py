@@ -141,10 +141,10 @@ def load_reference(
 
     Args:
         checkpoint: a folder in upstream's layout, or an ``inference_config.yml``.
-        dtype: of the transformers, the VAE and the motion encoder; RAFT is always float32.
-        device: where the networks go.
+        dtype: type of the transformers, the VAE and the motion encoder; RAFT is always float32.
+        device: the device that the networks are put on.
         correlation: RAFT's; ``on-demand`` never holds the all-pairs volume.
-        progress: where to report.
+        progress: receives the progress.
 
     Raises:
         CheckpointError: a missing file, missing, extra or misshapen keys, NaN weights, sizes that contradict.

@@ -120,11 +120,11 @@ def raft_from_state(
 
     Args:
         state: the checkpoint's tensors, of any floating type. Those of ``dtype`` already are used without a copy.
-        path: where they came from, for messages.
-        dtype: of the weights; the correlation and the coordinates stay in float32.
+        path: the file that the weights came from, for messages.
+        dtype: type of the weights; the correlation and the coordinates stay in float32.
         iterations: recurrent updates.
         correlation: see :class:`livemoments.reference.raft.RAFT`.
-        context_norm: likewise.
+        context_norm: see :class:`livemoments.reference.raft.RAFT`.
 
     Returns:
         The network in eval mode, on the CPU, without gradients.

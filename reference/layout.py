@@ -10,6 +10,8 @@ from typing import Any, get_args
 import yaml
 
 from livemoments.errors import CheckpointError
+from livemoments.store.files import read_file
+from livemoments.store.names import check_utf8
 from livemoments.types import FlowNetwork
 
 CONFIG_NAME = "inference_config.yml"
@@ -73,6 +75,7 @@ def locate(path: str | Path) -> CheckpointFiles:
             ``raft`` nor ``dis``.
     """
     path = Path(path)
+    check_utf8(path, CheckpointError)
     if not path.exists():
         raise CheckpointError(path, "no such checkpoint", fix=_LAYOUT_FIX)
     if path.is_file():
@@ -179,7 +182,7 @@ def read_inference_config(path: Path) -> dict[str, Any]:
         CheckpointError: unreadable, or no mapping.
     """
     try:
-        found = yaml.safe_load(path.read_text("utf-8"))
+        found = yaml.safe_load(read_file(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CheckpointError(path, f"not readable as YAML ({error})") from None
     if not isinstance(found, dict):

@@ -92,12 +92,12 @@ def restore_photo(
     Args:
         reference: the loaded checkpoint.
         inputs: the images, (1, 3, H, W), [0, 1]; frame and photo frame of one size, the photo of ``size``.
-        size: what the frames are upscaled to: ``int(frame size * ref_res / lr_res)``.
+        size: size that the frames are upscaled to: ``int(frame size * ref_res / lr_res)``.
         noise: every tile's noise.
         settings: tiling, steps, policy, compatibility.
         only_tiles: which tiles to restore (all if not given); the others stay mid-grey in the result.
         observe: told every intermediate.
-        progress: where to report.
+        progress: receives the progress.
     """
     device, key_frame = reference.device, inputs.photo_frame
     if key_frame is None:

@@ -111,7 +111,10 @@ class _Windows(NamedTuple):
 
     Attributes:
         cells: (Q, LEVELS, 100), int64: flat indices, x the slower axis, as the published weights expect.
-        low_x: (Q, LEVELS, 9): weight of the lower of each pair of neighbours along x; the other three likewise.
+        low_x: (Q, LEVELS, 9): weight of the lower of each pair of neighbours along x.
+        high_x: (Q, LEVELS, 9): weight of the upper of each pair along x.
+        low_y: (Q, LEVELS, 9): weight of the lower of each pair along y.
+        high_y: (Q, LEVELS, 9): weight of the upper of each pair along y.
     """
 
     cells: Tensor
@@ -322,7 +325,7 @@ class RAFT(nn.Module):
             coordinates: (B, 2, h, w), float32: where each cell is thought to have gone.
             start: (B, 2, h, w), float32: where it came from.
             context: (B, 128, h, w).
-            pyramid: what a lookup samples.
+            pyramid: the correlation pyramid that a lookup samples.
             queries: the first image's features (B, C, h, w) where correlations are computed on demand, else ``None``.
 
         Returns:

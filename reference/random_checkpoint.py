@@ -94,10 +94,10 @@ def make_checkpoint(
     Args:
         folder: where; must not exist, or be empty.
         size: ``"tiny"``, ``"mid"``, ``"sd3-medium"``, or sizes of your own.
-        seed: of all random streams.
-        dtype: of the transformers, the VAE and the motion encoder.
+        seed: seed of all random streams.
+        dtype: type of the transformers, the VAE and the motion encoder.
         overwrite: replace an older random checkpoint.
-        progress: where to report; the unit is bytes.
+        progress: receives the progress, in bytes.
         only: the components to write; ``None`` means all that these sizes have.
         shard_bytes: the most tensor bytes in one ``.safetensors`` file.
 
@@ -111,9 +111,7 @@ def make_checkpoint(
         ResourceError: the disk is too small, or memory ran out.
     """
     sizes = _check_request(size, seed, dtype, only)
-    target = check_destination(
-        folder, is_ours=lambda there: (there / RECORD_NAME).is_file(), kind="a random checkpoint", overwrite=overwrite
-    )
+    target = check_destination(folder, is_ours=_is_random, kind="a random checkpoint", overwrite=overwrite)
     parts = [component for component in sizes.components if only is None or component in only]
     try:
         with output_errors(target), stage_folder(target) as staged:
@@ -126,10 +124,14 @@ def make_checkpoint(
             (staged / CONFIG_NAME).write_text(_INFERENCE_CONFIG.format(flow=_FLOW[sizes.flow]), "utf-8")
             record = {"sizes": asdict(sizes), "seed": seed, "dtype": dtype, "components": parts, "version": __version__}
             (staged / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-            StagedFolder(target, staged, overwrite=overwrite).publish()
+            StagedFolder(target, staged, overwrite=overwrite, is_ours=_is_random).publish()
     except MemoryError:
         raise ResourceError(f"out of memory while making {target}", fix="use a smaller size, or only=...") from None
     return Path(folder)
+
+
+def _is_random(folder: Path) -> bool:
+    return (folder / RECORD_NAME).is_file()
 
 
 def _check_request(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from livemoments.bundle import Bundle, open_bundle
-from livemoments.runtime.images import Photo, read_photo, write_image
+from livemoments.runtime.image_files.photo import Photo, read_photo, write_image
 from livemoments.runtime.noise import NoiseSource, RecordedNoise, SeededNoise, TileNoise
 
 # Imported here rather than on demand: the submodule of the same name would otherwise take the function's place.

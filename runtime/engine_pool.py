@@ -29,11 +29,32 @@ class Timings:
         stages: a stage's name for its runs, ``load:STAGE`` for opening its graph, and the steps without a graph:
             ``read``, ``photo_flow`` (which contains the flow stage's first run), ``color_fix``, ``write``.
         tile_seconds: for each tile, in the order of work, its share of its group's time.
+        tile_load_seconds: the part of each of these in which engines were opened.
     """
 
     def __init__(self) -> None:
         self.stages: dict[str, StageTiming] = {}
         self.tile_seconds: list[float] = []
+        self.tile_load_seconds: list[float] = []
+
+    @property
+    def load_seconds(self) -> float:
+        """Seconds in which engines were opened, so far."""
+        return sum(timing.seconds for name, timing in self.stages.items() if name.startswith("load:"))
+
+    @property
+    def tile_run_seconds(self) -> tuple[float, ...]:
+        """Seconds of each tile without the opening of engines."""
+        pairs = zip(self.tile_seconds, self.tile_load_seconds, strict=True)
+        return tuple(max(0.0, seconds - load_seconds) for seconds, load_seconds in pairs)
+
+    @contextlib.contextmanager
+    def measure_group(self, tiles: int) -> Iterator[None]:
+        """Time a ``with`` block that computes this many tiles, each of which gets the same share."""
+        start_s, loaded_s = time.perf_counter(), self.load_seconds
+        yield
+        self.tile_seconds += [(time.perf_counter() - start_s) / tiles] * tiles
+        self.tile_load_seconds += [(self.load_seconds - loaded_s) / tiles] * tiles
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:

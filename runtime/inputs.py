@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from livemoments.runtime._profiles import SAME, match_profile
-from livemoments.runtime.align import ReferenceCorner
-from livemoments.runtime.images import Photo, check_pair_sizes, read_photo
+from livemoments.runtime.image_files.colour_profiles import SAME, match_profile
+from livemoments.runtime.image_files.photo import Photo, check_pair_sizes, read_photo
 from livemoments.runtime.resize import BicubicView, PhotoView, WindowView
+from livemoments.runtime.tiles.correspondence import ReferenceCorner
 from livemoments.types import Size, Tile
 
 DERIVED_JPEG_QUALITY = 60
@@ -36,7 +36,7 @@ class RestoreInputs:
         photo_frame: the video frame at the photo's instant; of the frame's size.
         photo_frame_derived: whether it was made from the photo.
         frame_profile, photo_frame_profile: what was done to bring the two to the photo's colour profile
-            (:func:`livemoments.runtime._profiles.match_profile`).
+            (:func:`livemoments.runtime.image_files.colour_profiles.match_profile`).
         size: the result's size in pixels.
         frame_view, photo_view, photo_frame_view: the three at the result's size, [0, 1] before the resize's overshoots,
             reflected beyond their edges.

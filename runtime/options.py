@@ -8,10 +8,10 @@ from typing import Literal
 
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
-from livemoments.runtime._image_encode import DEEP_FORMATS, format_of
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.flow import KINDS, FlowKind, resolve_flow
-from livemoments.runtime.kv_codecs import find_codec
+from livemoments.runtime.image_files.encode import DEEP_FORMATS, format_of
+from livemoments.runtime.keys_values.codecs import find_codec
 from livemoments.runtime.schedule import plan_steps
 from livemoments.types import ReferencePolicy, Size
 

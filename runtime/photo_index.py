@@ -16,7 +16,7 @@ from livemoments.errors import FileError, ImageError, OutputError, UsageError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime import photo_set
-from livemoments.runtime.images import Photo, check_pair_sizes, read_photo
+from livemoments.runtime.image_files.photo import Photo, check_pair_sizes, read_photo
 from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size
 

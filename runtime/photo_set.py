@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from livemoments.errors import ImageError, UsageError
-from livemoments.runtime._damage import container
+from livemoments.runtime.image_files.integrity import container
+from livemoments.store.names import check_utf8
 
 FRAMES, PHOTOS, PHOTO_FRAMES, TRUTHS = "lr", "ref", "ref_lr", "gt"
 """Upstream's names: reselected video frames, key photos, video frames at the key photos' instants, ground truth."""
@@ -20,12 +21,12 @@ READABLE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".tif", ".tiff", ".webp"),
     *(".heic", ".heif", ".hif"),  # with pillow-heif
 )
-"""Of files that :func:`livemoments.runtime.images.read_photo` reads, in any case; what is inside decides there."""
+"""Suffixes, in any case, of the files that :func:`livemoments.runtime.image_files.photo.read_photo` reads."""
 _OTHER_PICTURES = (
     *(".avif", ".jxl", ".jp2", ".bmp", ".gif", ".psd", ".exr"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".rw2", ".orf"),
 )
-"""Of pictures that it does not read: they are named, not passed over."""
+"""Suffixes of pictures that it does not read: they are named, not passed over."""
 _HEAD_BYTES = 64
 
 
@@ -93,6 +94,7 @@ def _files(root: Path, part: str) -> dict[str, Path]:
         raise ImageError(folder, f"holds no images{others}", fix=_LAYOUT_FIX)
     files: dict[str, Path] = {}
     for path in found:
+        check_utf8(path, ImageError)
         if is_broken_link(path):
             raise ImageError(path, "is a link to nothing", fix="mend or remove the link")
         if (other := files.setdefault(unicodedata.normalize("NFC", path.stem), path)) is not path:

@@ -11,16 +11,16 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.progress import SILENT, Progress
-from livemoments.runtime._profiles import profile_name
-from livemoments.runtime.align import MeanFlow, ReferenceCorner
 from livemoments.runtime.engine_pool import Timings
 from livemoments.runtime.flow import FlowKind, FlowOfTile
+from livemoments.runtime.image_files.colour_profiles import profile_name
 from livemoments.runtime.inputs import DERIVED_JPEG_QUALITY, RestoreInputs
 from livemoments.runtime.noise import NoiseSource, SeededNoise
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.sampler import Observer
 from livemoments.runtime.schedule import plan_steps
-from livemoments.runtime.tiles import TilePlan, plan_balanced, plan_upstream
+from livemoments.runtime.tiles.correspondence import MeanFlow, ReferenceCorner
+from livemoments.runtime.tiles.plan import TilePlan, plan_balanced, plan_upstream
 from livemoments.types import ReferencePolicy, Size
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +15,23 @@ import numpy as np
 from livemoments.bundle import Bundle
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress, Task
-from livemoments.runtime.align import MeanFlow, ReferenceCorner
 from livemoments.runtime.backends.base import Backend
-from livemoments.runtime.blend import Blender
 from livemoments.runtime.color import color_fix_rows, to_unit_range
 from livemoments.runtime.engine_pool import EnginePool, Timings
 from livemoments.runtime.flow import FlowOfTile, flow_estimator
-from livemoments.runtime.images import ensure_writable, write_image
+from livemoments.runtime.image_files.photo import ensure_writable, write_image
 from livemoments.runtime.inputs import ImageSource, RestoreInputs, load_inputs
-from livemoments.runtime.kv_cache import KvCache
-from livemoments.runtime.kv_codecs import find_codec
-from livemoments.runtime.kv_store import open_store
+from livemoments.runtime.keys_values.codecs import find_codec
+from livemoments.runtime.keys_values.content_cache import KvCache
+from livemoments.runtime.keys_values.step_store import open_store
 from livemoments.runtime.noise import NoiseSource
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restoration import Restoration, describe, plan_tiles
 from livemoments.runtime.sampler import Observer, PhaseSplitSampler, ResidentSampler, Sampler
-from livemoments.runtime.tile_batch import OrderedBlender, TileCodec, photo_flow, reference_corners
-from livemoments.runtime.tiles import TilePlan
+from livemoments.runtime.tiles.batch import OrderedBlender, TileCodec, photo_flow, reference_corners
+from livemoments.runtime.tiles.blend import Blender
+from livemoments.runtime.tiles.correspondence import MeanFlow, ReferenceCorner
+from livemoments.runtime.tiles.plan import TilePlan
 from livemoments.types import Size, Stage, Tile
 from livemoments.version import __version__
 
@@ -206,7 +205,8 @@ def restore_tiles(
         total = len(plan.tiles) * sampler.steps
         with run.progress.task("Restoring tiles", total) as task:
             for group, is_last in _grouped(plan.tiles, per_group):
-                _restore_group(run, group, is_last, codec, sampler, pool, ordered, task)
+                with run.timings.measure_group(len(group)):
+                    _restore_group(run, group, is_last, codec, sampler, pool, ordered, task)
     return blender, [corners[tile.index] for tile in plan.tiles]
 
 
@@ -220,7 +220,6 @@ def _restore_group(
     blender: OrderedBlender,
     task: Task,
 ) -> None:
-    start_s = time.perf_counter()
     batches = [codec.encode(part) for part, _ in _grouped(tiles, run.options.batch)]
     if is_last:  # each engine goes when nothing needs it any more
         pool.close(Stage.FLOW, Stage.VAE_ENCODER)
@@ -230,8 +229,6 @@ def _restore_group(
     for batch, z in zip(batches, latents, strict=True):
         for tile, image in codec.decode(batch, z):
             blender.add(tile, image)
-    elapsed_s = time.perf_counter() - start_s
-    run.timings.tile_seconds.extend([elapsed_s / len(tiles)] * len(tiles))
 
 
 def _make_sampler(run: Restoration, pool: EnginePool, cache: KvCache | None, stack: contextlib.ExitStack) -> Sampler:

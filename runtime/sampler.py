@@ -16,9 +16,9 @@ from livemoments.manifest import Schedule
 from livemoments.progress import Task
 from livemoments.runtime.backends.base import Array, batch_axis, to_host
 from livemoments.runtime.engine_pool import EnginePool
-from livemoments.runtime.kv_cache import KvCache
-from livemoments.runtime.kv_store import HostStore, KvStore, budget_error
-from livemoments.runtime.reference_kv import ReferenceKv, motion_specs, reference_inputs
+from livemoments.runtime.keys_values.content_cache import KvCache
+from livemoments.runtime.keys_values.provider import ReferenceKv, motion_specs, reference_inputs
+from livemoments.runtime.keys_values.step_store import HostStore, KvStore, budget_error
 from livemoments.runtime.schedule import sigmas
 from livemoments.types import ReferencePolicy, Stage, Tile
 

@@ -1,9 +1,10 @@
-"""Shared fixtures; modules beside the tests (``fake_bundle``) can be imported by name."""
+"""Shared fixtures; the modules of ``support/`` can be imported by name."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,17 +12,28 @@ from pathlib import Path
 import pytest
 
 # --import-mode=importlib puts no folder on the path
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 # Tests import onnxruntime themselves; its telemetry would start with it
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+_TORCH = re.compile(r"^\s*(?:import|from) (?:torch|livemoments\.(?:reference|export))\b", re.MULTILINE)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One test that needs the tiny bundle goes first, and the modules with the others last: one worker makes the bundle
+    """Marks by what a test needs, read from its module and fixtures: ``torch``, ``browser``. And an order:
+
+    one test that needs the tiny bundle goes first, and the modules with the others last: one worker makes the bundle
     while the other does something else than wait for it."""
 
     def needs_bundle(item: pytest.Item) -> bool:
         return "tiny_bundle" in getattr(item, "fixturenames", ())
+
+    sources = {path: path.read_text("utf-8") for path in {item.path for item in items}}
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if _TORCH.search(sources[item.path]) or {"tiny_bundle", "tiny_checkpoint"}.intersection(fixtures):
+            item.add_marker("torch")
+        if "browser" in fixtures:
+            item.add_marker("browser")
 
     modules = {item.path for item in items if needs_bundle(item)}
     others = [item for item in items if item.path not in modules]

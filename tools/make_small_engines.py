@@ -2,8 +2,8 @@
 
     python tools/make_small_engines.py
 
-To be run when the exporter's graphs or the recording's format change; tests/test_small_engines.py tells. Weights that
-stay the same stay the same files.
+To be run when the exporter's graphs or the recording's format change; tests/export/test_small_engines.py tells.
+Weights that stay the same stay the same files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from livemoments.demo import OVERLAP_PX, TILE
 from livemoments.demo_images import load_images
 from livemoments.export.pipeline import export_bundle
 from livemoments.live_photo import LivePhoto
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.store.folders import StagedFolder, stage_folder
 from livemoments.types import Size
 from livemoments.validate.recording.pipeline import record

@@ -17,7 +17,7 @@ from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.layout import locate
 from livemoments.runtime.backends.base import Backend
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size
 from livemoments.validate.ladder.all_points import all_points, check_source

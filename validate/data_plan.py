@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from livemoments.validate.harness.measures import StandardMeasures
+from livemoments.validate.harness.metrics import StandardMeasures
 from livemoments.validate.harness.run import EngineKind
 
 

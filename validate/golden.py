@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from livemoments.distances import max_abs, psnr_db, relative_l2
 from livemoments.errors import FileError
-from livemoments.measures import max_abs, psnr_db, relative_l2
+from livemoments.store.files import read_file
 from livemoments.types import Size
 
 EXACT_NAMES = frozenset({"ref_patch_coords", "tile_indices", "lq_padded_shape"})
@@ -156,7 +157,7 @@ def _order(name: str) -> tuple[int, int, str]:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(read_file(path))
     except (OSError, ValueError) as error:
         raise FileError(path, f"not readable ({error})", fix="name a folder in the golden format") from None
     if not isinstance(found, dict):

@@ -19,7 +19,7 @@ from livemoments.reference.checkpoint import load_reference
 from livemoments.reference.layout import locate
 from livemoments.reference.pipeline import Observer, PipelineSettings, recorded_noise, restore_photo
 from livemoments.reference.random_checkpoint import make_checkpoint
-from livemoments.runtime.images import read_photo
+from livemoments.runtime.image_files.photo import read_photo
 from livemoments.runtime.noise import RecordedNoise, TileNoise
 from livemoments.runtime.restore import restore
 from livemoments.types import Size

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from livemoments.bundle import Bundle
+from livemoments.distances import psnr_db
 from livemoments.live_photo import LivePhoto
-from livemoments.measures import psnr_db
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.inputs import ImageSource
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore

@@ -17,10 +17,10 @@ from livemoments.reference.pipeline import (
     ignore,
     restore_photo,
 )
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.inputs import RestoreInputs
 from livemoments.runtime.noise import SeededNoise
-from livemoments.runtime.tiles import TilePlan, plan_balanced
+from livemoments.runtime.tiles.plan import TilePlan, plan_balanced
 from livemoments.types import ReferencePolicy, Tile
 
 

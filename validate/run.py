@@ -22,7 +22,7 @@ from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.inputs import ImageSource
 from livemoments.runtime.options import RestoreOptions
 from livemoments.validate.cost.machine import machine_record
-from livemoments.validate.cost.measure import cost_checks, measure_cost
+from livemoments.validate.cost.total import cost_checks, measure_cost
 from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.descriptors import paper_rows
 from livemoments.validate.datasets.index import Dataset, open_dataset
@@ -98,7 +98,7 @@ def validate(
         find_fault: bisect: name the first block, module and ONNX node that leaves the reference.
         check_itself: checks that need no reference: batches, tile order, repetition.
         cost_runs: timed runs of each stage; 0 measures no cost.
-        cost: measured already (:func:`livemoments.validate.cost.measure.cost_of_run`), instead of measuring it.
+        cost: measured already (:func:`livemoments.validate.cost.total.cost_of_run`), instead of measuring it.
         settings: how images are restored.
         baseline: an earlier ``report.json``; what is worse beyond noise fails.
         limits: a limits file instead of the shipped ``validate/limits.toml``.

@@ -20,7 +20,7 @@ class PassReport:
         changed: whether it changed anything.
         parameters_before: stored elements before it.
         parameters_after: stored elements after it.
-        note: what it did, or why it did nothing.
+        note: what the pass did, or why it did nothing.
     """
 
     name: str

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -15,8 +17,10 @@ import msgspec
 
 from livemoments.errors import BundleError, FileError, UsageError
 from livemoments.manifest import SCHEMA_VERSION, FileEntry, Graph, Manifest, StageEntry
+from livemoments.store.errors import output_errors
 from livemoments.store.files import write_file
 from livemoments.store.folders import StagedFolder, check_destination, stage_folder
+from livemoments.store.names import check_utf8
 from livemoments.types import ReferencePolicy, Size, Stage, TensorSpec
 
 MANIFEST_NAME = "manifest.json"
@@ -45,6 +49,22 @@ def hash_file(path: Path) -> FileEntry:
     except OSError as error:
         raise FileError(path, f"cannot be read ({error.strerror})", fix="check its permissions and the disk") from None
     return FileEntry(sha256=digest.hexdigest(), bytes=total)
+
+
+def size_of_listed(file: Path, error: type[FileError]) -> int | None:
+    """Size of a file that a manifest lists, bytes; ``None`` if it is not there, or is something else.
+
+    Raises:
+        FileError: the system does not let us look, e.g. into its folder; the error has the given type.
+    """
+    try:
+        found = file.stat()
+    except OSError as trouble:
+        if trouble.errno not in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
+            return None
+        reason = (trouble.strerror or str(trouble)).lower()
+        raise error(file, f"cannot be read ({reason})", fix="check the path and its permissions") from None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 class Bundle:
@@ -144,6 +164,7 @@ def open_bundle(path: str | os.PathLike[str], *, verify_hashes: bool = True) -> 
 
 def _read_manifest(folder: Path) -> Manifest:
     file = folder / MANIFEST_NAME
+    check_utf8(folder, BundleError)
     try:
         if not folder.exists():
             raise BundleError(folder, "no such bundle", fix="make one with 'livemoments export CHECKPOINT -o BUNDLE'")
@@ -226,7 +247,7 @@ def _check_paths(folder: Path, manifest: Manifest) -> None:
         parts = PurePosixPath(name)
         escapes = parts.is_absolute() or ".." in parts.parts or "\\" in name or not name
         if not name.isprintable():
-            raise BundleError(folder / MANIFEST_NAME, f"names {name!r}, which is no file name", fix=_EXPORT_AGAIN)
+            raise BundleError(folder / MANIFEST_NAME, f"names {name!r}, which is not a file name", fix=_EXPORT_AGAIN)
         if escapes:
             raise BundleError(
                 folder / MANIFEST_NAME,
@@ -247,9 +268,9 @@ def _graphs(manifest: Manifest) -> list[Graph]:
 
 def _check_file(folder: Path, name: str, entry: FileEntry, again: str, *, verify_hash: bool) -> None:
     file = folder / name
-    if not os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises for names that are too long
+    size = size_of_listed(file, BundleError)
+    if size is None:
         raise BundleError(file, "missing: the manifest lists this file", fix=again)
-    size = file.stat().st_size
     if size != entry.bytes:
         raise BundleError(file, f"is {size} bytes long, the manifest says {entry.bytes}", fix=again)
     if verify_hash and hash_file(file).sha256 != entry.sha256:
@@ -269,8 +290,14 @@ class BundleWriter(StagedFolder):
         return {p.relative_to(self.folder).as_posix(): hash_file(p) for p in files}
 
     def commit(self, manifest: Manifest) -> None:
-        """Write the manifest and move the bundle into place, replacing an older one in one rename each."""
-        (self.folder / MANIFEST_NAME).write_bytes(_encode(manifest))
+        """Write the manifest and move the bundle into place, replacing an older one in one rename each.
+
+        Raises:
+            OutputError: it cannot be written, or another one appeared there meanwhile.
+            ResourceError: the disk is full.
+        """
+        with output_errors(self.destination):
+            (self.folder / MANIFEST_NAME).write_bytes(_encode(manifest))
         self.publish()
 
 
@@ -300,7 +327,7 @@ def write_bundle(destination: str | os.PathLike[str], *, overwrite: bool = False
     """
     target = check_destination(destination, is_ours=_is_bundle, kind="a bundle", overwrite=overwrite)
     with stage_folder(target) as folder:
-        yield BundleWriter(target, folder, overwrite=overwrite)
+        yield BundleWriter(target, folder, overwrite=overwrite, is_ours=_is_bundle)
 
 
 def _is_bundle(folder: Path) -> bool:

@@ -13,20 +13,21 @@ import numpy as np
 from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_bundle, trained_checkpoint, trained_recording
 from livemoments.demo_images import load_images
+from livemoments.demo_picture import write_comparison
 from livemoments.errors import OutputError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.ort import OrtBackend
-from livemoments.runtime.images import read_photo, write_image
+from livemoments.runtime.image_files.photo import read_photo, write_image
 from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.options import RestoreOptions
-from livemoments.runtime.tiles import plan_balanced
+from livemoments.runtime.tiles.plan import plan_balanced
+from livemoments.store.names import check_utf8
 from livemoments.types import Size
 from livemoments.validate.cost.latency import measure_tiles
-from livemoments.validate.cost.measure import cost_of_run
+from livemoments.validate.cost.total import cost_of_run
 from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.embedded import write_embedded_set
-from livemoments.validate.picture import write_comparison
 from livemoments.validate.quality.psnr import psnr_y
 from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.store import Recording
@@ -48,13 +49,13 @@ class _Extent:
     """How much is done, and how long that takes.
 
     Attributes:
-        part: of the photograph; ``None``: all of it.
+        part: the part of the photograph that is restored; ``None``: all of it.
         batch: tiles computed at once.
-        photos, photo_size: of the set whose quality is measured.
-        timed_runs: of every stage; 0: the cost is that of the restoration.
+        photos, photo_size: how many photos of which size the set has whose quality is measured.
+        timed_runs: how often every stage is timed; 0: the cost is that of the restoration.
         per_tile, besides: what it all takes, in units of a single tile's time: for each tile of the photograph, and for
             the rest. From runs on two cores of a Xeon; the first tile, which is timed here, scales them.
-        left_out: in words.
+        left_out: what is shortened, in words.
     """
 
     part: Size | None
@@ -158,7 +159,7 @@ def run_demo(
         full: export the engines from the checkpoint, restore the whole photograph, run the PyTorch reference on it, let
             the engines check themselves and time every stage. Otherwise the bundle and a recording that come with the
             package are used, and PyTorch is not needed.
-        progress: where to report; every part's outcome is said as soon as it is known.
+        progress: receives the progress, and the outcome of every part as soon as it is known.
 
     Raises:
         ImageError: the user's images cannot be used.
@@ -241,6 +242,7 @@ def _record(folder: Path, clip: LivePhoto[Path], progress: Progress) -> Recordin
 
 def _prepare(folder: Path) -> None:
     marker = folder / ".livemoments-demo"
+    check_utf8(folder, OutputError)
     try:
         if folder.exists() and any(folder.iterdir()):
             if not marker.is_file():

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from livemoments.errors import MissingExtraError
-from livemoments.runtime.images import Photo, check_pair_sizes, read_photo
+from livemoments.runtime.image_files.photo import Photo, check_pair_sizes, read_photo
 from livemoments.simulated_clip import simulate_live_photo
 from livemoments.types import Size
 

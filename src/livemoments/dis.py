@@ -29,7 +29,7 @@ def dis_flow(image1: npt.NDArray[Any], image2: npt.NDArray[Any], preset: DisPres
 
     Args:
         image1: (H, W, 3) RGB, or a batch (B, H, W, 3); uint8, or float32 in [0, 1] (values outside are clipped).
-        image2: of the same shape.
+        image2: the second image, of the same shape.
         preset: DIS's trade of speed for accuracy.
 
     Returns:
@@ -59,7 +59,7 @@ def dis_flow_between(image1: FloatArray, image2: FloatArray) -> FloatArray:
 
     Args:
         image1: (B, 3, H, W) float32 in [-1, 1].
-        image2: of the same shape.
+        image2: the second image, of the same shape.
 
     Returns:
         (B, 2, H, W) float32, x then y displacement in pixels.

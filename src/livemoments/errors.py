@@ -48,7 +48,7 @@ class MissingExtraError(LiveMomentsError):
     """A feature whose optional dependencies are not installed.
 
     Args:
-        feature: what was asked for, e.g. ``"export to ONNX"``.
+        feature: the feature that was asked for, e.g. ``"export to ONNX"``.
         extra: the extra that brings it, e.g. ``"export"``.
     """
 
@@ -66,7 +66,7 @@ class FileError(LiveMomentsError):
 
     Args:
         path: the file or folder.
-        message: what is wrong with it.
+        message: what is wrong with the file.
     """
 
     def __init__(self, path: str | os.PathLike[str], message: str, *, fix: str | None = None) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from importlib import resources
-from pathlib import Path
 
 import msgspec
 
 from livemoments.errors import FileError, UsageError
+from livemoments.store.files import read_file
 
 
 class PrecisionLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -19,9 +19,9 @@ class PrecisionLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         stage_rel_l2: the largest relative L2 error of each stage's worst output, fed with the reference's own inputs.
         tile_psnr_db: the least PSNR of a decoded tile, after the whole sampling.
         step_rel_l2: the largest relative error of a step's velocity, and of latents, on the engine's own way there.
-        block_rel_l2: of what leaves a transformer block.
-        module_rel_l2: of what leaves a module with weights that is fed with the reference's own values.
-        exact_rel_l2: of what is computed without weights (activations, norms, attention, sums), computed in float32.
+        block_rel_l2: limit for the output of a transformer block.
+        module_rel_l2: limit for the output of a module with weights that is fed with the reference's own values.
+        exact_rel_l2: limit for what is computed without weights (activations, norms, attention, sums), in float32.
 
     A limit that a file does not have is not held: what was measured is told without a verdict.
     """
@@ -45,7 +45,7 @@ def load_limits(precision: str, path: str | os.PathLike[str] | None = None) -> P
     shipped = resources.files("livemoments.validate") / "limits.toml"
     name = os.fspath(path) if path is not None else "validate/limits.toml"
     try:
-        text = Path(path).read_bytes() if path is not None else shipped.read_bytes()
+        text = read_file(path) if path is not None else shipped.read_bytes()
         table = msgspec.toml.decode(text, type=dict[str, PrecisionLimits])
     except OSError as error:
         raise FileError(name, f"cannot be read ({error.strerror})") from None

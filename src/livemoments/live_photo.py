@@ -20,7 +20,7 @@ class LivePhoto(Generic[T]):
         photo_frame: the video frame at the photo's instant, if there is one (``ref_lr``).
         truth: the reselected instant in full quality, of the photo's size, where it is known (``gt``).
         name: how it is called in reports and recordings.
-        sha256: of the files' contents, where they were read.
+        sha256: the hash of each file's contents, where the files were read.
     """
 
     frame: T

@@ -56,7 +56,7 @@ def open_session(model: str | Path | bytes, options: Any = None, *, providers: S
     Args:
         model: a graph's path, or the graph itself.
         options: made by :func:`session_options`, which is the default.
-        providers: in order of preference.
+        providers: execution providers, in order of preference.
     """
     graph = model if isinstance(model, bytes) else str(model)
     return import_onnxruntime().InferenceSession(graph, options or session_options(), providers=list(providers))

@@ -41,7 +41,7 @@ def simulate_live_photo(
 
     Args:
         source: the photograph, (H, W, 3) uint8 RGB.
-        seed: of the motion and the noise.
+        seed: seed of the motion and the noise.
         scale: how much smaller the clip is than the photo.
         multiple: the photo's sides become multiples of this, in pixels.
 

@@ -15,7 +15,7 @@ from photographs import Pixels, WindowSampler
 from scenes import Scene, draw_scene
 
 from livemoments.dis import dis_flow
-from livemoments.runtime.align import mean_flow, reference_corner
+from livemoments.runtime.tiles.correspondence import mean_flow, reference_corner
 from livemoments.types import Size, Tile
 from livemoments.validate.synlive.codec import sample_codec, through_codec
 from livemoments.validate.synlive.degradation import apply, image_rng, sample_degradation

@@ -16,7 +16,7 @@ from pairs import TilePair, make_pair
 from photographs import Photograph, WindowSampler
 from torch import Tensor
 
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.runtime.schedule import upstream_sigmas
 from livemoments.schedule import NOISE_LEVEL
 from livemoments.validate.quality.psnr import psnr_y

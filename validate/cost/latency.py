@@ -21,14 +21,13 @@ from livemoments.manifest import Graph
 from livemoments.natural_images import FLOW_STD_PX
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Array, Backend
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
 from livemoments.runtime.schedule import plan_steps
 from livemoments.types import ReferencePolicy, Size, Stage, TensorSpec
 from livemoments.validate.cost.energy import count_energy
 from livemoments.validate.cost.nvml import Gpu
-from livemoments.validate.harness.image_worker import tile_times
 from livemoments.validate.harness.kept_engines import KeptEngines
 from livemoments.validate.report_data import StageCost
 
@@ -165,7 +164,7 @@ def measure_tiles(
         def once() -> tuple[float, ...]:
             result = restore(bundle, LivePhoto(frame, photo, frame), settings, backend=engines)
             task.advance()
-            return tile_times(result, settings, bundle)[1]
+            return result.timings.tile_run_seconds
 
         for _ in range(warmup):
             once()

@@ -18,8 +18,8 @@ from livemoments.errors import EngineError, ResourceError
 from livemoments.live_photo import LivePhoto
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.options import RestoreOptions
+from livemoments.validate.cost.fresh_process import ProcessCost, measure_process
 from livemoments.validate.cost.nvml import GPU_PROVIDERS, Gpu
-from livemoments.validate.meters import ProcessCost, measure_process
 from livemoments.validate.report_data import Memory
 
 SAMPLE_S = 0.02
@@ -36,7 +36,7 @@ class FreshRun:
         memory: every peak.
         seconds: the command's own wall time: checking the bundle's hashes, loading, restoring, writing.
         width, height: of the photo, in pixels.
-        tile_s: seconds of every tile, each its batch's share, without loading.
+        tile_s: seconds of every tile: its share of its batch's time, in which the first batch's engines were loaded.
         load_s: seconds in which engines were loaded.
     """
 

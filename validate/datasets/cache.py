@@ -8,6 +8,7 @@ from pathlib import Path
 
 from livemoments.errors import OutputError
 from livemoments.runtime.photo_index import CheckedFile
+from livemoments.store.files import read_file
 from livemoments.types import Size
 
 FILE_NAME = "checked-images.jsonl"
@@ -31,7 +32,7 @@ class FileCache:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            lines = self._path.read_text("utf-8", errors="replace").splitlines() if self._path.exists() else []
+            lines = read_file(self._path).decode("utf-8", "replace").splitlines() if self._path.exists() else []
             if lines:
                 self._path.open("a").close()  # it must be possible to add to it
         except OSError as error:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from livemoments.errors import MissingExtraError, UsageError
-from livemoments.runtime.images import MIN_SIDE_PX, write_image
+from livemoments.runtime.image_files.photo import MIN_SIDE_PX, write_image
 from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size
 from livemoments.validate.synlive.degradation import apply, image_rng, sample_degradation

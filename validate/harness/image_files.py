@@ -11,7 +11,7 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import ImageError, UsageError
-from livemoments.runtime.images import Photo, decode_photo, read_image_bytes
+from livemoments.runtime.image_files.photo import Photo, decode_photo, read_image_bytes
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.schedule import plan_steps
 from livemoments.types import Tile

@@ -17,19 +17,18 @@ from livemoments.bundle import Bundle
 from livemoments.errors import BundleError, EngineError, ImageError, ResourceError, UsageError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
-from livemoments.runtime._profiles import match_profile
 from livemoments.runtime.backends.base import Backend
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.colour_profiles import match_profile
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.resize import WindowView
-from livemoments.runtime.restore import RestoreResult, restore, to_integers
-from livemoments.types import Stage
+from livemoments.runtime.restore import restore, to_integers
 from livemoments.validate.harness.heap import give_back_large_blocks
 from livemoments.validate.harness.image_files import ImageFiles, Role
 from livemoments.validate.harness.kept_engines import KeptEngines
 from livemoments.validate.harness.key import bundle_digest
-from livemoments.validate.harness.measures import Measures, photo_psnr_db
+from livemoments.validate.harness.metrics import Measures, photo_psnr_db
 from livemoments.validate.harness.previews import make_previews
 from livemoments.validate.report_data import ImageResult
 
@@ -162,7 +161,6 @@ class ImageWorker:
             pictures = make_previews(restored, upscaled, photo, truth, recorded)
         parity_db = None if recorded is None else photo_psnr_db(image, recorded.pixels)
         pcr = self._measures.pcr(result, files.corners_of(result.plan.tiles))
-        load_s, tile_seconds = tile_times(result, self.spec.settings, self.bundle)
         return FinishedImage(
             ImageResult(
                 name=files.name,
@@ -175,8 +173,8 @@ class ImageWorker:
                 parity_psnr_db=_finite_or_none(parity_db),
                 seam=_finite_or_none(seam),
                 pcr={name: float(value) for name, value in pcr.items()},
-                seconds=elapsed_s - load_s,
-                tile_seconds=tile_seconds,
+                seconds=elapsed_s - result.timings.load_seconds,
+                tile_seconds=result.timings.tile_run_seconds,
                 worker=self.name,
             ),
             pictures,
@@ -192,21 +190,6 @@ def whole_image(view: WindowView, bit_depth: int) -> np.ndarray:
         rows = min(_STRIP_ROWS, height - y0)
         image[y0 : y0 + rows] = to_integers(view.window(y0, 0, rows, width), bit_depth)
     return image
-
-
-def tile_times(result: RestoreResult, settings: RestoreOptions, bundle: Bundle) -> tuple[float, tuple[float, ...]]:
-    """Seconds spent loading engines, and seconds of each tile without them.
-
-    The runtime gives every tile its share of its group's time. Engines are loaded within the first group (under
-    ``phase-split`` within each), except for the flow's, which the flow of the whole photo needs before.
-    """
-    loads = {name: timing.seconds for name, timing in result.timings.stages.items() if name.startswith("load:")}
-    seconds = list(result.timings.tile_seconds)
-    first = len(seconds) if settings.policy(bundle).name == "phase-split" else min(settings.batch, len(seconds))
-    within_s = sum(loads.values()) - loads.get(f"load:{Stage.FLOW}", 0.0)
-    for index in range(first):
-        seconds[index] = max(0.0, seconds[index] - within_s / first)
-    return sum(loads.values()), tuple(seconds)
 
 
 def _finite(values: Mapping[str, float | None]) -> dict[str, float | None]:

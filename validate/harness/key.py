@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from livemoments.bundle import MANIFEST_NAME, Bundle, hash_file
 from livemoments.runtime.options import RestoreOptions
-from livemoments.version import __version__
+from livemoments.version import __version__, version_of
 
 RUN_SCHEMA = "livemoments/run/1"
 _LIBRARIES = ("onnxruntime", "numpy", "opencv-python-headless")
@@ -36,7 +35,7 @@ def run_key(
     return {
         "schema": RUN_SCHEMA,
         "livemoments": __version__,
-        **{name: _version(name) for name in _LIBRARIES},
+        **{name: version_of(name) for name in _LIBRARIES},
         "bundle": digest,
         **{f"settings.{name}": value for name, value in settings.key().items()},
         "recording": recording,
@@ -47,10 +46,3 @@ def run_key(
 def key_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Names of what differs."""
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from livemoments.runtime._image_encode import Metadata, encode, to_bit_depth
-from livemoments.runtime.images import Photo
+from livemoments.runtime.image_files.encode import Metadata, encode, to_bit_depth
+from livemoments.runtime.image_files.photo import Photo
 
 LONGEST_SIDE_PX = 900
 QUALITY = 86

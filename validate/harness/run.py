@@ -16,7 +16,7 @@ from livemoments.runtime.options import RestoreOptions
 from livemoments.validate.harness.image_files import ImageFiles, check_recording, files_of
 from livemoments.validate.harness.image_worker import FinishedImage, ImageWorker, RunSpec
 from livemoments.validate.harness.key import bundle_digest, run_key
-from livemoments.validate.harness.measures import Measures, StandardMeasures
+from livemoments.validate.harness.metrics import Measures, StandardMeasures
 from livemoments.validate.harness.run_store import RunStore, only_run_in
 from livemoments.validate.report_data import ImageResult
 

@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from livemoments.errors import UsageError
-from livemoments.line_journal import LineJournal
 from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
 from livemoments.store.folders import StagedFolder, stage_folder
+from livemoments.store.journals import LineJournal
 from livemoments.validate.harness.image_files import ImageFiles
 from livemoments.validate.harness.image_worker import FinishedImage
 from livemoments.validate.harness.key import key_difference
@@ -78,12 +78,12 @@ class RunStore:
             OutputError: the folder cannot be written.
             ResourceError: the disk is full.
         """
-        files = self._publish(image.name, finished.pictures) if finished.pictures else {}
-        place = features_file(self.work, image.name)
-        place.unlink(missing_ok=True)  # of a run with other metrics
-        if finished.features:
-            place.parent.mkdir(exist_ok=True)
-            save_features(place, finished.features)
+        with output_errors(self.work):
+            files = self._publish(image.name, finished.pictures) if finished.pictures else {}
+            place = features_file(self.work, image.name)
+            place.unlink(missing_ok=True)  # of a run with other metrics
+            if finished.features:
+                save_features(place, finished.features)
         line = {
             "name": image.name,
             "sha256": image.sha256,
@@ -152,7 +152,7 @@ class RunStore:
             hidden = path.name.startswith(".")
             if path.is_dir() and path.name not in kept and (hidden or {file.name for file in path.iterdir()} <= ours):
                 shutil.rmtree(path, ignore_errors=True)
-        for path in (self.work / FEATURES).glob(".*.npz.*"):
+        for path in (self.work / FEATURES).glob(".*"):
             path.unlink(missing_ok=True)
 
 
@@ -177,8 +177,9 @@ def only_run_in(work: Path) -> Iterator[None]:
             with output_errors(work):
                 work.mkdir(parents=True, exist_ok=True)
                 held.enter_context(only_one(work / _LOCK))
-        except BusyError:
-            raise UsageError(f"another run is working in {work}", fix="wait for it, or choose another folder") from None
+        except BusyError as busy:
+            fix = f"wait for it, or choose another folder{busy.hint}"
+            raise UsageError(f"another run is working in {work}", fix=fix) from None
         yield
 
 

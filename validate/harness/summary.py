@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from livemoments.validate.harness.measures import StandardMeasures
+from livemoments.validate.harness.metrics import StandardMeasures
 from livemoments.validate.harness.run_store import features_file
 from livemoments.validate.quality.aggregate import Aggregator, load_features
 from livemoments.validate.report_data import Check, ImageResult, Metric

@@ -11,7 +11,7 @@ from livemoments.limits import PrecisionLimits
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.flow import FlowOfTile
-from livemoments.runtime.images import read_photo
+from livemoments.runtime.image_files.photo import read_photo
 from livemoments.runtime.noise import NoiseSource, RecordedNoise, SeededNoise, TileNoise
 from livemoments.runtime.restore import RestoreResult, restore
 from livemoments.runtime.sampler import Observer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from livemoments.measures import cosine_of, psnr_of, relative_of, sqnr_of
+from livemoments.distances import cosine_of, psnr_of, relative_of, sqnr_of
 
 PIECE_ELEMENTS = 1 << 20
 """Elements in float64 at a time: 8 MiB for each operand."""

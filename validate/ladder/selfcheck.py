@@ -20,7 +20,7 @@ from livemoments.limits import PrecisionLimits, load_limits
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Array, Backend, Engine, batch_axis, to_host
 from livemoments.runtime.backends.ort import OrtBackend
-from livemoments.runtime.images import MIN_SIDE_PX, Photo
+from livemoments.runtime.image_files.photo import MIN_SIDE_PX, Photo
 from livemoments.runtime.inputs import RestoreInputs, load_inputs
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restoration import Restoration, plan_tiles

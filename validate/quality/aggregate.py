@@ -18,7 +18,7 @@ from livemoments.store.files import write_file
 from livemoments.validate.quality.exact import ExactMoments
 from livemoments.validate.quality.frechet import FeatureSums, frechet_distance
 from livemoments.validate.quality.luma import Luma
-from livemoments.validate.quality.measure import INFINITE, ImageQuality, QualityMeter, measure_image
+from livemoments.validate.quality.meter import INFINITE, ImageQuality, QualityMeter, measure_image
 from livemoments.validate.quality.registry import MetricSpec
 from livemoments.validate.report_data import Metric
 

@@ -16,7 +16,7 @@ import numpy as np
 from livemoments.errors import EngineError, LiveMomentsError
 from livemoments.validate.quality.offline import offline
 from livemoments.validate.quality.registry import BY_NAME, MetricSpec
-from livemoments.validate.quality.weights import check_folder, missing, open_way
+from livemoments.validate.quality.weights import check_folder, missing, open_source
 
 Solo = Callable[[np.ndarray], float]
 """Scores one tile."""
@@ -59,7 +59,7 @@ class Adapters:
         self.problems: dict[str, str] = {}
         for spec in specs:
             key = spec.base or spec.name
-            if spec.ways and key not in self._open and (reason := missing(spec, weights)):
+            if spec.sources and key not in self._open and (reason := missing(spec, weights)):
                 self.problems[spec.name] = reason
 
     def get(self, spec: MetricSpec) -> Any:
@@ -99,19 +99,21 @@ def first_line(error: BaseException) -> str:
 
 
 def _load(spec: MetricSpec, weights: Path | None, device: str) -> Adapter:
-    way, file = open_way(spec, weights)
-    if way.loader == "encoder":
+    source, file = open_source(spec, weights)
+    if source.loader == "encoder":
         from livemoments.validate.quality.encoders import open_encoder
 
         return open_encoder(file, device)
-    if way.loader in ("clip_vit", "dino_vit"):
+    if source.loader in ("clip_vit", "dino_vit"):
         from livemoments.validate.quality.vit import load_clip_vit, load_dino_vit
 
-        return (load_clip_vit if way.loader == "clip_vit" else load_dino_vit)(file, device)
+        return (load_clip_vit if source.loader == "clip_vit" else load_dino_vit)(file, device)
     from livemoments.validate.quality import iqa, iqa_nc
 
     adapter = (
-        iqa_nc.load_pyiqa(spec.name, file, device) if way.loader == "pyiqa" else iqa.LOADERS[way.loader](file, device)
+        iqa_nc.load_pyiqa(spec.name, file, device)
+        if source.loader == "pyiqa"
+        else iqa.LOADERS[source.loader](file, device)
     )
     return without_network(adapter)
 

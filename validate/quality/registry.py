@@ -33,19 +33,19 @@ Kind = Literal["fidelity", "pair", "solo", "relative", "cosine", "frechet"]
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """One way to get at a metric's network.
+class Weights:
+    """One place from which a metric's network can be taken.
 
     Attributes:
         files: of the weights; one of them is enough.
-        source: where the user gets it.
+        origin: where the user gets the files.
         loader: which adapter reads it (:mod:`deep`).
         modules: what must be installed for it.
         extra: of this package that brings the modules; ``None`` if nothing beyond this package is needed.
     """
 
     files: tuple[str, ...]
-    source: str
+    origin: str
     loader: str
     modules: tuple[str, ...] = ()
     extra: Literal["iqa", "iqa-nc", "reference"] | None = None
@@ -58,10 +58,10 @@ class MetricSpec:
     Attributes:
         name: of its column and its row.
         label: for people; ``title`` adds the convention of y.
-        better: which way is good.
+        better: whether higher or lower values are good.
         unit: ``dB`` or ``1``.
         kind: what it compares.
-        ways: to get at its network; none for our own metrics.
+        sources: of its network; our own metrics have none.
         base: the ``solo`` metric that a ``relative`` one is made of.
         least_side_px: pictures with a shorter side have no number.
         licence: where the package's licence restricts the use.
@@ -72,7 +72,7 @@ class MetricSpec:
     better: Better
     unit: str
     kind: Kind
-    ways: tuple[Way, ...] = ()
+    sources: tuple[Weights, ...] = ()
     base: str | None = None
     least_side_px: int = 1
     licence: str | None = None
@@ -98,15 +98,17 @@ class MetricSpec:
         return "needs " + " and ".join(needs or ["a picture on which the score is finite"])
 
 
-def _pyiqa(file: str, source: str = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights", loader: str = "") -> Way:
-    return Way((file,), source, loader or "pyiqa", ("torch", "pyiqa"), "iqa-nc")
+def _pyiqa(
+    file: str, source: str = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights", loader: str = ""
+) -> Weights:
+    return Weights((file,), source, loader or "pyiqa", ("torch", "pyiqa"), "iqa-nc")
 
 
 _NIQE = _pyiqa("niqe_modelparameters.mat")
 _MUSIQ = _pyiqa("musiq_koniq_ckpt-e95806b9.pth")
 _CLIPIQA = _pyiqa("RN50.pt", "https://github.com/openai/CLIP")
 _MANIQA = _pyiqa("ckpt_koniq10k.pt")
-_NO_REFERENCE: tuple[tuple[str, str, Better, Way, int], ...] = (
+_NO_REFERENCE: tuple[tuple[str, str, Better, Weights, int], ...] = (
     ("niqe", "NIQE", "lower", _NIQE, 192),
     ("musiq", "MUSIQ", "higher", _MUSIQ, 32),
     ("clipiqa", "CLIP-IQA", "higher", _CLIPIQA, 32),
@@ -116,8 +118,8 @@ _TORCHVISION_MODELS = "https://download.pytorch.org/models"
 _EXPORT = "exported as docs/quality.md says"
 
 
-def _encoder(stem: str) -> Way:
-    return Way((f"{stem}.onnx", f"{stem}.pt"), _EXPORT, "encoder")
+def _encoder(stem: str) -> Weights:
+    return Weights((f"{stem}.onnx", f"{stem}.pt"), _EXPORT, "encoder")
 
 
 SPECS: tuple[MetricSpec, ...] = (
@@ -130,7 +132,7 @@ SPECS: tuple[MetricSpec, ...] = (
         "lower",
         "1",
         "pair",
-        ways=(Way(("alexnet-owt-7be5be79.pth",), _TORCHVISION_MODELS, "lpips", ("torch", "lpips"), "iqa"),),
+        sources=(Weights(("alexnet-owt-7be5be79.pth",), _TORCHVISION_MODELS, "lpips", ("torch", "lpips"), "iqa"),),
         least_side_px=64,
     ),
     MetricSpec(
@@ -139,7 +141,7 @@ SPECS: tuple[MetricSpec, ...] = (
         "lower",
         "1",
         "pair",
-        ways=(Way(("vgg16-397923af.pth",), _TORCHVISION_MODELS, "dists", ("torch", "DISTS_pytorch"), "iqa"),),
+        sources=(Weights(("vgg16-397923af.pth",), _TORCHVISION_MODELS, "dists", ("torch", "DISTS_pytorch"), "iqa"),),
         least_side_px=32,
     ),
     *(
@@ -150,11 +152,11 @@ SPECS: tuple[MetricSpec, ...] = (
             "1",
             "relative",
             base=name,
-            ways=(way,),
+            sources=(source,),
             least_side_px=side,
             licence=NON_COMMERCIAL,
         )
-        for name, label, _, way, side in _NO_REFERENCE
+        for name, label, _, source, side in _NO_REFERENCE
     ),
     MetricSpec(
         "clip_q",
@@ -162,9 +164,9 @@ SPECS: tuple[MetricSpec, ...] = (
         "higher",
         "1",
         "cosine",
-        ways=(
+        sources=(
             _encoder("clip_image_encoder"),
-            Way(("ViT-B-32.pt",), "https://github.com/openai/CLIP", "clip_vit", ("torch",), "reference"),
+            Weights(("ViT-B-32.pt",), "https://github.com/openai/CLIP", "clip_vit", ("torch",), "reference"),
         ),
         least_side_px=32,
     ),
@@ -174,9 +176,9 @@ SPECS: tuple[MetricSpec, ...] = (
         "higher",
         "1",
         "cosine",
-        ways=(
+        sources=(
             _encoder("dino_image_encoder"),
-            Way(
+            Weights(
                 ("dino_deitsmall16_pretrain.pth",),
                 "https://github.com/facebookresearch/dino",
                 "dino_vit",
@@ -192,9 +194,9 @@ SPECS: tuple[MetricSpec, ...] = (
         "lower",
         "1",
         "frechet",
-        ways=(
+        sources=(
             _encoder("fid_inception"),
-            Way(
+            Weights(
                 ("pt_inception-2015-12-05-6726825d.pth",),
                 "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights",
                 "piq_inception",
@@ -211,11 +213,11 @@ SPECS: tuple[MetricSpec, ...] = (
             better,
             "1",
             "solo",
-            ways=(way,),
+            sources=(source,),
             least_side_px=side,
             licence=NON_COMMERCIAL,
         )
-        for name, label, better, way, side in _NO_REFERENCE
+        for name, label, better, source, side in _NO_REFERENCE
     ),
 )
 BY_NAME = {spec.name: spec for spec in SPECS}

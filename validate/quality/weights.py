@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from livemoments.errors import UsageError
-from livemoments.validate.quality.registry import MetricSpec, Way
+from livemoments.validate.quality.registry import MetricSpec, Weights
 
 # Where a file may lie below the folder, so that a copy of $TORCH_HOME, or of its hub folder, will do.
 _PLACES = ("", "checkpoints", "pyiqa", "clip", "hub/checkpoints", "hub/pyiqa", "hub/clip")
@@ -29,40 +29,40 @@ def check_folder(weights: Path | None) -> None:
         )
 
 
-def find_file(way: Way, weights: Path | None) -> Path | None:
-    """The first of a way's files that lies in the folder or in one of a torch cache's folders below it."""
+def find_file(source: Weights, weights: Path | None) -> Path | None:
+    """The first of a source's files that lies in the folder or in one of a torch cache's folders below it."""
     if weights is None:
         return None
-    places = [weights / place / name for name in way.files for place in _PLACES]
+    places = [weights / place / name for name in source.files for place in _PLACES]
     return next((place.resolve() for place in places if place.is_file()), None)
 
 
 def missing(spec: MetricSpec, weights: Path | None) -> str | None:
-    """Why a metric cannot be measured here: an extra or a file is missing; ``None`` if one of its ways is open."""
-    reasons = [_missing(way, weights) for way in spec.ways]
+    """Why a metric cannot be measured here: an extra or a file is missing; ``None`` if a source is at hand."""
+    reasons = [_missing(source, weights) for source in spec.sources]
     if None in reasons or not reasons:
         return None
-    # The ways with all modules here come first: they are the shorter way to a number.
+    # The sources with all modules here come first: they are the shorter source to a number.
     found = sorted((reason for reason in reasons if reason), key=lambda reason: reason.startswith("needs"))
     return "; or ".join(dict.fromkeys(found)) + (f" [{spec.licence}]" if spec.licence else "")
 
 
-def open_way(spec: MetricSpec, weights: Path | None) -> tuple[Way, Path]:
-    """The first way that is open, and its file.
+def open_source(spec: MetricSpec, weights: Path | None) -> tuple[Weights, Path]:
+    """The first source that is at hand, and its file.
 
     Raises:
         UsageError: none is; :func:`missing` says so beforehand.
     """
-    for way in spec.ways:
-        file = find_file(way, weights)
-        if file is not None and not absent_modules(way):
-            return way, file
+    for source in spec.sources:
+        file = find_file(source, weights)
+        if file is not None and not absent_modules(source):
+            return source, file
     raise UsageError(f"{spec.name}: {missing(spec, weights)}")
 
 
-def absent_modules(way: Way) -> list[str]:
-    """Modules of a way that are not installed."""
-    return [name for name in way.modules if importlib.util.find_spec(name) is None]
+def absent_modules(source: Weights) -> list[str]:
+    """Modules of a source that are not installed."""
+    return [name for name in source.modules if importlib.util.find_spec(name) is None]
 
 
 @contextlib.contextmanager
@@ -76,10 +76,10 @@ def hub_cache(file: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _missing(way: Way, weights: Path | None) -> str | None:
-    if absent_modules(way):
-        return f"needs the extra '{way.extra}': pip install 'livemoments-deploy[{way.extra}]'"
-    if find_file(way, weights) is None:
+def _missing(source: Weights, weights: Path | None) -> str | None:
+    if absent_modules(source):
+        return f"needs the extra '{source.extra}': pip install 'livemoments-deploy[{source.extra}]'"
+    if find_file(source, weights) is None:
         place = "a folder and name it with --iqa-weights" if weights is None else str(weights)
-        return f"weights not found: put {' or '.join(way.files)} into {place} (from {way.source})"
+        return f"weights not found: put {' or '.join(source.files)} into {place} (from {source.origin})"
     return None

@@ -18,7 +18,7 @@ from livemoments.progress import Progress
 from livemoments.reference.checkpoint import Configs
 from livemoments.reference.layout import CheckpointFiles
 from livemoments.runtime.inputs import load_inputs
-from livemoments.runtime.tiles import plan_balanced
+from livemoments.runtime.tiles.plan import plan_balanced
 from livemoments.schedule import NOISE_LEVEL, sigma_at, step_indices
 from livemoments.types import ReferencePolicy, Size
 from livemoments.validate.datasets.index import Dataset, open_dataset

@@ -9,7 +9,7 @@ import numpy as np
 
 from livemoments.errors import FileError
 from livemoments.manifest import SchedulePoint, Source
-from livemoments.runtime.images import read_photo
+from livemoments.runtime.image_files.photo import read_photo
 from livemoments.schedule import NOISE_LEVEL, sigma_at, step_indices
 from livemoments.types import Size
 from livemoments.validate import golden

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from livemoments.progress import SILENT, Progress
+from livemoments.store.names import check_utf8
 from livemoments.validate.recording.golden_format import GoldenRecording
 from livemoments.validate.recording.schema import META_NAME
 from livemoments.validate.recording.store import Recording, open_stored
@@ -26,6 +27,7 @@ def open_recording(
             missing file, a wrong size or hash.
     """
     folder = Path(path)
+    check_utf8(folder)
     if not (folder / META_NAME).is_file() and (folder / "expected.npz").is_file():
         return GoldenRecording(folder)
     return open_stored(folder, verify_hashes=verify_hashes, progress=progress)

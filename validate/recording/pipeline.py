@@ -9,16 +9,17 @@ from pathlib import Path
 
 import torch
 
-from livemoments.errors import ResourceError
+from livemoments.errors import ImageError, ResourceError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.checkpoint import Reference, load_reference, model_of, read_configs, read_prompt
 from livemoments.reference.layout import CheckpointFiles, locate
 from livemoments.reference.own_tiles import default_overlap, default_tile
-from livemoments.runtime.images import write_image
+from livemoments.runtime.image_files.photo import write_image
 from livemoments.runtime.inputs import load_inputs
-from livemoments.runtime.tiles import TilePlan, plan_balanced
+from livemoments.runtime.tiles.plan import TilePlan, plan_balanced
 from livemoments.schedule import DEFAULT_STEPS
+from livemoments.store.names import check_utf8
 from livemoments.types import ReferencePolicy, Size
 from livemoments.validate.datasets.index import Dataset
 from livemoments.validate.recording.capture import Capture, Wanted
@@ -127,6 +128,8 @@ def record(
         steps=sorted_numbers(detail_steps, "step"),
         blocks=sorted_numbers(blocks, "block"),
     )
+    if isinstance(photos, LivePhoto):
+        check_utf8(photos.name, ImageError)
     files = locate(Path(checkpoint))
     configs = read_configs(files)
     if overlap is None and tile is None:

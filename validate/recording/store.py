@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from livemoments.bundle import hash_file
+from livemoments.bundle import hash_file, size_of_listed
 from livemoments.errors import FileError, UsageError
 from livemoments.progress import SILENT, Progress
 from livemoments.types import ReferencePolicy, Size
@@ -130,7 +130,7 @@ class StoredRecording(Recording):
 
         place = self._known(image)[name]
         if place in self.entry(image).files.values():  # the 8-bit result is kept as a picture only
-            from livemoments.runtime.images import read_photo
+            from livemoments.runtime.image_files.photo import read_photo
 
             return read_photo(self.path / place).pixels
         return read_tensor(self.path / place, name)
@@ -234,9 +234,9 @@ def _check_paths(folder: Path, meta: RecordingMeta) -> None:
 
 
 def _check_file(file: Path, entry: FileEntry, *, verify_hash: bool) -> None:
-    if not os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises for names that are too long
+    size = size_of_listed(file, FileError)
+    if size is None:
         raise FileError(file, f"missing: {META_NAME} lists this file", fix=_AGAIN)
-    size = file.stat().st_size
     if size != entry.bytes:
         raise FileError(file, f"is {size} bytes long, {META_NAME} says {entry.bytes}", fix=_AGAIN)
     if verify_hash and hash_file(file).sha256 != entry.sha256:

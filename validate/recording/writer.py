@@ -29,7 +29,7 @@ from livemoments.errors import OutputError
 from livemoments.manifest import FileEntry
 from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
-from livemoments.store.files import sync_file, write_file
+from livemoments.store.files import read_file, sync_file, write_file
 from livemoments.store.folders import StagedFolder, check_destination, remove_emptied
 from livemoments.validate.recording.schema import META_NAME, ImageEntry, RecordingMeta, StorageType
 from livemoments.validate.recording.tensor_file import TensorWriter
@@ -203,7 +203,7 @@ class RecordingWriter:
         encoded = msgspec.json.format(msgspec.json.encode(complete, order="sorted"), indent=1)
         with output_errors(self._destination):
             (self.folder / META_NAME).write_bytes(encoded + b"\n")
-        StagedFolder(self._destination, self.folder, overwrite=self._overwrite).publish()
+        StagedFolder(self._destination, self.folder, overwrite=self._overwrite, is_ours=_is_recording).publish()
         shutil.rmtree(self._work, ignore_errors=True)
 
 
@@ -226,8 +226,9 @@ def write_recording(destination: str | os.PathLike[str], *, overwrite: bool = Fa
                 for part in ("recording", "finished"):
                     (work / part).mkdir(parents=True, exist_ok=True)
                 held.enter_context(only_one(work / "lock"))
-        except BusyError:
-            raise OutputError(target, "is being recorded by another process", fix="wait for it, or end it") from None
+        except BusyError as busy:
+            fix = f"wait for it, or end it{busy.hint}"
+            raise OutputError(target, "is being recorded by another process", fix=fix) from None
         try:
             yield RecordingWriter(target, work, overwrite=overwrite)
         finally:
@@ -242,7 +243,7 @@ def _is_recording(folder: Path) -> bool:
 def _read_finished(file: Path, folder: Path) -> _Finished | None:
     """A finished image, if all of its files are what they were."""
     try:
-        found = msgspec.json.decode(file.read_bytes(), type=_Finished)
+        found = msgspec.json.decode(read_file(file), type=_Finished)
         intact = all((folder / path).is_file() and hash_file(folder / path) == e for path, e in found.files.items())
     except msgspec.MsgspecError:
         return None

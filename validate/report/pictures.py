@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from livemoments.store.files import read_file
 from livemoments.validate.harness.previews import RECORDED_TOP_LEVELS, TRUTH_TOP_LEVELS
 from livemoments.validate.report_data import ImageResult, ValidationReport
 
@@ -150,7 +151,7 @@ def _read(folder: Path, name: str) -> tuple[bytes, str, tuple[int, int]] | None:
         return None
     path = folder / relative
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         with Image.open(io.BytesIO(data), formats=list(_MIME)) as picture:
             kind, size = str(picture.format), picture.size
             if len(data) <= _SMALL_BYTES and max(size) <= EDGE_PX:

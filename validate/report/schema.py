@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from livemoments.errors import FileError
+from livemoments.store.files import read_file
 from livemoments.validate.report_data import REPORT_SCHEMA, ValidationReport
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -84,7 +85,7 @@ def _read(source: bytes | str | os.PathLike[str]) -> tuple[str, bytes]:
     if path.is_dir():
         raise FileError(path, "is a folder", fix="name the report.json in it")
     try:
-        return str(path), path.read_bytes()
+        return str(path), read_file(path)
     except FileNotFoundError:
         raise FileError(path, "no such file", fix="name the report.json of a run") from None
     except OSError as error:

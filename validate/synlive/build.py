@@ -7,13 +7,11 @@ the seed and the names, so a second build gives the same bytes, and a killed one
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 import cv2
@@ -24,7 +22,7 @@ import numpy.typing as npt
 from livemoments.bundle import hash_file
 from livemoments.errors import ImageError, UsageError
 from livemoments.progress import SILENT, Progress
-from livemoments.runtime.images import MIN_SIDE_PX, write_image
+from livemoments.runtime.image_files.photo import MIN_SIDE_PX, write_image
 from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size
 from livemoments.validate.synlive.codec import Codec, sample_codec, through_codec
@@ -32,8 +30,8 @@ from livemoments.validate.synlive.degradation import Degradation, apply, image_r
 from livemoments.validate.synlive.journal import Build, check_place, open_build
 from livemoments.validate.synlive.manifest import BuildSettings, Pair, Skip, SourceEntry, SynliveManifest
 from livemoments.validate.synlive.presets import PRESETS
-from livemoments.validate.synlive.sources import WHOLE_MULTIPLE_PX, RawPair, Source, Wish, open_sources
-from livemoments.version import __version__
+from livemoments.validate.synlive.sources import WHOLE_MULTIPLE_PX, PairOptions, RawPair, Source, open_sources
+from livemoments.version import __version__, version_of
 
 DEGRADATIONS = (*PRESETS, "codec")
 DEFAULT_GAP, DEFAULT_CROP = 5, Size(1024, 1024)
@@ -113,9 +111,9 @@ def build_set(
     )
     _check(settings, crop, count)
     target = check_place(Path(destination), overwrite=overwrite)
-    wish = Wish(gap, crop, neighbours=degradation == "codec")
+    options = PairOptions(gap, crop, neighbours=degradation == "codec")
     sources, unusable = open_sources(
-        Path(folder), wish, photographs=photographs, skip_unusable=skip_unusable, progress=progress
+        Path(folder), options, photographs=photographs, skip_unusable=skip_unusable, progress=progress
     )
     entries = tuple(SourceEntry(name=source.name, sha256=source.sha256) for source in sources)
     blank = SynliveManifest(
@@ -173,10 +171,8 @@ def _check(settings: BuildSettings, crop: Size | None, count: int | None) -> Non
 
 
 def _versions() -> dict[str, str]:
-    found = {"numpy": np.__version__, "opencv": cv2.__version__}
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        found["av"] = metadata.version("av")
-    return found
+    versions = {"numpy": np.__version__, "opencv": cv2.__version__, "av": version_of("av")}
+    return {name: version for name, version in versions.items() if version is not None}
 
 
 def _entries(sources: Sequence[Source], settings: BuildSettings, build: Build) -> Iterator[tuple[Pair | Skip, bool]]:

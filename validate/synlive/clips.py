@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from livemoments.bundle import hash_file
 from livemoments.errors import FileError, ImageError, LiveMomentsError
-from livemoments.runtime._profiles import match_profile
-from livemoments.runtime.images import Photo, read_photo
+from livemoments.runtime.image_files.colour_profiles import match_profile
+from livemoments.runtime.image_files.photo import Photo, read_photo
 from livemoments.runtime.photo_set import is_broken_link, is_picture, joint_sha256
 from livemoments.types import Size
 from livemoments.validate.synlive.yuv import UnusableFrameError, frame_to_rgb

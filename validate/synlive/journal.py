@@ -14,7 +14,7 @@ from livemoments.bundle import hash_file
 from livemoments.errors import OutputError
 from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
-from livemoments.store.files import check_file
+from livemoments.store.files import check_file, read_file
 from livemoments.store.folders import StagedFolder, check_destination, remove_emptied
 from livemoments.validate.synlive.manifest import MANIFEST_NAME, Pair, Skip, SynliveManifest, is_set
 
@@ -91,12 +91,12 @@ class Build:
                 if path.is_file() and path not in known:
                     path.unlink()
             (self.folder / MANIFEST_NAME).write_bytes(manifest.encode())
-        StagedFolder(self._target, self.folder, overwrite=self._overwrite).publish()
+        StagedFolder(self._target, self.folder, overwrite=self._overwrite, is_ours=is_set).publish()
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def _read(self) -> list[_Line]:
         lines = []
-        for data in self._journal.read_bytes().splitlines() if self._journal.exists() else ():
+        for data in read_file(self._journal).splitlines() if self._journal.exists() else ():
             try:
                 lines.append(msgspec.json.decode(data, type=_Line))
             except (msgspec.DecodeError, UnicodeDecodeError):
@@ -139,8 +139,8 @@ def open_build(target: Path, key: str, *, overwrite: bool) -> Iterator[Build]:
             with output_errors(target):
                 partial.mkdir(parents=True, exist_ok=True)
                 held.enter_context(only_one(partial / "lock"))
-        except BusyError:
-            fix = "wait for it, or choose another -o"
+        except BusyError as busy:
+            fix = f"wait for it, or choose another -o{busy.hint}"
             raise OutputError(partial, "another build is writing there", fix=fix) from None
         build = Build(target, partial, key, overwrite=overwrite)
         try:

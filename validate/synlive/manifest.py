@@ -8,6 +8,7 @@ import msgspec
 
 from livemoments.errors import FileError
 from livemoments.manifest import FileEntry
+from livemoments.store.files import read_file
 from livemoments.validate.synlive.codec import Codec
 from livemoments.validate.synlive.degradation import Degradation
 
@@ -118,7 +119,7 @@ def read_manifest(folder: Path) -> SynliveManifest:
     path = folder / MANIFEST_NAME
     fix = "name a folder that 'livemoments synlive build' wrote"
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=SynliveManifest)
+        manifest = msgspec.json.decode(read_file(path), type=SynliveManifest)
     except OSError as error:
         raise FileError(path, f"cannot be read ({error.strerror})", fix=fix) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -131,7 +132,7 @@ def read_manifest(folder: Path) -> SynliveManifest:
 def is_set(folder: Path) -> bool:
     """Whether a folder is a set that was built before, and may be replaced by another."""
     try:
-        data = msgspec.json.decode((folder / MANIFEST_NAME).read_bytes())
+        data = msgspec.json.decode(read_file(folder / MANIFEST_NAME))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return False
     return isinstance(data, dict) and str(data.get("schema", "")).startswith("livemoments/synlive/")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
 from livemoments.errors import FileError, UsageError
+from livemoments.store.files import read_file
 
 PRESETS = ("real-esrgan", "live-photo")
 """Those that ship."""
@@ -67,7 +67,7 @@ def read_presets(path: str | os.PathLike[str]) -> dict[str, Preset]:
         FileError: it cannot be read, or a range or a probability cannot be used.
     """
     try:
-        return _decode(os.fspath(path), Path(path).read_bytes())
+        return _decode(os.fspath(path), read_file(path))
     except OSError as error:
         raise FileError(path, f"cannot be read ({error.strerror})", fix="check the path") from None
 

@@ -14,9 +14,10 @@ import numpy.typing as npt
 from livemoments.bundle import hash_file
 from livemoments.errors import FileError, ImageError, UsageError
 from livemoments.progress import Progress
-from livemoments.runtime.images import MIN_SIDE_PX
+from livemoments.runtime.image_files.photo import MIN_SIDE_PX
 from livemoments.runtime.photo_set import listed
 from livemoments.simulated_clip import MARGIN_FRACTION, simulate_live_photo
+from livemoments.store.names import check_utf8, escaped
 from livemoments.types import Size
 from livemoments.validate.synlive.clips import (
     Clip,
@@ -37,7 +38,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class PairOptions:
     """What pairs should be like.
 
     Attributes:
@@ -60,7 +61,7 @@ class RawPair:
         key_index, frame_index: their numbers in the clip; of photographs 0 (as it is) and 1 (moved).
         y, x: top row and left column of the crop.
         motion_px, correlation: see :class:`~livemoments.validate.synlive.pairs.PairMeasure`.
-        around: the clip's frames around both from number ``first_index`` on, if they were wished for, cropped too.
+        around: the clip's frames around both from number ``first_index`` on, if they were asked for, cropped too.
         rate: the clip's frames a second.
     """
 
@@ -98,35 +99,35 @@ class ClipSource:
 
     Args:
         clip: the frames.
-        wish: what pairs should be like.
+        options: what pairs should be like.
 
     Raises:
         ImageError: the clip is too short or too small for it.
     """
 
-    def __init__(self, clip: Clip, wish: Wish) -> None:
+    def __init__(self, clip: Clip, options: PairOptions) -> None:
         self.name, self.sha256 = clip.name, clip.info.sha256
-        self._clip, self._wish = clip, wish
+        self._clip, self._options = clip, options
         size, frames = clip.info.size, clip.info.frames
-        if frames <= wish.gap:
-            raise ImageError(clip.name, f"has {frames} frames, no two of them {wish.gap} apart")
-        _check_size(clip.name, size, wish.crop or Size(WHOLE_MULTIPLE_PX, WHOLE_MULTIPLE_PX))
+        if frames <= options.gap:
+            raise ImageError(clip.name, f"has {frames} frames, no two of them {options.gap} apart")
+        _check_size(clip.name, size, options.crop or Size(WHOLE_MULTIPLE_PX, WHOLE_MULTIPLE_PX))
 
     def start(self, slot: int, phase: float) -> int:
         """See :class:`Source`."""
-        return start_frame(slot, phase, self._clip.info.frames - self._wish.gap)
+        return start_frame(slot, phase, self._clip.info.frames - self._options.gap)
 
     def is_taken(self, start: int, taken: Sequence[int]) -> bool:
         """See :class:`Source`: pairs do not overlap."""
-        return any(abs(start - other) < self._wish.gap for other in taken)
+        return any(abs(start - other) < self._options.gap for other in taken)
 
     def pair(self, start: int, rng: np.random.Generator) -> RawPair | str:
         """See :class:`Source`."""
-        end = start + self._wish.gap
+        end = start + self._options.gap
         key_index, frame_index = (start, end) if rng.random() < 0.5 else (end, start)
         try:
             images = {index: next(self._clip.read(index, index)) for index in (start, end)}
-            y, x, window = _crop(images[key_index], self._wish.crop, rng)
+            y, x, window = _crop(images[key_index], self._options.crop, rng)
             key, frame = (np.ascontiguousarray(images[index][window]) for index in (key_index, frame_index))
             measure = measure_pair(key, frame)
             if problem := measure.problem():
@@ -149,7 +150,7 @@ class ClipSource:
         )
 
     def _around(self, start: int, end: int, window: tuple[slice, slice]) -> tuple[int, tuple[Pixels, ...]]:
-        if not self._wish.neighbours:
+        if not self._options.neighbours:
             return start, ()
         first, last = max(0, start - LEAD_FRAMES), min(self._clip.info.frames - 1, end + TAIL_FRAMES)
         return first, tuple(np.ascontiguousarray(image[window]) for image in self._clip.read(first, last))
@@ -221,13 +222,13 @@ def moved_pair(photograph: Pixels, size: Size | None, *, seed: int) -> tuple[Pix
 
 
 def open_sources(
-    folder: Path, wish: Wish, *, photographs: bool, skip_unusable: bool, progress: Progress
+    folder: Path, options: PairOptions, *, photographs: bool, skip_unusable: bool, progress: Progress
 ) -> tuple[list[Source], dict[str, str]]:
     """Open everything that pairs can be made from.
 
     Args:
         folder: videos (at any depth) and folders of consecutive frames; or photographs (at any depth).
-        wish: what pairs should be like.
+        options: what pairs should be like.
         photographs: which of the two.
         skip_unusable: leave out what cannot be used instead of refusing all.
         progress: where to report.
@@ -252,9 +253,9 @@ def open_sources(
         for place in places:
             name = place.relative_to(folder).as_posix() if place != folder else folder.resolve().name
             try:
-                sources.append(_open(place, name, wish, photographs))
+                sources.append(_open(place, name, options, photographs))
             except (FileError, UsageError) as error:
-                unusable[name] = error.message.removeprefix(f"{getattr(error, 'path', '')}: ")
+                unusable[escaped(name)] = error.message.removeprefix(f"{getattr(error, 'path', '')}: ")
             task.advance(1, note=name)
     if unusable and not (skip_unusable and sources):
         name, reason = next(iter(unusable.items()))
@@ -264,10 +265,11 @@ def open_sources(
     return sources, unusable
 
 
-def _open(place: Path, name: str, wish: Wish, photographs: bool) -> Source:
+def _open(place: Path, name: str, options: PairOptions, photographs: bool) -> Source:
+    check_utf8(name, ImageError)
     if photographs:
-        return PhotoSource(place, name, wish.crop)
-    return ClipSource(FolderClip(place, name) if place.is_dir() else VideoClip(place, name), wish)
+        return PhotoSource(place, name, options.crop)
+    return ClipSource(FolderClip(place, name) if place.is_dir() else VideoClip(place, name), options)
 
 
 def _clips(folder: Path) -> list[Path]:

@@ -16,7 +16,6 @@ code      meaning
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -27,8 +26,8 @@ from typing import Any
 import click
 
 from livemoments.cli.output import printable, shortened, write_json
-from livemoments.errors import FileError, LiveMomentsError, ResourceError
-from livemoments.store.errors import DISK_FULL_FIX, disk_full
+from livemoments.errors import FileError, LiveMomentsError, ResourceError, UsageError
+from livemoments.store.errors import DISK_FULL_FIX, disk_full, is_full
 
 EXIT_CHECK_FAILED = 1
 EXIT_MISTAKE = 2
@@ -38,7 +37,6 @@ EXIT_BROKEN_PIPE = 141
 
 _INTERRUPTED = "interrupted; nothing was left half-written"
 _SMALLER = "use a smaller --tile or --batch 1, --flow dis, --reference phase-split, or a machine with more memory"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Ended(KeyboardInterrupt):
@@ -86,6 +84,8 @@ def run(group: click.Group, args: Sequence[str], prog_name: str) -> int:
             # Not group.main(): it would turn Ctrl-C and a library's EOFError into the same exception,
             # and end with 1 (here: a check fell short) when stdout's reader goes away.
             with group.make_context(prog_name, list(args)) as context:
+                if _is_working_folder_gone() and "--help" not in args:
+                    raise _no_working_folder()  # before libraries end the process over it, with words of their own
                 group.invoke(context)
             sys.stdout.flush()
     except click.exceptions.Exit as done:
@@ -110,10 +110,10 @@ def run(group: click.Group, args: Sequence[str], prog_name: str) -> int:
         return EXIT_BROKEN_PIPE
     except OSError as error:
         where = f"{shortened(os.fsdecode(error.filename))}: " if error.filename else ""
-        if error.errno not in _DISK_FULL:
-            if _is_working_folder_gone():
-                message, fix = "the working folder is gone", "change to a folder that exists"
-                return _report(FileError.__name__, message, fix, EXIT_MISTAKE, as_json=as_json)
+        if not is_full(error):
+            if _is_working_folder_gone():  # meanwhile
+                gone = _no_working_folder()
+                return _report(type(gone).__name__, gone.message, gone.fix, EXIT_MISTAKE, as_json=as_json)
             if not where or not error.strerror:  # no path that anyone named: a bug
                 raise
             fix = "check the path and its permissions"
@@ -122,6 +122,10 @@ def run(group: click.Group, args: Sequence[str], prog_name: str) -> int:
         full = disk_full(error.filename) if error.filename else ResourceError("the disk is full", fix=DISK_FULL_FIX)
         return _report(ResourceError.__name__, full.message, full.fix, EXIT_MISTAKE, as_json=as_json)
     return 0
+
+
+def _no_working_folder() -> UsageError:
+    return UsageError("the working folder is gone", fix="change to a folder that exists")
 
 
 def _is_working_folder_gone() -> bool:

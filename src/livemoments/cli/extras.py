@@ -37,7 +37,7 @@ def needs_extra(feature: str, extra: str) -> Iterator[None]:
     """Within the block, an optional module that is not installed is the user's to mend; any other one is a bug.
 
     Args:
-        feature: what was asked for, e.g. ``"exporting"``.
+        feature: the feature that was asked for, e.g. ``"exporting"``.
         extra: the extra of pyproject.toml that brings all of the feature's modules.
 
     Raises:

@@ -27,7 +27,7 @@ _TRAINED_DTYPE: Literal["float16"] = "float16"
     "tiny: 4 blocks of width 128, for tests. mid: 8 blocks of width 512, for benchmarks on a CPU. "
     "sd3-medium: the published size, twice 2 billion parameters (about 9 GB in float16, 18 GB in float32).",
 )
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Of random weights.  [default: 0]")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of the random weights.  [default: 0]")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),

@@ -112,12 +112,14 @@ class PathType(click.ParamType):
 
     Args:
         is_file: a file is meant, so that a slash at the end, which Python's paths drop, is a mistake.
+        file_suffix: a file is meant if the name ends so.
     """
 
     name = "path"
 
-    def __init__(self, *, is_file: bool = False) -> None:
+    def __init__(self, *, is_file: bool = False, file_suffix: str | None = None) -> None:
         self._is_file = is_file
+        self._file_suffix = file_suffix
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if isinstance(value, Path):
@@ -125,7 +127,7 @@ class PathType(click.ParamType):
         try:
             if not value.strip():
                 raise ValueError("an empty name")
-            if self._is_file and value.endswith(("/", os.sep)):
+            if value.endswith(("/", os.sep)) and self._means_file(value):
                 raise ValueError("it ends like a folder's name, and a file is meant")
             os.lstat(value)
         except (FileNotFoundError, NotADirectoryError):
@@ -136,6 +138,9 @@ class PathType(click.ParamType):
             raise BadValue(f"'{shortened(value)}' cannot be used ({reason})", fix=fix, param=param, ctx=ctx) from None
         return Path(value)
 
+    def _means_file(self, value: str) -> bool:
+        return self._is_file or os.path.isfile(Path(value)) or Path(value).suffix == self._file_suffix  # noqa: PTH113
+
 
 SIZE = SizeType()
 POLICY = PolicyType()
@@ -144,6 +149,7 @@ STAGES = StagesType()
 BYTES = BytesType()
 PATH = PathType()
 FILE = PathType(is_file=True)
+FOLDER_OR_JSON = PathType(file_suffix=".json")
 
 
 def result_options(function: Function) -> Function:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from livemoments.store.names import escaped
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -98,7 +100,7 @@ def human_seconds(seconds: float) -> str:
 def _escaped(value: Any) -> Any:
     """A document whose texts are valid: bytes of a file name that is no UTF-8 are shown as ``\\xff``."""
     if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return escaped(value)
     if isinstance(value, Mapping):
         return {_escaped(key): _escaped(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

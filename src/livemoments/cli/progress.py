@@ -118,7 +118,7 @@ class LineProgress:
     """Says what is being done, how far it is and how long it will take, a line at a time: for logs.
 
     Args:
-        stream: where to.
+        stream: the stream that the bars are written to.
         every_s: seconds between two lines; work that is shorter is not mentioned.
     """
 

@@ -13,6 +13,7 @@ from livemoments.cli.exits import EXIT_CHECK_FAILED
 from livemoments.cli.extras import needs_extra
 from livemoments.cli.options import (
     FILE,
+    FOLDER_OR_JSON,
     PATH,
     POLICY,
     SIZE,
@@ -77,7 +78,7 @@ class _LevelsType(click.ParamType):
     "stand beside ours.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most this many images, spread evenly.")
-@click.option("-o", "--output", metavar="REPORT", type=PATH, help="Folder for the report, or a .json file.")
+@click.option("-o", "--output", metavar="REPORT", type=FOLDER_OR_JSON, help="Folder for the report, or a .json file.")
 @click.option("--gate", "is_gate", is_flag=True, help="For CI: exit 1 with the reasons, also if nothing was compared.")
 @click.option("--baseline", metavar="FILE", type=FILE, help="An earlier report.json: what is worse beyond noise fails.")
 @click.option("--limits", metavar="FILE", type=FILE, help="Limits (TOML) instead of those that ship with the package.")
@@ -222,7 +223,7 @@ def _clip(frame: Path | None, photo: Path | None, photo_frame: Path | None) -> L
 
 def _data(options: dict[str, Any]) -> DataPlan | None:
     from livemoments.validate.data_plan import DataPlan
-    from livemoments.validate.harness.measures import StandardMeasures
+    from livemoments.validate.harness.metrics import StandardMeasures
     from livemoments.validate.quality.registry import select
 
     names = tuple(spec.name for spec in select(options["metrics"]))  # a name that is unknown is refused in any case

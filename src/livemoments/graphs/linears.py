@@ -50,7 +50,7 @@ class Linear:
         in_features: K, rows of the stored weight.
         out_features: N, columns of the stored weight.
         block: the transformer block, ``None`` outside of one.
-        kind: which of the block's linears, e.g. ``attn.to_q``; outside of a block the weight's name.
+        kind: the linear's place in its block, e.g. ``attn.to_q``; outside of a block the weight's name.
         norm: name of the layer norm's output that is this input, ``None`` if something else feeds it.
         table: initializer (P, chunks, D) that modulates that norm, ``None`` without one.
         scale_chunk: the norm's scale is ``table[step, scale_chunk]``.

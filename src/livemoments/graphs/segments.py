@@ -26,9 +26,9 @@ class Tap:
 
     Attributes:
         value: its name in the graph.
-        linears: what it feeds, in the graph's order; never empty.
+        linears: the linears that it feeds, in the graph's order; never empty.
         features: its last axis.
-        elements: of one tile.
+        elements: the number of its elements for one tile.
     """
 
     value: str
@@ -78,7 +78,7 @@ def cut(model: ir.Model, taps: Sequence[Tap], *, budget_bytes: int) -> list[Segm
     Args:
         model: not changed.
         taps: :func:`find_taps`'s result.
-        budget_bytes: of float32 activations per tile; one block's are always taken.
+        budget_bytes: room for float32 activations per tile; those of one block are always taken.
 
     Raises:
         EngineError: a value that crosses a cut has no known type.

@@ -28,11 +28,11 @@ class Network:
     """A written graph as something to take pieces of; its weights stay on the disk.
 
     Args:
-        path: of the ``.onnx`` file.
+        path: the ``.onnx`` file.
         threads: threads within an operator.
 
     Attributes:
-        nodes: in the graph's order, which is one of computation.
+        nodes: the graph's nodes, in an order in which they can be computed.
         inputs, outputs: names of the graph's inputs and outputs.
         weights: initializers by name.
     """

@@ -43,10 +43,15 @@ def output_error(
     place: str | os.PathLike[str], error: OSError, *, fix: str = "choose another folder"
 ) -> OutputError | ResourceError:
     """The error for what the operating system said about writing there."""
-    if error.errno in _FULL:
+    if is_full(error):
         return disk_full(place)
     reason = "a file is in the way" if error.errno in _IN_THE_WAY else (error.strerror or str(error)).lower()
     return OutputError(place, f"cannot be written ({reason})", fix=fix)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk is full, or a quota used up."""
+    return error.errno in _FULL
 
 
 def disk_full(place: str | os.PathLike[str]) -> ResourceError:

@@ -1,10 +1,12 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all; and a user's files, read without waiting for one that never ends."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from livemoments.errors import OutputError
@@ -14,6 +16,19 @@ from livemoments.store.errors import check_name, output_errors
 PARTIAL = ".partial-"
 """Follows the hidden name of what is being written."""
 _FIX = "choose another output"
+_NO_FILE = "a pipe or a device"
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file that a user or another file named.
+
+    Raises:
+        OSError: it cannot be read; also what has no end or may never begin, a device or a pipe.
+    """
+    mode = os.stat(path).st_mode  # noqa: PTH116 - any path-like
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder has the system's own words
+        raise OSError(errno.EINVAL, _NO_FILE, os.fspath(path))
+    return Path(path).read_bytes()
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
@@ -36,11 +51,11 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
         own = claim(target.parent, prefix)
         try:
             with own.path.open("xb") as stream:
+                with contextlib.suppress(FileNotFoundError):  # first: nobody else may read it meanwhile either
+                    shutil.copymode(target, own.path)
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copymode(target, own.path)
             own.path.replace(target)
         finally:
             own.remove()
@@ -76,5 +91,7 @@ def _check_in_the_way(target: Path) -> None:
     check_name(target)
     if target.is_dir():
         raise OutputError(target, "is a folder", fix="add a file name")
+    if target.exists() and not target.is_file():
+        raise OutputError(target, f"is {_NO_FILE}", fix=_FIX)
     if target.exists() and not os.access(target, os.W_OK):
         raise OutputError(target, "exists and is read-only", fix=_FIX)

@@ -21,6 +21,7 @@ from livemoments.store.claims import (
 )
 from livemoments.store.errors import check_name, output_errors
 from livemoments.store.files import PARTIAL, sync_file
+from livemoments.store.names import check_utf8
 
 RETIRED = ".old-"
 """Follows the hidden name of a folder's older content while it is replaced."""
@@ -33,15 +34,19 @@ class StagedFolder:
     ``folder`` is where files go; :meth:`publish` moves it into place.
 
     Args:
-        destination: where it will be.
-        folder: where it is, on the same file system.
+        destination: where the folder will be.
+        folder: where the folder is until then, on the same file system.
         overwrite: whether what is at the destination by then may be replaced.
+        is_ours: whether a folder is one of the kind, which ``overwrite`` may replace; ``None``: any is.
     """
 
-    def __init__(self, destination: Path, folder: Path, *, overwrite: bool) -> None:
+    def __init__(
+        self, destination: Path, folder: Path, *, overwrite: bool, is_ours: Callable[[Path], bool] | None = None
+    ) -> None:
         self.destination = destination
         self.folder = folder
         self.overwrite = overwrite
+        self.is_ours = is_ours
         self.committed = False
 
     def publish(self) -> None:
@@ -58,12 +63,18 @@ class StagedFolder:
             for file in self.folder.rglob("*"):
                 if file.is_file():
                     sync_file(file)
-            if self.overwrite and os.path.lexists(self.destination):
+            if self._may_replace():
                 self._replace()
             elif not self._move():
                 message = "appeared while this was being written; it was left as it is"
-                raise OutputError(self.destination, message, fix="choose another -o, or pass --overwrite")
+                fix = "choose another -o" + ("" if self.overwrite else ", or pass --overwrite")
+                raise OutputError(self.destination, message, fix=fix)
             self.committed = True
+
+    def _may_replace(self) -> bool:
+        """Asked again: what is there now need not be what was there before the work."""
+        there = self.overwrite and os.path.lexists(self.destination)
+        return there and (self.is_ours is None or self.is_ours(self.destination))
 
     def _move(self) -> bool:
         """Into a place where nothing is, or an empty folder; the system itself refuses what has content."""
@@ -158,16 +169,18 @@ def check_destination(
     Args:
         destination: the place.
         is_ours: whether a folder is one of the kind, which ``overwrite`` may replace.
-        kind: what it is, e.g. ``a bundle``.
+        kind: what the folder is, e.g. ``a bundle``.
         overwrite: replace an older one.
 
     Returns:
         The absolute place; what a killed process had moved away from there is back.
 
     Raises:
-        OutputError: something else is there, or an older one and ``overwrite`` is false, or it cannot be looked at.
+        OutputError: something else is there, or an older one and ``overwrite`` is false, or it cannot be looked
+            at, or its name is no UTF-8.
     """
     target = Path(destination).absolute()
+    check_utf8(destination, OutputError)
     with output_errors(destination):
         try:
             check_name(target)
