@@ -30,6 +30,8 @@ _ROUNDS = 5
 _MOST_TIMING_S = 60.0
 _FEWEST_ROUNDS = 2
 _FLOAT_RECIPES = (None, "fp16")
+_TARGETS = ("onnx", "tensorrt")
+"""Graphs of both run in onnxruntime, where calibration and guards happen."""
 _SATURATED = 0.01
 """Share of an output's values that may sit exactly at its least or largest value, beyond what the source's do."""
 

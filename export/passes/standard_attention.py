@@ -44,7 +44,7 @@ def standard_attention(model: ir.Model) -> PassReport:
 def _unfuse(model: ir.Model, node: ir.Node) -> None:
     heads = node.attributes["num_heads"].as_int()
     scale = node.attributes.get_float("scale")
-    label = node.name or node.outputs[0].name
+    label = node.name or node.outputs[0].name or OP
     result = node.outputs[0]
     split = _shape(model, f"{label}.split", (0, 0, heads, -1))
     merge = _shape(model, f"{label}.merge", (0, 0, -1))
@@ -76,6 +76,6 @@ def _unfuse(model: ir.Model, node: ir.Node) -> None:
 
 def _shape(model: ir.Model, name: str, shape: tuple[int, ...]) -> ir.Value:
     tensor = ir.tensor(list(shape), dtype=ir.DataType.INT64, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape([len(shape)]), const_value=tensor)
     model.graph.register_initializer(value)
     return value

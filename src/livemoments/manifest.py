@@ -21,6 +21,7 @@ Elements = Annotated[int, Meta(ge=0, le=1 << 50)]
 Positive = Annotated[float, Meta(gt=0, le=1e6)]
 Error = Annotated[float, Meta(ge=0, le=1e12)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+EngineLibrary = Literal["tensorrt", "rtx"]
 MAX_FILES = 20_000
 MAX_GRAPHS = 1_000
 MAX_POINTS = 10_000
@@ -100,7 +101,7 @@ class EngineFile(_Entry, omit_defaults=True):
     """
 
     path: str
-    library: Literal["tensorrt", "rtx"]
+    library: EngineLibrary
     version: str
     size: str
     batch: Count

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 import click
 
 from livemoments.cli import (
+    build,
+    check,
     completion,
     demo,
     export,
@@ -99,6 +101,8 @@ for _module in (
     export,
     sensitivity,
     quantize,
+    check,
+    build,
     restore,
     record,
     validate,

@@ -26,6 +26,8 @@ OPTIONAL_MODULES = frozenset(
         "safetensors",
         "skimage",
         "sklearn",
+        "tensorrt",
+        "tensorrt_rtx",
         "torch",
         "yaml",
     }
