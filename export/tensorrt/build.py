@@ -120,7 +120,8 @@ def _need_graph_readers(options: BuildOptions) -> None:
     try:
         import onnx_ir  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError(f"{TITLES[options.library]} engines", options.library, missing=error.name) from None
+        title = TITLES[options.library]
+        raise MissingExtraError(f"building {title} engines", options.library, missing=error.name) from None
 
 
 @contextlib.contextmanager
@@ -164,7 +165,16 @@ def _kept(bundle: Bundle, graph: Graph, size: Size, options: BuildOptions, host:
     if reason is None:
         return found
     if not options.rebuild:
-        again = build_command(bundle, host, batch=options.batch, flags=options.recorded_flags, rebuild=True)
+        again = build_command(
+            bundle,
+            host,
+            stages=options.stages or (),
+            tiles=options.tiles or (),
+            flow_sizes=options.flow_sizes,
+            batch=options.batch,
+            flags=options.recorded_flags,
+            rebuild=True,
+        )
         raise EngineError(f"{bundle.path / found.path}: {reason}", fix=f"build it again: {again}")
     return None
 

@@ -91,6 +91,8 @@ def build_command(
     host: EngineHost,
     *,
     stages: Sequence[Stage] = (),
+    tiles: Sequence[Size] = (),
+    flow_sizes: Sequence[Size] = (),
     batch: int = 1,
     flags: Sequence[str] = (),
     rebuild: bool = False,
@@ -101,6 +103,8 @@ def build_command(
         words += ["--sm", ",".join(host.sm)]
     if stages:
         words += ["--stages", ",".join(stages)]
+    for option, sizes in (("--tile", tiles), ("--flow-size", flow_sizes)):
+        words += [word for size in sizes for word in (option, str(size))]
     if batch != 1:
         words += ["--batch", str(batch)]
     words += [f"--{flag}" for flag in flags]

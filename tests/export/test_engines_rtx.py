@@ -1,0 +1,235 @@
+"""Engines of the real TensorRT for RTX, which parses and builds on any machine; running them needs a GPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from calibration_photos import write_photos
+from cli_support import error_of, run
+from engine_support import needs_rtx
+from fake_bundle import make_fake_bundle
+
+from livemoments.bundle import Bundle
+from livemoments.errors import EngineError, MissingExtraError, ResourceError
+from livemoments.export.tensorrt import process
+from livemoments.export.tensorrt.build import build_engines
+from livemoments.export.tensorrt.check import check_target
+from livemoments.export.tensorrt.library import load_library
+from livemoments.export.tensorrt.options import DEFAULT_SM, BuildOptions
+from livemoments.export.tensorrt.protocol import Job
+from livemoments.manifest import EngineLibrary
+from livemoments.types import Size, Stage
+
+TRANSFORMERS = (Stage.REFERENCE, Stage.RESTORATION)
+TILE = Size(128, 128)
+JOB = Job(library="rtx", graph="nowhere.onnx", size="64x64", batch=1, output="nowhere")
+
+
+@pytest.fixture(scope="module")
+def half_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    """Half precision, which the engines are for, with the graphs of ``--target tensorrt``; every stage is compared with
+    the reference."""
+    from livemoments.export.pipeline import export_bundle
+
+    place = tmp_path_factory.mktemp("half") / "bundle"
+    export_bundle(
+        tiny_checkpoint, place, target="tensorrt", precision="fp16", tiles=(TILE,), overlap=16, steps=(3, 6),
+        verify="sampled",
+    )  # fmt: skip
+    return place
+
+
+def check_engines(bundle: Path, stages: tuple[Stage, ...], sm: tuple[str, ...]) -> None:
+    opened, built = build_engines(bundle, BuildOptions("rtx", sm=sm, stages=stages))
+    assert [one.stage for one in built] == list(stages)
+    for one in built:
+        file = bundle / one.engine.path
+        weights = sum(opened.manifest.files[name].bytes for name in opened.stage(one.stage).graphs[0].weights)
+        assert one.bytes == file.stat().st_size > weights / 2  # the weights are in it
+        assert one.layers > 40
+        assert one.peak_rss_bytes > 50e6
+        assert one.engine.sm == sm
+    Bundle.open(bundle)
+
+
+@needs_rtx
+def test_one_stage_builds_for_all_consumer_gpus(tmp_path: Path, tiny_bundle: Path) -> None:
+    """The quick one: onnxruntime's form of attention, rewritten on the way."""
+    import shutil
+
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    check_engines(tmp_path / "bundle", (Stage.REFERENCE,), DEFAULT_SM)
+
+
+@needs_rtx
+@pytest.mark.slow
+@pytest.mark.parametrize("sm", DEFAULT_SM)
+def test_every_stage_builds_in_half_precision(half_bundle: Path, tmp_path: Path, sm: str) -> None:
+    import shutil
+
+    shutil.copytree(half_bundle, tmp_path / "bundle")
+    stages = tuple(Stage) if sm == DEFAULT_SM[-1] else tuple(s for s in Stage if s is not Stage.FLOW)  # RAFT: minutes
+    check_engines(tmp_path / "bundle", stages, (sm,))
+
+
+@needs_rtx
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "sm"), [("int8-tensorrt", DEFAULT_SM), ("fp8", ("8.9", "12.0"))], ids=["int8", "fp8"]
+)
+def test_quantized_transformers_build(half_bundle: Path, tmp_path: Path, recipe: str, sm: tuple[str, ...]) -> None:
+    from livemoments.quantize.pipeline import quantize_bundle
+
+    photos = write_photos(tmp_path / "photos", ("a",))
+    quantize_bundle(half_bundle, tmp_path / "bundle", recipe=recipe, calibration=photos, verify=False)
+    assert check_target(Bundle.open(tmp_path / "bundle"), "rtx", sm=sm, stages=TRANSFORMERS).passed
+    check_engines(tmp_path / "bundle", TRANSFORMERS, sm)
+    if recipe == "fp8":
+        with pytest.raises(EngineError, match=r"FLOAT8E4M3FN, which SM 8\.6 does not have"):
+            build_engines(tmp_path / "bundle", BuildOptions("rtx", sm=("8.6",), stages=(Stage.MOTION, *TRANSFORMERS)))
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_a_range_for_each_timestep_is_refused_by_module(half_bundle: Path, tmp_path: Path) -> None:
+    from livemoments.quantize.pipeline import quantize_bundle
+
+    photos = write_photos(tmp_path / "photos", ("a",))
+    quantize_bundle(half_bundle, tmp_path / "bundle", recipe="int8", calibration=photos, verify=False)
+    found = check_target(Bundle.open(tmp_path / "bundle"), "rtx", stages=(Stage.MOTION, Stage.RESTORATION))
+    assert [bool(graph.refusals) for graph in found.graphs] == [False, True]
+    modules = {refusal.module for refusal in found.graphs[1].refusals}
+    assert {"transformer_blocks.0.attn.to_q", "transformer_blocks.3.ff.net.0.proj"} <= modules
+    assert {refusal.reason.partition(",")[0] for refusal in found.graphs[1].refusals} == {"its zero point is computed"}
+
+
+@needs_rtx
+def test_the_command_builds_keeps_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    """Killed outright after the first engines: the same command builds the others and leaves nothing behind."""
+    bundle = make_fake_bundle(tmp_path / "bundle").path
+    arguments = ["build", str(bundle), "--engine", "rtx", "--sm", "8.9", "-q"]
+    process = subprocess.Popen([sys.executable, "-m", "livemoments", *arguments], start_new_session=True)
+    deadline_s = time.monotonic() + 120
+    while not (bundle / "manifest.json").read_text().count('"engines"') >= 2:
+        assert time.monotonic() < deadline_s
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    first = Bundle.open(bundle)
+    done = {name for name, entry in first.manifest.stages.items() if entry.graphs[0].engines}
+    assert 2 <= len(done) < len(Stage)
+    result = run("build", bundle, "--engine", "rtx", "--sm", "8.9", "--json")
+    assert result.exit_code == 0, result.output
+    import json
+
+    document = json.loads(result.stdout)
+    assert {one["stage"] for one in document["engines"] if not one["built"]} == done
+    opened = Bundle.open(bundle)
+    found = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    assert found == {*opened.manifest.files, "manifest.json"}
+    assert run("build", bundle, "--engine", "rtx", "--sm", "8.6").exit_code == 2
+    shown = run("inspect", bundle).output
+    assert "Engines" in shown
+    assert "TensorRT for RTX" in shown
+
+
+@needs_rtx
+def test_check_asks_the_parser_and_says_so(tmp_path: Path) -> None:
+    bundle = make_fake_bundle(tmp_path / "bundle", omit=(Stage.FLOW, Stage.VAE_DECODER, Stage.VAE_ENCODER)).path
+    result = run("check", bundle, "--target", "rtx")
+    assert result.exit_code == 0, result.output
+    assert "its parser read the graphs" in result.stdout
+    assert "layers" in result.stdout
+    assert "every graph can be taken" in result.stdout
+
+
+def test_check_says_where_no_parser_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    bundle = make_fake_bundle(tmp_path / "bundle").path
+    result = run("check", bundle, "--target", "tensorrt", "--stages", "motion")
+    assert result.exit_code == 0, result.output
+    assert "no parser of the library read them here" in result.stdout
+
+
+@pytest.mark.parametrize(("name", "module"), [("tensorrt", "tensorrt"), ("rtx", "tensorrt_rtx")])
+def test_a_library_that_is_not_installed_is_said_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: EngineLibrary, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=f"needs the extra '{name}'"):
+        load_library(name)
+    bundle = make_fake_bundle(tmp_path / "bundle").path
+    result = run("build", bundle, "--engine", name, "--json")
+    assert result.exit_code == 2
+    assert error_of(result)["fix"] == f"pip install 'livemoments-deploy[{name}]'"
+    result = run("export", tmp_path, "-o", tmp_path / "o", "--target", "tensorrt", "--engine", name, "--json")
+    assert error_of(result)["fix"] == f"pip install 'livemoments-deploy[{name}]'"  # before the export begins
+
+
+@pytest.mark.parametrize("content", ["raise ImportError('libnvinfer.so.10: cannot open')", "stub = True"])
+def test_a_library_that_is_only_a_stub_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    (tmp_path / "tensorrt.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(EngineError, match=r"cannot be imported|is a stub") as raised:
+        load_library("tensorrt")
+    assert "NVIDIA's index" in str(raised.value.fix)
+    sys.modules.pop("tensorrt", None)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("program", "error", "words"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", ResourceError, "memory ran out"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", EngineError, "died of SIGSEGV while parsing"),
+        ("import sys; sys.exit('no such thing')", EngineError, "ended with exit code 1 while parsing: no such thing"),
+        (
+            'print(\'{"type":"failed","while_":"building","messages":["std::bad_alloc"]}\')',
+            ResourceError,
+            "memory ran out",
+        ),
+        (
+            'print(\'{"type":"failed","while_":"writing","messages":["No space left on device"]}\')',
+            ResourceError,
+            "cannot be written",
+        ),
+        (
+            'print(\'{"type":"failed","while_":"building","messages":["no kernel"]}\')',
+            EngineError,
+            r"it: refused while building \(no kernel\)",
+        ),
+    ],
+)
+def test_whatever_becomes_of_the_process_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch, program: str, error: type[Exception], words: str
+) -> None:
+    monkeypatch.setattr(process, "_COMMAND", (sys.executable, "-c", program))
+    with pytest.raises(error, match=words):
+        process.run_job(JOB, "it")
+
+
+@pytest.mark.process
+def test_an_interrupt_ends_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = (
+        "import os, sys, time\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+        'print(\'{"type":"advanced","fraction":0.5,"phase":"p"}\', flush=True)\n'
+        "time.sleep(600)"
+    )
+    monkeypatch.setattr(process, "_COMMAND", (sys.executable, "-c", program))
+
+    def interrupt(fraction: float, phase: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        process.run_job(JOB, "it", interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
