@@ -189,13 +189,13 @@ def restore_tiles(
         with run.progress.task("Flow between the video frames"), run.timings.measure("photo_flow"):
             flow_lr = photo_flow(flow, inputs)
         corners = reference_corners(flow_lr, inputs, plan, follow=not run.options.no_pcr)
-        found = {index: corner for index, (_, corner) in corners.items()}
+        cut_at = {index: corner for index, (_, corner) in corners.items()}
         _observe(run, "photo.flow_lr", flow_lr)
-        _observe(run, "ref_patch_coords", np.array([(c.y, c.x) for _, c in sorted(found.items())]))
+        _observe(run, "ref_patch_coords", np.array([(c.y, c.x) for _, c in sorted(cut_at.items())]))
         codec = TileCodec(
             pool,
             inputs,
-            found,
+            cut_at,
             run.noise,
             flow,
             tile_flow=run.tile_flow,

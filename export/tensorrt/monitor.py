@@ -13,7 +13,8 @@ _EVERY_S = 0.2
 class Phases:
     """Nested phases as a fraction: each step of a phase is an equal part of it, and its inner phases are of its current
     step. Outermost phases that come one after the other count as what they say of themselves, so the fraction is an
-    estimate; it never goes back."""
+    estimate; it never goes back.
+    """
 
     def __init__(self) -> None:
         self._open: dict[str, tuple[str | None, int, int]] = {}

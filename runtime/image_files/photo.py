@@ -125,10 +125,10 @@ def read_image_bytes(path: str | os.PathLike[str]) -> bytes:
     try:
         if file.is_dir():
             raise ImageError(file, "is a folder, not an image", fix="name one image file")
-        found = file.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise ImageError(file, "is a pipe or a device, not an image file", fix="name one image file")
-        size = found.st_size
+        size = status.st_size
         if size > _MAX_FILE_BYTES:
             raise ImageError(file, f"is {size / 1e9:.1f} GB large, which no photo is", fix="name an image file")
         data = file.read_bytes()

@@ -25,6 +25,7 @@ class ComputeCapabilitiesType(click.ParamType):
     name = "SM,…"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Read ``8.6,8.9``."""
         if isinstance(value, tuple):
             return value
         found = tuple(dict.fromkeys(part.strip() for part in value.split(",")))

@@ -25,9 +25,11 @@ class CropType(click.ParamType):
     name = "crop"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """What stands for the value in the help."""
         return "WxH"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size | str:
+        """Parse the text of a size, or ``full``."""
         if isinstance(value, Size) or value == _FULL:
             return value
         try:

@@ -86,17 +86,17 @@ class Network:
 
         The outputs themselves are computed even if they are in ``stops``.
         """
-        found: set[int] = set()
+        reached: set[int] = set()
         ahead = [self._maker[name] for name in outputs if name in self._maker]
         while ahead:
             index = ahead.pop()
-            if index in found:
+            if index in reached:
                 continue
-            found.add(index)
+            reached.add(index)
             ahead += [
                 self._maker[name] for name in self.nodes[index].input if name in self._maker and name not in stops
             ]
-        return sorted(found)
+        return sorted(reached)
 
     def elements(self, name: str) -> int | None:
         """Elements of a value for one tile; ``None`` if the graph does not say."""
