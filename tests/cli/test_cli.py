@@ -13,7 +13,7 @@ from livemoments.bundle import Bundle
 from livemoments.cli import cli, main
 
 COMMANDS = [
-    *("demo", "make-checkpoint", "export", "sensitivity", "quantize"),
+    *("demo", "make-checkpoint", "export", "sensitivity", "quantize", "check", "build"),
     *("restore", "record", "validate", "synlive build", "synlive check", "inspect", "verify", "completion"),
 ]
 JSON_COMMANDS = COMMANDS[:-1]

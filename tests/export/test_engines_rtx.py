@@ -233,3 +233,55 @@ def test_an_interrupt_ends_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path
         process.run_job(JOB, "it", interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+STAND_IN = """
+from tensorrt_rtx import *
+from tensorrt_rtx import __version__
+del ComputeCapability
+"""
+"""TensorRT, as far as TensorRT for RTX can stand for it: 669 of 671 signatures are the same."""
+FAKE_NVML = """
+class NVMLError(Exception):
+    pass
+
+
+def nvmlInit(): pass
+def nvmlShutdown(): pass
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetCudaComputeCapability(device): return 9, 0
+def nvmlDeviceGetName(device): return "NVIDIA H20"
+def nvmlSystemGetDriverVersion(): return b"580.65.06"
+"""
+
+
+@needs_rtx
+def test_the_road_of_the_full_library_runs_with_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same process and calls as for TensorRT, carried out by the library that is here: timing cache, options, and
+    the GPU and driver in the manifest. The engines are no TensorRT engines."""
+    place = tmp_path / "libraries"
+    place.mkdir()
+    (place / "tensorrt.py").write_text(STAND_IN)
+    (place / "pynvml.py").write_text(FAKE_NVML)
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setenv("PYTHONPATH", str(place))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("tensorrt", "pynvml"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    bundle = make_fake_bundle(tmp_path / "bundle").path
+    options = ["--stages", "motion", "--hardware-compatible", "--weight-streaming", "--optimization-level", "2"]
+    cache = tmp_path / "timings"
+    result = run("build", bundle, "--engine", "tensorrt", *options, "--timing-cache", cache)
+    assert result.exit_code == 0, result.output
+    (engine,) = Bundle.open(bundle).stage(Stage.MOTION).graphs[0].engines
+    assert (engine.library, engine.sm, engine.gpu, engine.driver) == ("tensorrt", ("9.0",), "NVIDIA H20", "580.65.06")
+    assert engine.flags == ("hardware-compatible", "weight-streaming", "optimization-level=2")
+    assert cache.is_file()
+    assert "1 engine built" in result.output
+    kept = run("build", bundle, "--engine", "tensorrt", *options, "--timing-cache", cache)
+    assert "0 engines built, 1 kept" in kept.output
+    found = run("check", bundle, "--target", "tensorrt", "--stages", "motion")
+    assert found.exit_code == 0, found.output
+    assert "for SM 9.0: its parser read the graphs" in found.output
+    for name in ("tensorrt", "pynvml"):
+        sys.modules.pop(name, None)
