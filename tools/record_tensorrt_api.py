@@ -3,8 +3,8 @@
     python tools/record_tensorrt_api.py tensorrt_rtx > tests/golden/tensorrt/rtx-1.7.1.json
 
 The tests compare every call of ``export/tensorrt/`` with these records, for libraries that they cannot install: the
-full TensorRT's wheels lie on NVIDIA's index. Its bindings alone (``tensorrt_cu13_bindings``) can be imported, and recorded,
-beside empty stand-ins for the shared libraries that they name; nothing of them runs then.
+full TensorRT's wheels lie on NVIDIA's index. Its bindings alone (``tensorrt_cu13_bindings``) can be imported, and
+recorded, beside empty stand-ins for the shared libraries that they name; nothing of them runs then.
 """
 
 from __future__ import annotations

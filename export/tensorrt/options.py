@@ -25,6 +25,8 @@ BUILDER_FLAGS = {
 _NEEDS_GPU = ("refit", "strip-weights")
 """What TensorRT for RTX builds on machines with a GPU only (tried with 1.7.1: its code generator asks the driver)."""
 _LEVELS = range(6)
+_FLOW_MULTIPLE_PX = 8
+"""RAFT computes at an eighth of the resolution; the runtime pads images so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class BuildOptions:
         batch: tiles at a time, fixed in the engine.
         stages: only these; ``None``: all that the bundle has.
         tiles: only these of the bundle's sizes; ``None``: all.
-        flow_sizes: more sizes for the flow network, which runs on whole video frames too.
+        flow_sizes: more sizes for the flow network, which runs on whole video frames too; sides are rounded up to
+            multiples of 8 px.
         flags: names of :data:`BUILDER_FLAGS`, ``hardware-compatible``.
         optimization_level: 0 to 5, how much time the builder takes; ``None``: the library's own.
         timing_cache: a file of measured kernels that is read and written; ``None``: one in the bundle's folder.
@@ -130,5 +133,11 @@ def _refused(flag: str, library: Library, gpu: Gpu | None) -> str | None:
 
 
 def sizes_for(options: BuildOptions, stage: Stage, tiles: Sequence[Size]) -> tuple[Size, ...]:
-    """The sizes in which a stage is built: the tiles', and for the flow network those of whole frames."""
-    return tuple(dict.fromkeys([*tiles, *(options.flow_sizes if stage is Stage.FLOW else ())]))
+    """The sizes in which a stage is built: the tiles', and for the flow network those of whole frames as it sees them."""
+    frames = [_padded(size) for size in options.flow_sizes] if stage is Stage.FLOW else []
+    return tuple(dict.fromkeys([*tiles, *frames]))
+
+
+def _padded(size: Size) -> Size:
+    height, width = (side + -side % _FLOW_MULTIPLE_PX for side in (size.height, size.width))
+    return Size(height, width)

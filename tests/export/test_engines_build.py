@@ -75,7 +75,7 @@ def test_engines_that_fit_are_kept_and_another_batch_or_size_is_added(
     assert not any(one.is_new for one in build_engines(bundle, fewer)[1])  # the engine serves it, too
     assert len(maker.jobs) == 6
     build_engines(bundle, BuildOptions("rtx", sm=("8.6", "8.9"), batch=4, stages=(Stage.MOTION,)))
-    build_engines(bundle, BuildOptions("rtx", sm=("8.6",), stages=(Stage.FLOW,), flow_sizes=(Size(480, 640),)))
+    build_engines(bundle, BuildOptions("rtx", sm=("8.6",), stages=(Stage.FLOW,), flow_sizes=(Size(478, 633),)))
     assert [(job.batch, job.size) for job in maker.jobs[6:]] == [(4, "64x64"), (1, "640x480")]
     found = engines(bundle)
     assert [engine.batch for engine in found["motion/64x64.onnx"]] == [1, 4]
