@@ -100,9 +100,10 @@ def build_engines(
     gpu = find_gpu()
     check_options(library, options, gpu)
     host = host_of(library, options, gpu)
-    opened = Bundle.open(bundle, engines=False)
+    opened = Bundle.open(bundle, verify_hashes=False, engines=False)
     with _alone(opened.path):
         plans = list(_plan(opened, options, host))
+        _check_sources(opened, plans, progress)
         _tidy(opened)
         built = []
         with progress.task(f"Building {TITLES[library.name]} engines", total=len(plans)) as task:
@@ -193,6 +194,26 @@ def _unfit(bundle: Bundle, graph: Graph, engine: EngineFile, options: BuildOptio
     if not file.is_file():
         return "it is missing"
     return None if hash_file(file) == listed else "it was changed or damaged"
+
+
+def _check_sources(bundle: Bundle, plans: Sequence[_Plan], progress: Progress) -> None:
+    """Compare the hashes of what is built from; many gigabytes take a while to read.
+
+    Raises:
+        BundleError: a graph or its weights are not as the manifest says.
+    """
+    graphs = (plan.graph for plan in plans if plan.kept is None)
+    names = dict.fromkeys(name for graph in graphs for name in (graph.path, *graph.weights))
+    listed = bundle.manifest.files
+    with progress.task("Checking graphs and weights", total=sum(listed[name].bytes for name in names)) as task:
+        for name in names:
+            if hash_file(bundle.path / name) != listed[name]:
+                raise BundleError(
+                    bundle.path / name,
+                    "its SHA-256 is not the manifest's: the file was changed or damaged",
+                    fix="copy the bundle again, or export it again",
+                )
+            task.advance(listed[name].bytes, note=name)
 
 
 def _with(flags: Sequence[str]) -> str:

@@ -133,7 +133,7 @@ def _refused(flag: str, library: Library, gpu: Gpu | None) -> str | None:
 
 
 def sizes_for(options: BuildOptions, stage: Stage, tiles: Sequence[Size]) -> tuple[Size, ...]:
-    """The sizes in which a stage is built: the tiles', and for the flow network those of whole frames as it sees them."""
+    """The sizes in which a stage is built: the tiles', and for the flow network those of whole frames, padded."""
     frames = [_padded(size) for size in options.flow_sizes] if stage is Stage.FLOW else []
     return tuple(dict.fromkeys([*tiles, *frames]))
 

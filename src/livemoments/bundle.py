@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from livemoments.errors import BundleError, FileError, UsageError
-from livemoments.manifest import SCHEMA_VERSION, FileEntry, Graph, Manifest, StageEntry
+from livemoments.manifest import SCHEMA_VERSION, EngineFile, FileEntry, Graph, Manifest, StageEntry
 from livemoments.store.errors import output_errors
 from livemoments.store.files import write_file
 from livemoments.store.folders import StagedFolder, check_destination, stage_folder
@@ -30,7 +30,6 @@ _MAX_AXES = 8
 _MAX_ELEMENTS = 1 << 34  # of one tensor in a batch of one; the keys of all blocks of a 3072-px tile have 2^31
 _EXPORT_AGAIN = "export the bundle again"
 _COPY_AGAIN = "copy the bundle again, or export it again"
-_BUILD_AGAIN = "copy the bundle again, or build its engines again: livemoments build {} --rebuild"
 
 
 def hash_file(path: Path) -> FileEntry:
@@ -94,10 +93,10 @@ class Bundle:
         folder = Path(path)
         manifest = _read_manifest(folder)
         _check_paths(folder, manifest)
-        built = {engine.path for graph in _graphs(manifest) for engine in graph.engines}
+        built = {engine.path: engine for graph in _graphs(manifest) for engine in graph.engines}
         for name, entry in manifest.files.items():
             if engines or name not in built:
-                again = _BUILD_AGAIN.format(folder) if name in built else _COPY_AGAIN
+                again = _build_again(folder, built[name]) if name in built else _COPY_AGAIN
                 _check_file(folder, name, entry, again, verify_hash=verify_hashes)
         return cls(folder, manifest)
 
@@ -264,6 +263,12 @@ def _check_paths(folder: Path, manifest: Manifest) -> None:
 
 def _graphs(manifest: Manifest) -> list[Graph]:
     return [graph for entry in manifest.stages.values() for graph in entry.graphs]
+
+
+def _build_again(folder: Path, engine: EngineFile) -> str:
+    gpus = f" --sm {','.join(engine.sm)}" if engine.library == "rtx" else ""
+    command = f"livemoments build {folder} --engine {engine.library}{gpus} --rebuild"
+    return f"copy the bundle again, or build its engines again: {command}"
 
 
 def _check_file(folder: Path, name: str, entry: FileEntry, again: str, *, verify_hash: bool) -> None:

@@ -18,6 +18,7 @@ from livemoments.export.tensorrt.memory import check_memory, needed_bytes
 from livemoments.export.tensorrt.monitor import Phases
 from livemoments.export.tensorrt.options import BuildOptions, check_options, host_of
 from livemoments.manifest import EngineFile
+from livemoments.quantize.write_stage import copy_stage
 from livemoments.store.claims import only_one
 from livemoments.types import Size, Stage
 
@@ -208,7 +209,9 @@ def test_a_damaged_engine_is_said_and_replaced(bundle: Path, monkeypatch: pytest
         file.unlink()
     else:
         file.write_bytes(b"x" * file.stat().st_size)
-    with pytest.raises(BundleError, match=r"build its engines again: livemoments build .* --rebuild"):
+    with pytest.raises(
+        BundleError, match=r"build its engines again: livemoments build .* --engine rtx --sm 8\.6,8\.9 --rebuild"
+    ):
         Bundle.open(bundle)
     refused(bundle, RTX, damage, "--engine rtx --sm 8.6,8.9")
     rebuilt(bundle, RTX, 1)
@@ -338,3 +341,26 @@ def test_the_command_asks_for_what_was_asked(bundle: Path, monkeypatch: pytest.M
     maker.version = "1.8.0"
     command = "--engine rtx --sm 8.6,8.9,12.0 --stages flow,motion --tile 64x64 --flow-size 640x480 --batch 2"
     refused(bundle, wanted, "1.8.0 is installed", command)
+
+
+def test_changed_sources_are_said_before_anything_is_built(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maker = StandIn(monkeypatch)
+    file = bundle / "restoration" / "64x64.data"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(BundleError, match=r"64x64\.data: its SHA-256 is not the manifest's"):
+        build_engines(bundle, RTX)
+    assert maker.jobs == []
+    build_engines(bundle, BuildOptions("rtx", stages=(Stage.MOTION,)))  # which it has nothing to do with
+
+
+def test_engines_go_along_with_stages_that_a_recipe_leaves_alone(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    StandIn(monkeypatch)
+    opened, _ = build_engines(bundle, RTX)
+    copy_stage(opened, tmp_path / "copy", opened.stage(Stage.MOTION))
+    for name in opened.stage(Stage.MOTION).graphs[0].files:
+        assert (tmp_path / "copy" / name).read_bytes() == (bundle / name).read_bytes()
+    assert len(list((tmp_path / "copy" / "motion").iterdir())) == 2
