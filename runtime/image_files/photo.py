@@ -203,7 +203,7 @@ def write_image(
         exif: instead of ``like``'s; ``b""``: none. With or without ``Exif\\0\\0``.
         xmp: instead of ``like``'s; ``b""``: none.
         bit_depth: 8 or 16; by default the pixels' own where the format has it (JPEG and WebP: 8).
-        quality: of JPEG and WebP, 1 to 100.
+        quality: the quality of a JPEG or WebP file, 1 to 100.
         text: how the picture was made, say: to iTXt chunks in PNG, to EXIF's UserComment (JSON) elsewhere.
 
     Returns:

@@ -101,7 +101,7 @@ def command() -> None:
     default=0,
     show_default=True,
     metavar="N",
-    help="Of places, crops, parameters and noise.",
+    help="Seed of the places, crops, parameters and noise.",
 )
 @click.option("--skip-unusable", is_flag=True, help="Leave out files that cannot be used instead of refusing all.")
 @overwrite_option

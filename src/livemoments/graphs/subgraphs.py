@@ -2,6 +2,10 @@
 
 A piece reads its weights from the bundle's file and is closed when its caller is done with it, so that memory holds one
 piece and what it takes and gives, whatever the graph's size.
+
+``onnx_ir.convenience.extract`` (1.1) was tried in place of :meth:`Network.cut`: it wants every input of the graph that
+the piece reaches named beforehand, keeps the ones it does not reach, and gives an empty graph for a value that is given
+and asked for, which :meth:`Network.cut_apart` needs.
 """
 
 from __future__ import annotations
