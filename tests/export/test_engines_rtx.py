@@ -92,7 +92,8 @@ def test_quantized_transformers_build(half_bundle: Path, tmp_path: Path, recipe:
     check_engines(tmp_path / "bundle", TRANSFORMERS, sm)
     if recipe == "fp8":
         with pytest.raises(EngineError, match=r"FLOAT8E4M3FN, which SM 8\.6 does not have"):
-            build_engines(tmp_path / "bundle", BuildOptions("rtx", sm=("8.6",), stages=(Stage.MOTION, *TRANSFORMERS)))
+            build_engines(tmp_path / "bundle", BuildOptions("rtx", sm=("8.6",), stages=TRANSFORMERS, rebuild=True))
+        Bundle.open(tmp_path / "bundle")  # what was there still is
 
 
 @needs_rtx
@@ -105,7 +106,7 @@ def test_a_range_for_each_timestep_is_refused_by_module(half_bundle: Path, tmp_p
     found = check_target(Bundle.open(tmp_path / "bundle"), "rtx", stages=(Stage.MOTION, Stage.RESTORATION))
     assert [bool(graph.refusals) for graph in found.graphs] == [False, True]
     modules = {refusal.module for refusal in found.graphs[1].refusals}
-    assert {"transformer_blocks.0.attn.to_q", "transformer_blocks.3.ff.net.0.proj"} <= modules
+    assert {"transformer_blocks.0.attn.to_k", "transformer_blocks.3.ff.net.0.proj"} <= modules
     assert {refusal.reason.partition(",")[0] for refusal in found.graphs[1].refusals} == {"its zero point is computed"}
 
 
