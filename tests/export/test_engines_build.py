@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from livemoments.export.tensorrt.memory import check_memory, needed_bytes
 from livemoments.export.tensorrt.monitor import Phases
 from livemoments.export.tensorrt.options import BuildOptions, check_options, host_of
 from livemoments.manifest import EngineFile
+from livemoments.progress import Task
 from livemoments.quantize.write_stage import copy_stage
 from livemoments.store.claims import only_one
 from livemoments.types import Size, Stage
@@ -364,3 +368,44 @@ def test_engines_go_along_with_stages_that_a_recipe_leaves_alone(
     for name in opened.stage(Stage.MOTION).graphs[0].files:
         assert (tmp_path / "copy" / name).read_bytes() == (bundle / name).read_bytes()
     assert len(list((tmp_path / "copy" / "motion").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("options", "gpu", "total"), [(RTX, None, None), (FULL, H20, 1)], ids=["rtx", "tensorrt"])
+def test_progress_says_what_the_library_does(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, options: BuildOptions, gpu: Any, total: int | None
+) -> None:
+    StandIn(monkeypatch, gpu=gpu)
+    seen = Recorded()
+    build_engines(bundle, options, progress=seen)
+    assert seen.totals["motion 64x64"] == total
+    assert seen.notes["motion 64x64"] == ["half of it", None]
+    assert seen.amounts["motion 64x64"] == [0.5, 0.5]
+    title = next(name for name in seen.totals if name.startswith("Building"))
+    assert sum(seen.amounts[title]) == pytest.approx(seen.totals[title]) == 100
+    seen = Recorded()
+    build_engines(bundle, options, progress=seen)
+    assert seen.totals[title] == 0  # all is kept
+
+
+class Recorded:
+    """A reporter that keeps what it is told, by task."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float | None] = {}
+        self.amounts: dict[str, list[float]] = defaultdict(list)
+        self.notes: dict[str, list[str | None]] = defaultdict(list)
+
+    @contextlib.contextmanager
+    def task(self, title: str, total: float | None = None) -> Iterator[Task]:
+        self.totals[title] = total
+        recorded = self
+
+        class One:
+            def advance(self, amount: float = 1, note: str | None = None) -> None:
+                recorded.amounts[title].append(amount)
+                recorded.notes[title].append(note)
+
+        yield One()
+
+    def say(self, line: str) -> None:
+        raise AssertionError(line)
