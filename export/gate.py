@@ -19,12 +19,11 @@ from livemoments.export.plan import StageGraph
 from livemoments.export.references import Arrays, Case
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
+from livemoments.stage_inputs import draw_input
 from livemoments.types import Stage, TensorSpec
 
 _MAPPED_BYTES = 1 << 30
 """Weights beyond this stay mapped from the file: onnxruntime's further optimizations would copy them all."""
-_FREE = {"batch": 1, "height": 128, "width": 128}
-"""What free axes are in the check without a reference."""
 _ALIVE = 1e-3
 """A channel counts as alive in the reference when it varies by this share of the whole tensor."""
 
@@ -116,14 +115,9 @@ def dead_channels(got: np.ndarray, want: np.ndarray, axis: int) -> int:
 
 
 def random_inputs(specs: Sequence[TensorSpec], seed: int = 0) -> Arrays:
-    """Standard normal inputs of one tile for a graph, step 0: for the check without a reference."""
+    """Inputs of one tile for a graph, step 0: for the check without a reference."""
     rng = np.random.default_rng(seed)
-    inputs: Arrays = {}
-    for spec in specs:
-        shape = [_FREE.get(axis, 0) if isinstance(axis, str) else axis for axis in spec.shape]
-        is_step = spec.dtype == "int64"
-        inputs[spec.name] = np.zeros(shape, np.int64) if is_step else rng.standard_normal(shape, dtype=np.float32)
-    return inputs
+    return {spec.name: draw_input(spec, rng) for spec in specs}
 
 
 def check_finite_outputs(stage: Stage, outputs: Mapping[str, np.ndarray]) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from livemoments.errors import FileError, UsageError
 from livemoments.graphs.linears import Linear
-from livemoments.quantize.actions import Action, LayerPlan
+from livemoments.quantize.actions import Action, Mix
 from livemoments.store.files import read_file
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -110,7 +110,7 @@ def load_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
     return found
 
 
-def plan_layers(recipe: Recipe, linears: Iterable[Linear]) -> LayerPlan:
+def recipe_mix(recipe: Recipe, linears: Iterable[Linear]) -> Mix:
     """What a recipe does to each linear. Pure.
 
     Returns:

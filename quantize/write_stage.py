@@ -16,12 +16,12 @@ from livemoments.export.to_onnx import WEIGHTS_NAME, WeightsFile
 from livemoments.graphs.linears import LinearId, find_linears
 from livemoments.graphs.tensors import read_tensor
 from livemoments.manifest import Graph, StageEntry
-from livemoments.quantize.actions import LayerPlan
-from livemoments.quantize.calibration_result import LinearStats
+from livemoments.quantize.actions import Mix
+from livemoments.quantize.calibrate.result import LinearStats
 from livemoments.quantize.recipes import Recipe
-from livemoments.quantize.rewrite import rewrite
-from livemoments.quantize.smooth import smooth
-from livemoments.quantize.to_fp16 import half_specs, to_fp16
+from livemoments.quantize.rewrite.half import half_specs, to_fp16
+from livemoments.quantize.rewrite.run import rewrite
+from livemoments.quantize.rewrite.smoothquant import smooth
 from livemoments.types import Stage
 
 
@@ -37,7 +37,7 @@ def quantize_stage(
     folder: Path,
     stage: Stage,
     recipe: Recipe,
-    plan: LayerPlan,
+    mix: Mix,
     stats: Mapping[LinearId, LinearStats] | None,
 ) -> StageEntry:
     """Rewrite and write every graph of a stage beside one file of weights.
@@ -47,7 +47,7 @@ def quantize_stage(
         folder: the new bundle's.
         stage: which.
         recipe: how.
-        plan: what happens to each linear.
+        mix: what happens to each linear.
         stats: what calibration saw in the source.
 
     Returns:
@@ -62,7 +62,7 @@ def quantize_stage(
             linears, known = find_linears(model, str(stage)), stats
             if recipe.smoothquant_alpha is not None and known is not None:
                 _, known = smooth(model, linears, known, recipe.smoothquant_alpha)
-            rewrite(model, linears, plan, recipe, known)
+            rewrite(model, linears, mix, recipe, known)
             if recipe.half:
                 to_fp16(model)
             path = f"{stage}/{graph.size}.onnx"

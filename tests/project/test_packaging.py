@@ -295,7 +295,8 @@ def test_the_linter_holds_the_architecture(file: str, line: str, rule: str | Non
 
 
 def test_the_public_surface_is_pinned() -> None:
-    assert livemoments.__all__ == ["__version__", "export_bundle", "open_bundle", "restore", "validate"]
+    names = ["export_bundle", "open_bundle", "quantize_bundle", "restore", "validate"]
+    assert livemoments.__all__ == ["__version__", *names]
     for name in livemoments.__all__:
         getattr(livemoments, name)
         # Again, now that its module is imported: livemoments.validate is a subpackage and a function.

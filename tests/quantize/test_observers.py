@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from livemoments.errors import UsageError
-from livemoments.quantize.histogram import BINS, Histogram
-from livemoments.quantize.observers import (
+from livemoments.quantize.calibrate.histogram import BINS, Histogram
+from livemoments.quantize.calibrate.observers import (
     LEVELS,
     OBSERVERS,
     Percentile,

@@ -16,10 +16,10 @@ from livemoments.graphs.linears import LinearId
 from livemoments.graphs.tensors import read_tensor
 from livemoments.ort import open_session, session_options
 from livemoments.quantize.actions import Action
-from livemoments.quantize.ranges import symmetric_scale, unsigned_parameters
 from livemoments.quantize.recipes import Recipe
-from livemoments.quantize.rewrite import rewrite
-from livemoments.quantize.weights import E4M3_MAX, fp8_channels, int8_channels, quantize_blocks
+from livemoments.quantize.rewrite.input_ranges import symmetric_scale, unsigned_parameters
+from livemoments.quantize.rewrite.round_weights import E4M3_MAX, fp8_channels, int8_channels, quantize_blocks
+from livemoments.quantize.rewrite.run import rewrite
 
 pytestmark = pytest.mark.threads
 
@@ -49,8 +49,8 @@ def _rewritten(case: dict[str, np.ndarray], recipe: Recipe, stats: object = None
     kind = np.float16 if half else np.float32
     model = two_linears(*(case[name].astype(kind) for name in ("first", "second", "bias")))
     linears = linears_of(model)
-    plan = {linear.id: recipe.action for linear in linears}
-    report = rewrite(model, linears, plan, recipe, stats)  # type: ignore[arg-type]
+    mix = {linear.id: recipe.action for linear in linears}
+    report = rewrite(model, linears, mix, recipe, stats)  # type: ignore[arg-type]
     assert report.changed
     return model
 
@@ -162,8 +162,8 @@ def test_onnxruntime_makes_integer_products_of_it(
 def test_the_plan_chooses_among_linears(case: dict[str, np.ndarray]) -> None:
     model = two_linears(case["first"], case["second"], case["bias"])
     linears = linears_of(model)
-    plan = {linears[0].id: Action.WEIGHT_INT4, linears[1].id: Action.KEEP}
-    rewrite(model, linears, plan, _recipe(Action.WEIGHT_INT8))
+    mix = {linears[0].id: Action.WEIGHT_INT4, linears[1].id: Action.KEEP}
+    rewrite(model, linears, mix, _recipe(Action.WEIGHT_INT8))
     assert sorted(_kinds(model)) == ["Add", "MatMul", "MatMulNBits"]
     np.testing.assert_allclose(run_model(model, case["x"])[1], case["x"] @ case["second"], rtol=1e-4, atol=1e-4)
 
@@ -179,13 +179,13 @@ def test_nothing_to_do_changes_nothing(case: dict[str, np.ndarray]) -> None:
 def test_a_missing_calibration_is_named(case: dict[str, np.ndarray], action: Action) -> None:
     model = two_linears(case["first"], case["second"], case["bias"])
     linears = linears_of(model)
-    plan = {linears[0].id: action}
+    mix = {linears[0].id: action}
     with pytest.raises(UsageError, match="needs a calibration"):
-        rewrite(model, linears, plan, _recipe(action))
+        rewrite(model, linears, mix, _recipe(action))
     with pytest.raises(UsageError, match="no range for 'restoration/transformer_blocks"):
-        rewrite(model, linears, plan, _recipe(action), {})
+        rewrite(model, linears, mix, _recipe(action), {})
     with pytest.raises(UsageError, match="nothing but zeros"):
-        rewrite(model, linears, plan, _recipe(action), _seen([0.0], [0.0]))
+        rewrite(model, linears, mix, _recipe(action), _seen([0.0], [0.0]))
 
 
 def test_weights_are_read_from_linked_files_and_no_others(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from livemoments.ort import open_session
-from livemoments.quantize.weights import BlockWeights, fp8_channels, int8_channels, quantize_blocks
+from livemoments.quantize.rewrite.round_weights import BlockWeights, fp8_channels, int8_channels, quantize_blocks
 
 E4M3_HALF_STEP = 2.0**-4
 """Largest relative rounding error of a normal E4M3 number: half of 2^-3."""

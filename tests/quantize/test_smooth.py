@@ -18,11 +18,11 @@ from livemoments.errors import UsageError
 from livemoments.graphs.linears import Linear, LinearId, find_linears
 from livemoments.graphs.tensors import read_tensor
 from livemoments.ort import open_session, session_options
-from livemoments.quantize.calibration import CalibrationResult, LinearStats, calibrate
-from livemoments.quantize.calibration_set import read_set
-from livemoments.quantize.recipes import Recipe, load_recipe, plan_layers
-from livemoments.quantize.rewrite import rewrite
-from livemoments.quantize.smooth import (
+from livemoments.quantize.calibrate.photos import read_set
+from livemoments.quantize.calibrate.run import CalibrationResult, LinearStats, calibrate
+from livemoments.quantize.recipes import Recipe, load_recipe, recipe_mix
+from livemoments.quantize.rewrite.run import rewrite
+from livemoments.quantize.rewrite.smoothquant import (
     fold_scales,
     smooth,
     smooth_scales,
@@ -280,7 +280,7 @@ def quantized_sqnr_db(
         linears, known = find_linears(model, str(stage)), dict(stats)
         if alpha is not None:
             _, known = smooth(model, linears, known, alpha)
-        rewrite(model, linears, plan_layers(recipe, linears), recipe, known)
+        rewrite(model, linears, recipe_mix(recipe, linears), recipe, known)
         got = run(bundle, stage, model, fed[stage])
         values, references = (
             np.concatenate([value.ravel() for outputs in every for value in outputs.values()])

@@ -15,7 +15,7 @@ from ladder_support import InHalf, Without, recording_of
 from livemoments.bundle import Bundle, open_bundle
 from livemoments.export.pipeline import export_bundle
 from livemoments.limits import load_limits
-from livemoments.quantize.calibration import calibrate
+from livemoments.quantize.calibrate.run import calibrate
 from livemoments.quantize.pipeline import quantize_bundle
 from livemoments.types import Size, Stage
 from livemoments.validate.ladder import bisect as bisection

@@ -1,4 +1,4 @@
-"""Rewrite a graph's linears as a plan says: what the pipeline, the sensitivity analysis and the search call."""
+"""Rewrite a graph's linears as a mix says: what the pipeline, the sensitivity analysis and the search call."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from livemoments.export.passes.graph import count_initializers
 from livemoments.export.passes.remove_dead import remove_dead
 from livemoments.export.passes.report import PassReport
 from livemoments.graphs.linears import Linear, iter_linear_nodes
-from livemoments.quantize.actions import Action, LayerPlan
-from livemoments.quantize.graph_edit import Target
-from livemoments.quantize.ranges import StatsOf
+from livemoments.quantize.actions import Action, Mix
 from livemoments.quantize.recipes import Recipe
-from livemoments.quantize.rewrite_dynamic import rewrite_dynamic
-from livemoments.quantize.rewrite_fp8 import rewrite_fp8
-from livemoments.quantize.rewrite_static import rewrite_static
-from livemoments.quantize.rewrite_weights import rewrite_weights
+from livemoments.quantize.rewrite.dynamic import rewrite_dynamic
+from livemoments.quantize.rewrite.fp8 import rewrite_fp8
+from livemoments.quantize.rewrite.graph_edit import Target
+from livemoments.quantize.rewrite.input_ranges import StatsOf
+from livemoments.quantize.rewrite.static import rewrite_static
+from livemoments.quantize.rewrite.weight_only import rewrite_weights
 
 NAME = "quantize"
 
 
 def rewrite(
-    model: ir.Model, linears: Sequence[Linear], plan: LayerPlan, recipe: Recipe, stats: StatsOf | None = None
+    model: ir.Model, linears: Sequence[Linear], mix: Mix, recipe: Recipe, stats: StatsOf | None = None
 ) -> PassReport:
     """Quantize linears of one graph; a function of its arguments alone.
 
@@ -32,7 +32,7 @@ def rewrite(
         model: changed in place. Quantized weights are lazy: each is read and quantized when it is written, so the
             source's files must stay until then.
         linears: what :func:`~livemoments.quantize.actions.find_linears` found in the model.
-        plan: what to do with each; those it does not name are kept, those of other stages are ignored.
+        mix: what to do with each; those it does not name are kept, those of other stages are ignored.
         recipe: settings of the actions (block size, method, ranges …).
         stats: what calibration saw, by linear; ``Action.INT8_STATIC`` and ``Action.FP8`` need it.
 
@@ -47,12 +47,12 @@ def rewrite(
     known = {linear.id.weight: linear for linear in linears}
     for node, data, weight in list(iter_linear_nodes(model)):
         linear = known.get(weight.name or "")
-        action = Action.KEEP if linear is None else plan.get(linear.id, Action.KEEP)
+        action = Action.KEEP if linear is None else mix.get(linear.id, Action.KEEP)
         if linear is not None and action is not Action.KEEP:
             wanted.setdefault(action, []).append(Target(linear, node, data, weight))
     if stats is None and (lacking := [action.value for action in wanted if action.needs_calibration]):
         raise UsageError(f"{', '.join(lacking)} needs a calibration", fix="pass --calibration DIR")
-    for action in Action:  # in a fixed order, so that equal plans give equal bytes
+    for action in Action:  # in a fixed order, so that equal mixes give equal bytes
         if targets := wanted.get(action):
             _apply(model, action, targets, recipe, stats)
     if wanted:

@@ -2,36 +2,39 @@
 
 Errors of layers that are quantized alone nearly add up: their rounding is independent. That orders the layers. Of each
 one the precisions that no mixture of others beats are kept (the lower hull of error over cost), and all those steps are
-sorted by error per unit saved: a chain of plans from nothing quantized to everything. How far the budget reaches along
+sorted by error per unit saved: a chain of mixes from nothing quantized to everything. How far the budget reaches along
 the chain is then found by real restorations.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from livemoments.distances import mse_of, psnr_of
 from livemoments.errors import CheckFailedError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.progress import SILENT, Progress
-from livemoments.quantize.actions import Action, LayerPlan
-from livemoments.quantize.budget import Budget, Goal
-from livemoments.quantize.probe import Score, from_db, to_db
-from livemoments.quantize.sensitivity_report import LayerSensitivity, Sensitivity
+from livemoments.quantize.actions import Action, Mix
+from livemoments.quantize.search.budget import Budget, Goal
+from livemoments.quantize.search.photo_loss import Score
+from livemoments.quantize.search.sensitivity_report import LayerSensitivity, Sensitivity
 
 SCHEMA = "livemoments/search/1"
 MOST_RESTORES = 12
 _CLOSE_ENOUGH = 0.002
-"""Of the source's cost: when the best plan that keeps the budget and the next that breaks it are closer, it is done."""
+"""Of the source's cost: when the best mix that keeps the budget and the next that breaks it are closer, it is done."""
 
 _PREDICTED_TRIES = 3
-"""So many plans follow the prediction, corrected by what the last one measured; then the rest is halved."""
+"""So many mixes follow the prediction, corrected by what the last one measured; then the rest is halved."""
 
 Cost = Callable[[LayerSensitivity, Action], float]
-Trial = Callable[[LayerPlan], Score]
+Trial = Callable[[Mix], Score]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One plan that was tried: the first ``steps`` links of the chain."""
+    """One mix that was tried: the first ``steps`` links of the chain."""
 
     steps: int
     cost: float
@@ -63,14 +66,14 @@ class SearchResult:
     """What was found.
 
     Attributes:
-        plan: what happens to each linear that was measured, in order.
+        mix: what happens to each linear that was measured, in order.
         budget, goal: what was asked for.
-        measured_db: of the plan: PSNR from the source's photos, or the quality lost, as the budget says.
+        measured_db: of the mix: PSNR from the source's photos, or the quality lost, as the budget says.
         source_cost, cost: of the linears that were measured, in bytes or in weighted multiplications.
-        tried: every plan that was restored with, in that order.
+        tried: every mix that was restored with, in that order.
     """
 
-    plan: LayerPlan
+    mix: Mix
     budget: Budget
     goal: Goal
     measured_db: float
@@ -87,23 +90,16 @@ class SearchResult:
             "measured_db": _finite(self.measured_db),
             "source_cost": self.source_cost,
             "cost": self.cost,
-            "plan": {str(linear): action.value for linear, action in self.plan.items()},
+            "plan": {str(linear): action.value for linear, action in self.mix.items()},
             "tried": [
-                {
-                    "steps": trial.steps,
-                    "cost": trial.cost,
-                    "predicted_psnr_db": _finite(trial.predicted_psnr_db),
-                    "measured_db": _finite(trial.measured_db),
-                    "kept": trial.kept,
-                }
-                for trial in self.tried
+                {name: _finite(value) for name, value in dataclasses.asdict(trial).items()} for trial in self.tried
             ],
         }
 
     def to_text(self) -> str:
         """Two lines: what is quantized to what, and what that costs."""
-        counts = {action: sum(1 for own in self.plan.values() if own is action) for action in Action}
-        mix = ", ".join(f"{count} {action.value}" for action, count in counts.items() if count)
+        counts = Counter(self.mix.values())
+        mix = ", ".join(f"{counts[action]} {action.value}" for action in Action if counts[action])
         what = "quality lost" if self.budget.of_quality else "photo"
         share = self.cost / self.source_cost if self.source_cost else 1.0
         unit = "bytes" if self.goal == "size" else "estimated time"
@@ -130,10 +126,10 @@ def search(
         reports: the sensitivity of the same layers to one action each.
         budget: what the photos may lose.
         source: the source's own score.
-        cost: of a layer under an action; :func:`livemoments.quantize.budget.layer_cost`.
-        trial: restores with a plan.
+        cost: of a layer under an action; :func:`livemoments.quantize.search.budget.layer_cost`.
+        trial: restores with a mix.
         goal: what ``cost`` counts.
-        most_restores: how many plans may be tried.
+        most_restores: how many mixes may be tried.
         progress: where to report.
 
     Raises:
@@ -160,10 +156,10 @@ def search(
             if best is not None and costs[low] - costs[min(high, len(chain))] < _CLOSE_ENOUGH * source_cost:
                 break
             steps = _guess(errors, allowed / ratio, low, high, bisect=len(tried) >= _PREDICTED_TRIES)
-            score = trial(plan_of(layers, chain[:steps]))
+            score = trial(mix_of(layers, chain[:steps]))
             kept = budget.is_kept(source, score)
             measured = budget.spent_db(source, score)
-            tried.append(Tried(steps, costs[steps], to_db(errors[steps]), measured, kept))
+            tried.append(Tried(steps, costs[steps], psnr_of(errors[steps]), measured, kept))
             task.advance(note=f"{steps} of {len(chain)} links: {measured:.2f} dB")
             if errors[steps] > 0 and math.isfinite(score.psnr_db):
                 ratio = max(score.mse / errors[steps], 1e-6)
@@ -177,7 +173,7 @@ def search(
             fix="allow more loss, or choose a finer recipe",
         )
     steps, measured = best
-    return SearchResult(plan_of(layers, chain[:steps]), budget, goal, measured, source_cost, costs[steps], tuple(tried))
+    return SearchResult(mix_of(layers, chain[:steps]), budget, goal, measured, source_cost, costs[steps], tuple(tried))
 
 
 def build_chain(layers: Mapping[LinearId, Sequence[LayerSensitivity]], cost: Cost) -> list[Step]:
@@ -185,7 +181,7 @@ def build_chain(layers: Mapping[LinearId, Sequence[LayerSensitivity]], cost: Cos
     links: list[tuple[float, str, Step]] = []
     for linear, options in layers.items():
         points = [(cost(options[0], Action.KEEP), 0.0, Action.KEEP)]
-        points += [(cost(option, option.action), from_db(option.photo_psnr_db), option.action) for option in options]
+        points += [(cost(option, option.action), mse_of(option.photo_psnr_db), option.action) for option in options]
         hull = _lower_hull(points)
         for before, after in itertools.pairwise(hull):
             saved, error = before[0] - after[0], after[1] - before[1]
@@ -194,12 +190,12 @@ def build_chain(layers: Mapping[LinearId, Sequence[LayerSensitivity]], cost: Cos
     return [step for _, _, step in sorted(links, key=lambda link: link[:2])]
 
 
-def plan_of(layers: Mapping[LinearId, Sequence[LayerSensitivity]], chain: Sequence[Step]) -> LayerPlan:
+def mix_of(layers: Mapping[LinearId, Sequence[LayerSensitivity]], chain: Sequence[Step]) -> Mix:
     """What a part of the chain does to each layer."""
-    plan = dict.fromkeys(layers, Action.KEEP)
+    mix = dict.fromkeys(layers, Action.KEEP)
     for step in chain:
-        plan[step.linear] = step.action
-    return plan
+        mix[step.linear] = step.action
+    return mix
 
 
 def _merge(reports: Sequence[Sensitivity]) -> dict[LinearId, list[LayerSensitivity]]:

@@ -23,19 +23,20 @@ from livemoments.graphs.segments import Tap
 from livemoments.graphs.taps import TAPPED_STAGES, TappedBackend
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress, Task
-from livemoments.quantize.activations import ActivationStats
-from livemoments.quantize.array_file import read_arrays, write_arrays
-from livemoments.quantize.calibration_result import (
+from livemoments.quantize.calibrate.activations import ActivationStats
+from livemoments.quantize.calibrate.observers import DEFAULT_PERCENTILE, Observer, Percentile, find_observer
+from livemoments.quantize.calibrate.photos import read_set, set_sha256
+from livemoments.quantize.calibrate.result import (
     CalibrationResult,
     LinearStats,
     fill_unseen,
     source_digest,
 )
-from livemoments.quantize.calibration_set import read_set, set_sha256
-from livemoments.quantize.observers import DEFAULT_PERCENTILE, Observer, Percentile, find_observer
+from livemoments.quantize.recipes import Recipe
 from livemoments.runtime.backends.ort import import_onnxruntime
 from livemoments.runtime.flow import FlowKind, resolve_flow
 from livemoments.runtime.restore import restore
+from livemoments.store.arrays import read_arrays, write_arrays
 from livemoments.version import __version__
 
 __all__ = ["CalibrationResult", "LinearStats", "calibrate"]
@@ -224,6 +225,20 @@ def calibrate(
         schedule=opened.manifest.schedule.points,
         source_sha256=source_digest(opened),
     )
+
+
+def calibrate_for(
+    recipe: Recipe,
+    bundle: Bundle,
+    folder: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    work: str | os.PathLike[str] | None = None,
+    progress: Progress = SILENT,
+) -> CalibrationResult:
+    """:func:`calibrate` with a recipe's observer."""
+    chosen = {"observer": recipe.observer, "percentile": recipe.percentile}
+    return calibrate(bundle, folder, seed=seed, work=work, progress=progress, **chosen)  # type: ignore[arg-type]
 
 
 def _step_counts(bundle: Bundle, steps: Sequence[int] | None) -> tuple[int, ...]:

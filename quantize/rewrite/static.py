@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from livemoments.quantize.graph_edit import (
+from livemoments.quantize.recipes import Recipe
+from livemoments.quantize.rewrite.graph_edit import (
     GraphEditor,
     LastResult,
     Target,
@@ -27,9 +28,14 @@ from livemoments.quantize.graph_edit import (
     float_type,
     step_input,
 )
-from livemoments.quantize.ranges import INT8_MAX, StatsOf, input_range, symmetric_scale, unsigned_parameters
-from livemoments.quantize.recipes import Recipe
-from livemoments.quantize.weights import int8_channels
+from livemoments.quantize.rewrite.input_ranges import (
+    INT8_MAX,
+    StatsOf,
+    input_range,
+    symmetric_scale,
+    unsigned_parameters,
+)
+from livemoments.quantize.rewrite.round_weights import int8_channels
 
 
 def rewrite_static(model: ir.Model, targets: Sequence[Target], recipe: Recipe, stats: StatsOf | None) -> None:

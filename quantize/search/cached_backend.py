@@ -1,6 +1,6 @@
 """Restoring one photo again and again with one thing changed: what does not change is computed once.
 
-:class:`MemoBackend` runs under the ordinary ``restore``. Each call of an engine is remembered by its inputs, so a
+:class:`CachedBackend` runs under the ordinary ``restore``. Each call of an engine is remembered by its inputs, so a
 second restoration with another RestorationNet finds flow, latents, motion and every key and value again, and one whose
 network differs at step 3 only finds the steps before it, too.
 """
@@ -40,18 +40,18 @@ class Call:
     point: int | None
 
 
-class Memo:
+class CallCache:
     """Calls by stage and inputs.
 
     Args:
         folder: an existing folder for large arrays; whoever made it removes it.
-        knows: a memo whose arrays need not be copied or hashed again.
+        knows: a cache whose arrays need not be copied or hashed again.
 
     Attributes:
         frozen: whether new calls are no longer remembered.
     """
 
-    def __init__(self, folder: Path, knows: Memo | None = None) -> None:
+    def __init__(self, folder: Path, knows: CallCache | None = None) -> None:
         self.frozen = False
         self._folder = folder
         self._other = knows
@@ -88,16 +88,14 @@ class Memo:
         return digest.digest()
 
     def _digest(self, array: np.ndarray) -> bytes:
-        known = self._find_known(array)
-        if known is not None:
+        if (known := self._find_known(array)) is not None:
             return known
-        head = f"{array.dtype.str}{array.shape}".encode()
-        digest = hashlib.blake2b(head, digest_size=20)
+        digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=20)
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.digest()
 
     def _find_known(self, array: np.ndarray) -> bytes | None:
-        """The digest of an array that this memo handed out: recognised as the object it is, without reading it."""
+        """The digest of an array that this cache handed out: recognised as the object it is, without reading it."""
         kept, digest = self._known.get(id(array), (None, b""))
         if kept is array:
             return digest
@@ -117,36 +115,36 @@ class Memo:
         return kept
 
 
-class MemoEngine(Engine):
+class CachedEngine(Engine):
     """An engine whose calls are remembered; the engine behind it is opened at the first call that is not."""
 
-    def __init__(self, stage: Stage, graph: Graph, memo: Memo, open_engine: Callable[[], Engine]) -> None:
+    def __init__(self, graph: Graph, cache: CallCache, stage: Stage, open_engine: Callable[[], Engine]) -> None:
         super().__init__(stage, graph.inputs, graph.outputs)
-        self._memo = memo
+        self._cache = cache
         self._open = open_engine
 
     def _run(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
         given = {name: to_host(array) for name, array in inputs.items()}
-        found = self._memo.find(self.stage, given)
-        if found is not None:
-            return dict(found.outputs)
+        known = self._cache.find(self.stage, given)
+        if known is not None:
+            return dict(known.outputs)
         outputs = {name: to_host(array) for name, array in self._open().run(given).items()}
-        return dict(self._memo.add(self.stage, given, outputs))
+        return dict(self._cache.add(self.stage, given, outputs))
 
 
-class _AtPoint(Engine):
-    """One engine at one point of the schedule, another at all others."""
+class _Replaced(Engine):
+    """Passes calls on to another engine, or only those of one point of the schedule; closing it closes neither."""
 
-    def __init__(self, there: Engine, elsewhere: Engine, point: int) -> None:
-        super().__init__(there.stage, there.inputs, there.outputs)
-        self._there, self._elsewhere, self._point = there, elsewhere, point
+    def __init__(self, engine: Engine, usual: Engine, point: int | None) -> None:
+        super().__init__(engine.stage, engine.inputs, engine.outputs)
+        self._engine, self._usual, self._point = engine, usual, point
 
     def _run(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
-        engine = self._there if int(to_host(inputs["step"])) == self._point else self._elsewhere
-        return engine.run(inputs)
+        here = self._point is None or int(to_host(inputs["step"])) == self._point
+        return (self._engine if here else self._usual).run(inputs)
 
 
-class MemoBackend(Backend):
+class CachedBackend(Backend):
     """Opens engines of a backend, remembers what they compute, and lets some stages be replaced.
 
     Engines stay open until :meth:`close`.
@@ -158,9 +156,9 @@ class MemoBackend(Backend):
 
     def __init__(self, source: Backend, folder: Path) -> None:
         self.name, self.provider = source.name, source.provider
-        self.memo = Memo(folder)
+        self.cache, self.folder = CallCache(folder), folder
         self._source = source
-        self._engines: dict[tuple[Stage, str], Engine] = {}
+        self._engines: dict[str, Engine] = {}
         self._replaced: dict[Stage, tuple[Engine, int | None]] = {}
 
     def replace(self, engines: Mapping[Stage, Engine], *, point: int | None = None) -> None:
@@ -177,32 +175,18 @@ class MemoBackend(Backend):
         graph = bundle.graph(stage, size)
 
         def open_source() -> Engine:
-            key = (stage, graph.path)
-            if key not in self._engines:
-                self._engines[key] = self._source.open(bundle, stage, size)
-            return self._engines[key]
+            if graph.path not in self._engines:
+                self._engines[graph.path] = self._source.open(bundle, stage, size)
+            return self._engines[graph.path]
 
-        own = MemoEngine(stage, graph, self.memo, open_source)
+        usual = CachedEngine(graph, self.cache, stage, open_source)
         if stage not in self._replaced:
-            return own
+            return usual
         engine, point = self._replaced[stage]
-        if point is not None:
-            return _AtPoint(engine, own, point)
-        return _Borrowed(engine)
+        return _Replaced(engine, usual, point)
 
     def close(self) -> None:
         """Close every engine that was opened for the source."""
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
-
-
-class _Borrowed(Engine):
-    """Passes calls on; closing it leaves the engine behind it open."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine.stage, engine.inputs, engine.outputs)
-        self._engine = engine
-
-    def _run(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
-        return self._engine.run(inputs)

@@ -14,7 +14,7 @@ from livemoments.bundle import Bundle
 from livemoments.errors import FileError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.manifest import SchedulePoint
-from livemoments.quantize.array_file import read_arrays, write_arrays
+from livemoments.store.arrays import read_arrays, write_arrays
 
 SCHEMA = "livemoments/calibration/1"
 _AGAIN = "calibrate again"

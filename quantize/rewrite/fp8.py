@@ -15,9 +15,15 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from livemoments.quantize.graph_edit import GraphEditor, LastResult, Target, add_channel_weight, add_quantize_pair
-from livemoments.quantize.ranges import StatsOf, input_range, symmetric_scale
-from livemoments.quantize.weights import E4M3_MAX, fp8_channels
+from livemoments.quantize.rewrite.graph_edit import (
+    GraphEditor,
+    LastResult,
+    Target,
+    add_channel_weight,
+    add_quantize_pair,
+)
+from livemoments.quantize.rewrite.input_ranges import StatsOf, input_range, symmetric_scale
+from livemoments.quantize.rewrite.round_weights import E4M3_MAX, fp8_channels
 
 
 def rewrite_fp8(model: ir.Model, targets: Sequence[Target], stats: StatsOf | None) -> None:

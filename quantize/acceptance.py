@@ -18,7 +18,7 @@ from livemoments.errors import CheckFailedError, EngineError, ParityError, Usage
 from livemoments.export.gate import dead_channels
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
-from livemoments.quantize.actions import Action, LayerPlan
+from livemoments.quantize.actions import Action, Mix
 from livemoments.quantize.recipes import Recipe
 from livemoments.quantize.sample_inputs import Arrays, SampleInputs
 from livemoments.runtime.backends.base import Engine, to_host
@@ -71,13 +71,13 @@ def check_source(bundle: Bundle, recipe: Recipe) -> None:
         raise UsageError(f"{bundle.path} is made for {manifest.target}", fix="quantize a bundle of --target onnx")
 
 
-def check_plan(plan: LayerPlan, recipe: Recipe, bundle: Bundle) -> None:
-    """Refuse a plan that quantizes nothing.
+def check_mix(mix: Mix, recipe: Recipe, bundle: Bundle) -> None:
+    """Refuse a mix that quantizes nothing.
 
     Raises:
         UsageError: it does not, and the recipe does not change the graph otherwise.
     """
-    if recipe.half or any(action is not Action.KEEP for action in plan.values()):
+    if recipe.half or any(action is not Action.KEEP for action in mix.values()):
         return
     stages = ", ".join(recipe.stages)
     raise UsageError(
@@ -155,7 +155,7 @@ def time_stage(
     return StageSpeed(str(stage), str(size), *best)
 
 
-def check_speed(speeds: Sequence[StageSpeed], recipe: Recipe, *, allow_slower: bool) -> None:
+def refuse_slower(speeds: Sequence[StageSpeed], recipe: Recipe, *, allow_slower: bool) -> None:
     """Refuse engines that are slower than the source's, all timed stages together.
 
     Raises:

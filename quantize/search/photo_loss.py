@@ -1,25 +1,28 @@
-"""How far a changed network moves the photo: real restorations of small pictures, source against candidate."""
+"""How far a changed network moves the photo: restorations of small pictures with the source's and other networks."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
 from livemoments.bundle import Bundle
-from livemoments.errors import OutputError, UsageError
+from livemoments.distances import mean_squared_error, psnr_of
+from livemoments.errors import UsageError
 from livemoments.live_photo import LivePhoto
-from livemoments.quantize.memo import Call, Memo, MemoBackend, MemoEngine
-from livemoments.quantize.probe_photos import centre
+from livemoments.quantize.search.cached_backend import CachedBackend, CachedEngine, Call, CallCache
+from livemoments.quantize.search.trial_photos import centre
 from livemoments.runtime.backends.base import Backend, Engine
+from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.restore import restore
 from livemoments.runtime.schedule import plan_steps
+from livemoments.store.errors import output_errors
 from livemoments.types import ReferencePolicy, Size, Stage
 
 TRANSFORMERS = (Stage.REFERENCE, Stage.RESTORATION)
@@ -31,7 +34,7 @@ _TOP = 65535.0
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How good a candidate's photos are, all photos together.
+    """How good the photos of changed networks are, all photos together.
 
     Attributes:
         mse: mean squared error from the source's photos over [0, 1]: the larger of the blended photo's in float (before
@@ -45,7 +48,7 @@ class Score:
     @property
     def psnr_db(self) -> float:
         """Against the source, dB; infinite for equal photos."""
-        return to_db(self.mse)
+        return psnr_of(self.mse)
 
 
 @dataclass(frozen=True)
@@ -54,34 +57,28 @@ class _Restored:
     image: np.ndarray
 
 
-class Probe:
-    """Restores the same photos with one engine or another. Use :func:`open_probe`.
+class PhotoLoss:
+    """Restores the same photos with one engine or another. Use :func:`open_photo_loss`.
 
     Attributes:
         bundle: the source.
         photos: what is restored, as it was cut.
         size: the tiles' size.
+        seed: the seed of the noise.
         points: the schedule's points that are sampled, in the order of the steps.
     """
 
     def __init__(
-        self,
-        bundle: Bundle,
-        photos: Sequence[LivePhoto[Photo]],
-        size: Size,
-        backend: MemoBackend,
-        *,
-        seed: int,
-        folder: Path,
+        self, bundle: Bundle, photos: Sequence[LivePhoto[Photo]], size: Size, backend: CachedBackend, *, seed: int
     ) -> None:
-        self.bundle, self.photos, self.size = bundle, tuple(photos), size
+        self.bundle, self.photos, self.size, self.seed = bundle, tuple(photos), size, seed
         self.points = plan_steps(bundle.manifest.schedule)
-        self._backend, self._seed, self._folder = backend, seed, folder
+        self._backend = backend
         policy = bundle.manifest.reference_policy
         # an exact policy's photo is per-step's, which opens no engine twice
         self._policy = "per-step" if ReferencePolicy.parse(policy).exact else policy
         self._source = [self._restore(photo) for photo in self.photos]
-        backend.memo.frozen = True
+        backend.cache.frozen = True
 
     @property
     def source_score(self) -> Score:
@@ -90,15 +87,14 @@ class Probe:
 
     def calls(self, stage: Stage) -> list[Call]:
         """What the source's stage was asked, and what it answered."""
-        return self._backend.memo.calls(stage)
+        return self._backend.cache.calls(stage)
 
     @contextlib.contextmanager
     def remembered(self, engine: Engine) -> Iterator[Engine]:
-        """A candidate's engine whose calls are remembered while the ``with`` block lasts; it is closed afterwards."""
-        graph = self.bundle.graph(engine.stage, self.size)
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder, engine:
-            memo = Memo(Path(folder), knows=self._backend.memo)
-            yield MemoEngine(engine.stage, graph, memo, lambda: engine)
+        """A changed engine whose calls are remembered while the ``with`` block lasts; it is closed afterwards."""
+        with tempfile.TemporaryDirectory(dir=self._backend.folder) as folder, engine:
+            cache = CallCache(Path(folder), knows=self._backend.cache)
+            yield CachedEngine(self.bundle.graph(engine.stage, self.size), cache, engine.stage, lambda: engine)
 
     def score(self, engines: Mapping[Stage, Engine], *, point: int | None = None) -> Score:
         """Restore every photo with these engines in place of the source's.
@@ -116,16 +112,16 @@ class Probe:
         finally:
             self._backend.replace({})
 
-    def score_bundle(self, candidate: Bundle, backend: Backend) -> Score:
+    def score_bundle(self, quantized: Bundle, backend: Backend) -> Score:
         """Restore every photo with all the stages of a bundle that differ from the source's.
 
         Raises:
             EngineError: an engine cannot be opened or failed, or its outputs are not finite.
         """
         stages = self.bundle.manifest.model.stages
-        changed = [s for s in stages if candidate.digest(s) != self.bundle.digest(s)]
+        changed = [s for s in stages if quantized.digest(s) != self.bundle.digest(s)]
         with contextlib.ExitStack() as stack:
-            return self.score({s: stack.enter_context(backend.open(candidate, s, self.size)) for s in changed})
+            return self.score({s: stack.enter_context(backend.open(quantized, s, self.size)) for s in changed})
 
     def _restore(self, photo: LivePhoto[Photo]) -> _Restored:
         kept: dict[str, np.ndarray] = {}
@@ -139,7 +135,7 @@ class Probe:
             photo.frame,
             photo.photo,
             photo.photo_frame,
-            seed=self._seed,
+            seed=self.seed,
             reference=self._policy,
             tile=self.size,
             bit_depth=_BIT_DEPTH,
@@ -149,34 +145,36 @@ class Probe:
         )
         return _Restored(kept["photo.stitched"], result.image)
 
-    def _score(self, found: Sequence[_Restored]) -> Score:
-        stitched = _mean(_mse(a.stitched / 2, b.stitched / 2) for a, b in zip(found, self._source, strict=True))
-        images = _mean(_mse(a.image / _TOP, b.image / _TOP) for a, b in zip(found, self._source, strict=True))
-        truths = [photo.truth for photo in self.photos if photo.truth is not None]
-        truth = None
-        if len(truths) == len(found):
-            truth = _mean(_mse(a.image / _TOP, _unit(t.pixels)) for a, t in zip(found, truths, strict=True))
-        return Score(max(stitched, images), truth)
+    def _score(self, restored: Sequence[_Restored]) -> Score:
+        pairs = list(zip(restored, self._source, strict=True))
+        stitched = fmean(mean_squared_error(new.stitched / 2, old.stitched / 2) for new, old in pairs)
+        images = fmean(mean_squared_error(new.image / _TOP, old.image / _TOP) for new, old in pairs)
+        truths = [photo.truth.pixels for photo in self.photos if photo.truth is not None]
+        truth_mse = None
+        if len(truths) == len(restored):
+            truth_mse = fmean(
+                mean_squared_error(new.image / _TOP, truth / np.iinfo(truth.dtype).max)
+                for new, truth in zip(restored, truths, strict=True)
+            )
+        return Score(max(stitched, images), truth_mse)
 
 
 @contextlib.contextmanager
-def open_probe(
+def open_photo_loss(
     bundle: Bundle,
     photos: Sequence[LivePhoto[Photo]],
     *,
     backend: Backend | None = None,
-    size: Size | None = None,
     seed: int = 0,
     parent: Path | None = None,
-) -> Iterator[Probe]:
+) -> Iterator[PhotoLoss]:
     """Restore the photos' middles with the source, and keep what every engine computed while the block lasts.
 
     Args:
         bundle: the source; needs all six stages.
-        photos: at least one; of each, the middle of one tile is used (:func:`centre`).
+        photos: at least one; of each, the middle of one tile of the bundle's smallest size is used (:func:`centre`).
         backend: what runs the source's graphs; onnxruntime on the CPU by default.
-        size: the tiles' size; the bundle's smallest by default.
-        seed: of the noise.
+        seed: the seed of the noise.
         parent: where the temporary folder for large tensors is made.
 
     Raises:
@@ -184,47 +182,16 @@ def open_probe(
         BundleError: the bundle lacks a stage.
         EngineError: an engine failed.
         OutputError: the temporary folder cannot be made.
+        ResourceError: the disk is full.
     """
     if not photos:
         raise UsageError("there is no photo to try the layers on", fix="name at least one")
-    if backend is None:
-        from livemoments.runtime.backends.ort import OrtBackend
-
-        backend = OrtBackend()
     if parent is not None:
-        try:
+        with output_errors(parent):
             parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(parent, f"cannot be made ({error.strerror})", fix="choose another folder") from None
-    tile = size or min(bundle.tile_sizes, key=lambda own: own.height * own.width)
-    with tempfile.TemporaryDirectory(dir=parent, prefix="livemoments-probe-") as name:
-        folder = Path(name)
-        memo = MemoBackend(backend, folder)
-        try:
-            yield Probe(bundle, [centre(photo, tile) for photo in photos], tile, memo, seed=seed, folder=folder)
-        finally:
-            memo.close()
-
-
-def to_db(mse: float) -> float:
-    """Mean squared error over [0, 1] as PSNR in dB."""
-    return math.inf if mse == 0 else -10 * math.log10(mse)
-
-
-def from_db(psnr_db: float) -> float:
-    """PSNR in dB as mean squared error over [0, 1]."""
-    return 10 ** (-psnr_db / 10)
-
-
-def _mse(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-
-
-def _unit(pixels: np.ndarray) -> np.ndarray:
-    unit: np.ndarray = pixels / np.iinfo(pixels.dtype).max
-    return unit
-
-
-def _mean(values: Iterator[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
+    tile = min(bundle.tile_sizes, key=lambda size: size.height * size.width)
+    with (
+        tempfile.TemporaryDirectory(dir=parent, prefix="livemoments-loss-") as folder,
+        contextlib.closing(CachedBackend(backend or OrtBackend(), Path(folder))) as cached,
+    ):
+        yield PhotoLoss(bundle, [centre(photo, tile) for photo in photos], tile, cached, seed=seed)

@@ -19,7 +19,7 @@ from livemoments.export.passes.graph import count_initializers, only_user
 from livemoments.export.passes.report import PassReport
 from livemoments.graphs.linears import Linear, LinearId, iter_linear_nodes
 from livemoments.graphs.tensors import read_tensor
-from livemoments.quantize.calibration_result import LinearStats
+from livemoments.quantize.calibrate.result import LinearStats
 
 NAME = "smooth"
 _MOST = 1024.0

@@ -25,7 +25,7 @@ def load_graph(bundle: Bundle, stage: Stage, size: Size) -> ir.Model:
     return ir.load(bundle.path / bundle.graph(stage, size).path)
 
 
-def open_candidate(model: ir.Model, bundle: Bundle, stage: Stage, size: Size, threads: int | None = None) -> Engine:
+def open_in_memory(model: ir.Model, bundle: Bundle, stage: Stage, size: Size, threads: int | None = None) -> Engine:
     """Open a changed graph of a bundle on the CPU.
 
     Weights that the change left alone are read from the bundle's file; new ones are in the graph itself, up to

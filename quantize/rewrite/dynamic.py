@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from livemoments.quantize.graph_edit import GraphEditor, LastResult, Target, float_type, read_weight
-from livemoments.quantize.weights import ChannelWeights, int8_channels
+from livemoments.quantize.rewrite.graph_edit import GraphEditor, LastResult, Target, float_type, read_weight
+from livemoments.quantize.rewrite.round_weights import ChannelWeights, int8_channels
 
 _FLOAT = ir.DataType.FLOAT
 

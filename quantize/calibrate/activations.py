@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from livemoments.quantize.histogram import BINS, Histogram
+from livemoments.quantize.calibrate.histogram import BINS, Histogram
 
 _CHUNK_ELEMENTS = 1 << 20
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from livemoments.quantize.sensitivity_report import LayerSensitivity, Sensitivity
+from livemoments.quantize.search.sensitivity_report import LayerSensitivity, Sensitivity
 
 _RAMP = ("#fdf6e9", "#fcd9a6", "#f9a86f", "#ee6c5f", "#c43a73", "#862a80", "#3f1d6b", "#150e38")
 """From harmless to harmful; even steps of lightness, so that it survives greyscale print and colour blindness."""

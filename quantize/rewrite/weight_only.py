@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from livemoments.quantize.graph_edit import GraphEditor, LastResult, Target, as_scale, float_type, read_weight
-from livemoments.quantize.ranges import StatsOf
 from livemoments.quantize.recipes import Recipe
-from livemoments.quantize.weights import BlockWeights, quantize_blocks
+from livemoments.quantize.rewrite.graph_edit import GraphEditor, LastResult, Target, as_scale, float_type, read_weight
+from livemoments.quantize.rewrite.input_ranges import StatsOf
+from livemoments.quantize.rewrite.round_weights import BlockWeights, quantize_blocks
 
 DOMAIN = "com.microsoft"
 _INT8_COMPUTE = 4

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from livemoments.graphs.linears import Linear
 from livemoments.graphs.tensors import read_tensor
-from livemoments.quantize.weights import ChannelWeights
+from livemoments.quantize.rewrite.round_weights import ChannelWeights
 
 R = TypeVar("R")
 

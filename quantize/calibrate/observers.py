@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from livemoments.errors import UsageError
-from livemoments.quantize.histogram import Histogram
+from livemoments.quantize.calibrate.histogram import Histogram
 
 LEVELS = 256
 """Levels of the quantizer that entropy and MSE are computed for."""
