@@ -76,8 +76,8 @@ def _follow(process: subprocess.Popen[bytes], job: Job, report: Callable[[float,
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(msgspec.json.encode(job))
-        process.stdin.close()
+        process.stdin.write(msgspec.json.encode(job) + b"\n")
+        process.stdin.flush()  # it stays open: its end tells the other process that this one is gone
     except BrokenPipeError:  # it is dead already; its status says why
         return None
     last: Event | None = None

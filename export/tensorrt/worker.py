@@ -1,13 +1,15 @@
 """The process in which one graph is parsed, or one engine built: ``python -m livemoments.export.tensorrt.worker``.
 
 A process of its own gives all memory back, can be ended at any moment, and takes the fatal faults of a library with it.
-A :class:`Job` comes on stdin; events go to what was stdout at the start. What the libraries print goes to stderr.
+A :class:`Job` comes on stdin, a line; events go to what was stdout at the start; what the libraries print, to stderr.
+When stdin ends, whoever waits for the engine is gone, and so is this process.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -170,11 +172,17 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
 def main() -> None:
     """Entry point of the process."""
     channel = Channel(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     event: Event
     try:
         event = run(job, channel)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from calibration_photos import write_photos
 from cli_support import error_of, run
@@ -234,6 +235,28 @@ def test_an_interrupt_ends_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path
         process.run_job(JOB, "it", interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.process
+def test_the_process_ends_when_nobody_waits_for_it(tmp_path: Path) -> None:
+    """In the middle of whatever the library does; here it never comes back from its import."""
+    (tmp_path / "tensorrt_rtx.py").write_text(
+        f"import time\nopen({str(tmp_path / 'begun')!r}, 'w').close()\ntime.sleep(600)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(
+        process._COMMAND, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment
+    ) as worker:
+        assert worker.stdin is not None
+        worker.stdin.write(msgspec.json.encode(JOB) + b"\n")
+        worker.stdin.flush()
+        deadline_s = time.monotonic() + 120
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < deadline_s
+            assert worker.poll() is None
+            time.sleep(0.01)
+        worker.stdin.close()
+        assert worker.wait(timeout=120) == 1
 
 
 STAND_IN = """
