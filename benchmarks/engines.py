@@ -1,11 +1,13 @@
 """Engines of TensorRT for RTX, built without a GPU: time, size and memory of every stage, or of one at full size.
 
-    python benchmarks/engines.py [--size tiny|mid|sd3-medium] [--stages STAGE,…] [--tile WxH] [--sm SM,…] [--work DIR]
+    python benchmarks/engines.py [--size tiny|small|mid|sd3-medium] [--stages STAGE,…] [--recipes fp16,int8-tensorrt]
+        [--tile WxH] [--sm SM,…] [--work DIR]
 
-Method. A random checkpoint is made and exported in fp16 with ``--target tensorrt``, each in a fresh process; then
-``livemoments build`` builds each stage in a process of its own, which reports its time (parsing and building) and its
-peak resident set. Weights are random: neither depends on them. What the engines do on a GPU is not measured here.
-Full size (``--size sd3-medium --stages restoration``) needs about 15 GB of disk and 12 GB of memory.
+Method. A checkpoint is made (``small`` is the trained one, the others are random) and exported in fp16 with ``--target
+tensorrt``; other recipes than fp16 quantize that bundle, calibrated on one simulated Live Photo. Then ``livemoments
+build`` builds each stage in a process of its own, which reports its time (parsing and building) and its peak resident
+set. What the engines do on a GPU is not measured here. Full size (``--size sd3-medium --stages restoration``) needs
+about 15 GB of disk and 12 GB of memory.
 """
 
 from __future__ import annotations
@@ -17,53 +19,85 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import write_record
+from common import write_live_photo, write_record
 
-from livemoments.types import Stage
+from livemoments.bundle import Bundle
+from livemoments.types import Size
 from livemoments.validate.cost.fresh_process import ProcessCost, measure_process
 from livemoments.version import version_of
 
-TILES = {"tiny": "128x128", "mid": "512x512", "sd3-medium": "1024x1024"}
+TILES = {"tiny": "128x128", "small": None, "mid": "512x512", "sd3-medium": "1024x1024"}
+"""``None``: the checkpoint's own."""
+KINDS = {"photo": "ref", "frame": "lr", "photo_frame": "ref_lr"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(TILES), default="tiny")
-    parser.add_argument("--stages", default=",".join(Stage))
-    parser.add_argument("--tile", help="default: 128, 512 and 1024 pixels")
+    parser.add_argument("--stages", help="default: all that the checkpoint has")
+    parser.add_argument("--recipes", default="fp16")
+    parser.add_argument("--tile", help="default: by the checkpoint's size")
     parser.add_argument("--sm", default="8.6,8.9,12.0")
-    parser.add_argument("--work", type=Path, help="folder for the checkpoint and the bundle (default: temporary)")
+    parser.add_argument("--work", type=Path, help="folder for the checkpoint and the bundles (default: temporary)")
     options = parser.parse_args()
-    tile = options.tile or TILES[options.size]
     with tempfile.TemporaryDirectory(prefix="livemoments-engines-", dir=options.work) as name:
-        checkpoint, bundle = Path(name) / "checkpoint", Path(name) / "bundle"
-        run("make-checkpoint", checkpoint, "--size", options.size, "--dtype", "float16")
-        exported = run(
-            *("export", checkpoint, "-o", bundle, "--target", "tensorrt", "--precision", "fp16"),
-            *("--tile", tile, "--stages", options.stages, "--verify", "none"),
-        )
-        rows: list[dict[str, Any]] = []
-        for stage in options.stages.split(","):
-            built = run("build", bundle, "--engine", "rtx", "--sm", options.sm, "--stages", stage, "--json")
-            (engine,) = json.loads(built.stdout)["engines"]
-            row = {"stage": stage, "layers": engine["layers"], "seconds": round(engine["seconds"], 1)}
-            row |= {
-                "engine_mb": round(engine["bytes"] / 1e6, 1),
-                "peak_rss_gb": round(engine["peak_rss_bytes"] / 1e9, 2),
-            }
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    record = {
+        record = measure(Path(name), options)
+    print(write_record(f"engines-{options.size}", record))
+
+
+def measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Make, export, quantize and build; the record."""
+    checkpoint, source = work / "checkpoint", work / "fp16"
+    kind = () if options.size == "small" else ("--dtype", "float16")
+    run("make-checkpoint", checkpoint, "--size", options.size, *kind)
+    tile = options.tile or TILES[options.size]
+    chosen = ("--tile", tile) if tile else ()
+    stages = ("--stages", options.stages) if options.stages else ()
+    exported = run(
+        *("export", checkpoint, "-o", source, "--target", "tensorrt", "--precision", "fp16", "--verify", "none"),
+        *(*chosen, *stages),
+    )
+    manifest = Bundle.open(source, verify_hashes=False).manifest
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for recipe in options.recipes.split(","):
+        bundle = work / recipe
+        if recipe != "fp16":
+            calibration = write_calibration(work / "photos", Size.parse(manifest.tiles[0]))
+            run("quantize", source, "-o", bundle, "--recipe", recipe, "--calibration", calibration, "--verify", "none")
+        rows[recipe] = [build(bundle, stage, options.sm) for stage in manifest.stages]
+    return {
         "library": f"TensorRT for RTX {version_of('tensorrt-rtx')}",
         "checkpoint": options.size,
-        "precision": "fp16",
-        "tile": tile,
+        "tile": manifest.tiles[0],
         "batch": 1,
         "sm": options.sm.split(","),
         "export": {"wall_s": round(exported.wall_s, 1), "peak_rss_gb": round(exported.peak_rss_bytes / 1e9, 2)},
         "engines": rows,
     }
-    print(write_record(f"engines-{options.size}", record))
+
+
+def write_calibration(folder: Path, tile: Size) -> Path:
+    """A simulated Live Photo of one tile, as ``quantize --calibration`` takes it."""
+    for kind, path in write_live_photo(folder / "written", tile.height, tile.width).items():
+        (folder / KINDS[kind]).mkdir(exist_ok=True)
+        path.rename(folder / KINDS[kind] / "photo.png")
+    (folder / "written").rmdir()
+    return folder
+
+
+def build(bundle: Path, stage: str, sm: str) -> dict[str, Any]:
+    """Build one stage; what it cost."""
+    built = run("build", bundle, "--engine", "rtx", "--sm", sm, "--stages", stage, "--json")
+    (engine,) = json.loads(built.stdout)["engines"]
+    row = {
+        "stage": stage,
+        "layers": engine["layers"],
+        "seconds": round(engine["seconds"], 1),
+        "engine_mb": round(engine["bytes"] / 1e6, 1),
+        "peak_rss_gb": round(engine["peak_rss_bytes"] / 1e9, 2),
+    }
+    print(bundle.name, json.dumps(row), flush=True)
+    return row
 
 
 def run(*arguments: str | Path) -> ProcessCost:
