@@ -45,6 +45,8 @@ def command(
     library is installed its own parser reads every graph as well; the answer says whether it did. A bundle that passed
     can still be refused while it is built.
 
+    Needs the extra 'rtx' or 'tensorrt'; 'export' is enough to look at the graphs.
+
     Exit code 1 if something cannot be taken. With --json: {"target", "version", "sm", "passed", "graphs": [{"stage",
     "graph", "size", "layers", "refusals": [{"module", "operator", "reason"}]}]}.
 
@@ -52,7 +54,7 @@ def command(
     Example:
       livemoments check bundle-fp8 --target rtx --sm 8.9,12.0
     """
-    with stdout_is_ours(), needs_extra("checking graphs", "export"):
+    with stdout_is_ours(), needs_extra("checking graphs", target):
         from livemoments.export.tensorrt.check import check_target
 
         opened = Bundle.open(bundle, verify_hashes=False, engines=False)
