@@ -28,6 +28,8 @@ from livemoments.version import version_of
 
 TILES = {"tiny": "128x128", "small": None, "mid": "512x512", "sd3-medium": "1024x1024"}
 """``None``: the checkpoint's own."""
+_LEAST_PHOTO_PX = 256
+"""A clip is simulated from photographs, which smaller ones no longer are."""
 KINDS = {"photo": "ref", "frame": "lr", "photo_frame": "ref_lr"}
 
 
@@ -77,8 +79,9 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_calibration(folder: Path, tile: Size) -> Path:
-    """A simulated Live Photo of one tile, as ``quantize --calibration`` takes it."""
-    for kind, path in write_live_photo(folder / "written", tile.height, tile.width).items():
+    """A simulated Live Photo of a tile or a few, as ``quantize --calibration`` takes it."""
+    height, width = (max(_LEAST_PHOTO_PX, side) for side in (tile.height, tile.width))
+    for kind, path in write_live_photo(folder / "written", height, width).items():
         (folder / KINDS[kind]).mkdir(exist_ok=True)
         path.rename(folder / KINDS[kind] / "photo.png")
     (folder / "written").rmdir()
