@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from livemoments.types import Size, Stage
 SUFFIX = ".engine"
 _LOCK = ".build.lock"
 _KEY_CHARS = 8
+_OURS = re.compile(rf"\d+x\d+-b\d+-[a-z]+-[0-9a-f]{{{_KEY_CHARS}}}{re.escape(SUFFIX)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def build_engines(
         BundleError: a graph or its weights are not as the manifest says.
         EngineError: an engine is there that does not fit, and ``options.rebuild`` is false; the library refused a graph
             or died.
-        ResourceError: memory or disk would run out, or did.
+        ResourceError: memory would run out, or memory or disk did.
         OutputError: the bundle cannot be written, or another process builds in it.
     """
     library = load_library(options.library)
@@ -100,8 +102,9 @@ def build_engines(
     gpu = find_gpu()
     check_options(library, options, gpu)
     host = host_of(library, options, gpu)
-    opened = Bundle.open(bundle, verify_hashes=False, engines=False)
-    with _alone(opened.path):
+    folder = Bundle.open(bundle, verify_hashes=False, engines=False).path
+    with _alone(folder):
+        opened = Bundle.open(folder, verify_hashes=False, engines=False)  # again: others may just have built in it
         plans = list(_plan(opened, options, host))
         _check_sources(opened, plans, progress)
         _tidy(opened)
@@ -139,14 +142,15 @@ def _shares(bundle: Bundle, plans: Sequence[_Plan]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    with output_errors(folder):
-        try:
-            with only_one(folder / _LOCK):
-                yield
-        except BusyError as busy:
-            raise EngineError(
-                f"{folder}: another process builds engines in this bundle", fix=f"wait until it is done{busy.hint}"
-            ) from None
+    with contextlib.ExitStack() as held:
+        with output_errors(folder):
+            try:
+                held.enter_context(only_one(folder / _LOCK))
+            except BusyError as busy:
+                raise EngineError(
+                    f"{folder}: another process builds engines in this bundle", fix=f"wait until it is done{busy.hint}"
+                ) from None
+        yield
 
 
 def _plan(bundle: Bundle, options: BuildOptions, host: EngineHost) -> Iterator[_Plan]:
@@ -346,16 +350,12 @@ def _entered(bundle: Bundle, plan: _Plan, entry: EngineFile) -> tuple[Manifest, 
 
 
 def _tidy(bundle: Bundle) -> None:
-    """Remove what killed builds left: hidden parts, and engines that no manifest lists."""
+    """Remove what killed builds left: hidden parts, and engines of ours that no manifest lists."""
     listed = set(bundle.manifest.files)
-    try:
+    with output_errors(bundle.path):
         for name in bundle.manifest.stages:
             for file in (bundle.path / name).glob(f"*{SUFFIX}"):
-                if f"{name}/{file.name}" not in listed:
+                if _OURS.fullmatch(file.name) and f"{name}/{file.name}" not in listed:
                     file.unlink()
             for file in (bundle.path / name).glob(f".*{SUFFIX}{PARTIAL}*"):
                 remove_left_behind(file.parent, file.name.partition(PARTIAL)[0] + PARTIAL)
-    except OSError as error:
-        raise BundleError(
-            bundle.path, f"cannot be written ({error.strerror})", fix="check the folder and its permissions"
-        ) from None

@@ -113,12 +113,33 @@ def test_a_build_that_stopped_goes_on_where_it_was(
 def test_what_a_killed_build_left_is_removed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between the rename and the manifest, and while the library wrote."""
     (bundle / "motion" / "64x64-b1-rtx-00000000.engine").write_bytes(b"whole, but in no manifest")
+    (bundle / "motion" / "somebody's.engine").write_bytes(b"not of ours")
     hidden = bundle / "motion" / ".64x64-b1-rtx-00000000.engine.partial-0123abcd"
     hidden.write_bytes(b"part")
     hidden.with_name(hidden.name + ".lock").touch()
     StandIn(monkeypatch)
     build_engines(bundle, RTX)
-    assert leftovers(bundle) == []
+    assert leftovers(bundle) == ["motion/somebody's.engine"]
+
+
+def test_what_another_process_built_meanwhile_stays_in_the_manifest(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    StandIn(monkeypatch)
+    waited = []
+
+    @contextlib.contextmanager
+    def others_first(lock: Path) -> Iterator[None]:
+        if not waited:
+            waited.append(lock)
+            build_engines(bundle, BuildOptions("rtx", stages=(Stage.MOTION,)))
+        with only_one(lock):
+            yield
+
+    monkeypatch.setattr(build_module, "only_one", others_first)
+    build_engines(bundle, BuildOptions("rtx", stages=(Stage.FLOW,)))
+    found = Bundle.open(bundle)
+    assert [stage for stage in Stage if found.stage(stage).graphs[0].engines] == [Stage.FLOW, Stage.MOTION]
 
 
 def refused(bundle: Path, options: BuildOptions, cause: str, command: str) -> None:

@@ -16,6 +16,7 @@ from calibration_photos import write_photos
 from cli_support import error_of, run
 from engine_support import needs_rtx
 from fake_bundle import make_fake_bundle
+from graph_runs import farthest, random_feeds, run_graph
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, MissingExtraError, ResourceError
@@ -24,7 +25,9 @@ from livemoments.export.tensorrt.build import build_engines
 from livemoments.export.tensorrt.check import check_target
 from livemoments.export.tensorrt.library import load_library
 from livemoments.export.tensorrt.options import DEFAULT_SM, BuildOptions
+from livemoments.export.tensorrt.prepare import prepare
 from livemoments.export.tensorrt.protocol import Job
+from livemoments.limits import load_limits
 from livemoments.manifest import EngineLibrary
 from livemoments.types import Size, Stage
 
@@ -58,6 +61,18 @@ def check_engines(bundle: Path, stages: tuple[Stage, ...], sm: tuple[str, ...]) 
         assert one.peak_rss_bytes > 50e6
         assert one.engine.sm == sm
     Bundle.open(bundle)
+
+
+def check_numerics(source: Bundle, quantized: Bundle, stage: Stage) -> None:
+    """What the engine is built from, run on the CPU: as far from the source as the precision allows, and not nearer
+    than rounding to 8 bits can be."""
+    graph = quantized.graph(stage, TILE)
+    feeds = random_feeds(graph.inputs, 1)
+    prepared = prepare(quantized.path / graph.path, TILE, 1).serialize()
+    own = source.path / source.graph(stage, TILE).path
+    found = run_graph(prepared, feeds, (quantized.path / graph.path).parent, disable_quant_qdq="1")
+    limit = load_limits(quantized.stage(stage).precision).stage_rel_l2[str(stage)]
+    assert 1e-3 < farthest(found, run_graph(own, feeds, own.parent)) < limit
 
 
 @needs_rtx
@@ -95,6 +110,8 @@ def test_quantized_transformers_build(half_bundle: Path, tmp_path: Path, recipe:
     quantize_bundle(half_bundle, tmp_path / "bundle", recipe=recipe, calibration=photos, verify=False)
     assert check_target(Bundle.open(tmp_path / "bundle"), "rtx", sm=sm, stages=TRANSFORMERS).passed
     check_engines(tmp_path / "bundle", TRANSFORMERS, sm)
+    for stage in TRANSFORMERS:
+        check_numerics(Bundle.open(half_bundle), Bundle.open(tmp_path / "bundle"), stage)
     if recipe == "fp8":
         with pytest.raises(EngineError, match=r"FLOAT8E4M3FN, which SM 8\.6 does not have"):
             build_engines(tmp_path / "bundle", BuildOptions("rtx", sm=("8.6",), stages=TRANSFORMERS, rebuild=True))

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
 from export_support import make_nano
+from graph_runs import farthest, random_feeds, run_graph
 
 from livemoments.bundle import Bundle
-from livemoments.distances import relative_l2
 from livemoments.export.passes.name_modules import MODULE
 from livemoments.export.plan import Planner, StageGraph
 from livemoments.export.tensorrt.prepare import prepare
 from livemoments.export.to_onnx import WEIGHTS_NAME, WeightsFile, save, trace
-from livemoments.ort import open_session, session_options
 from livemoments.reference.checkpoint import read_configs, read_prompt
 from livemoments.reference.layout import locate
 from livemoments.schedule import build_schedule
-from livemoments.types import Size, Stage, TensorSpec
+from livemoments.types import Size, Stage
 
 SIZE = Size(height=48, width=64)
 LIMITS = {"fp32": 1e-5, "fp16": 4e-3}
@@ -52,29 +49,6 @@ def write(graph: StageGraph, folder: Path, *, fuse: bool) -> Path:
     return folder / "graph.onnx"
 
 
-def run(model: Path | bytes, feeds: dict[str, np.ndarray], weights: Path) -> list[np.ndarray]:
-    options = session_options()
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
-    outputs: list[np.ndarray] = open_session(model, options).run(None, feeds)
-    return outputs
-
-
-def random_feeds(specs: Sequence[TensorSpec], batch: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng()
-    shapes = {spec.name: [batch if axis == "batch" else axis for axis in spec.shape] for spec in specs}
-    return {
-        spec.name: np.ones((), np.int64)
-        if spec.dtype == "int64"
-        else rng.standard_normal(shapes[spec.name]).astype(spec.dtype)
-        for spec in specs
-    }
-
-
-def farthest(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
-    pairs = zip(found, wanted, strict=True)
-    return max(relative_l2(got.astype(np.float32), want.astype(np.float32)) for got, want in pairs)
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_bundle_for_onnxruntime_rewritten_for_tensorrt_gives_the_same(tiny_bundle: Path, stage: Stage) -> None:
     bundle = Bundle.open(tiny_bundle)
@@ -84,8 +58,8 @@ def test_a_bundle_for_onnxruntime_rewritten_for_tensorrt_gives_the_same(tiny_bun
     values = [*prepared.model.graph.inputs, *(value for node in prepared.model.graph for value in node.outputs)]
     assert all(isinstance(axis, int) for value in values for axis in value.shape or ())
     feeds, weights = random_feeds(graph.inputs, 2), (tiny_bundle / graph.path).parent
-    want = run(tiny_bundle / graph.path, feeds, weights)
-    assert farthest(run(prepared.serialize(), feeds, weights), want) < LIMITS["fp32"]
+    want = run_graph(tiny_bundle / graph.path, feeds, weights)
+    assert farthest(run_graph(prepared.serialize(), feeds, weights), want) < LIMITS["fp32"]
 
 
 @pytest.mark.slow
@@ -98,9 +72,9 @@ def test_all_forms_agree(checkpoint: Path, tmp_path: Path, stage: Stage, precisi
     standard = write(graph, tmp_path / "standard", fuse=False)
     rewritten = prepare(fused, SIZE, batch=2).serialize()
     feeds = random_feeds(graph.inputs, 2)
-    want = run(fused, feeds, fused.parent)
-    assert farthest(run(standard, feeds, standard.parent), want) < LIMITS[precision]
-    assert farthest(run(rewritten, feeds, fused.parent), want) < LIMITS[precision]
+    want = run_graph(fused, feeds, fused.parent)
+    assert farthest(run_graph(standard, feeds, standard.parent), want) < LIMITS[precision]
+    assert farthest(run_graph(rewritten, feeds, fused.parent), want) < LIMITS[precision]
 
 
 @pytest.mark.slow
