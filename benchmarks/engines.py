@@ -66,7 +66,7 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         if recipe != "fp16":
             calibration = write_calibration(work / "photos", Size.parse(manifest.tiles[0]))
             run("quantize", source, "-o", bundle, "--recipe", recipe, "--calibration", calibration, "--verify", "none")
-        rows[recipe] = [build(bundle, stage, options.sm) for stage in manifest.stages]
+        rows[recipe] = [row for stage in manifest.stages if (row := build(bundle, stage, options.sm))]
     return {
         "library": f"TensorRT for RTX {version_of('tensorrt-rtx')}",
         "checkpoint": options.size,
@@ -88,10 +88,12 @@ def write_calibration(folder: Path, tile: Size) -> Path:
     return folder
 
 
-def build(bundle: Path, stage: str, sm: str) -> dict[str, Any]:
-    """Build one stage; what it cost."""
+def build(bundle: Path, stage: str, sm: str) -> dict[str, Any] | None:
+    """Build one stage; what it cost. ``None``: its engine came along with the source's, which quantizing left alone."""
     built = run("build", bundle, "--engine", "rtx", "--sm", sm, "--stages", stage, "--json")
     (engine,) = json.loads(built.stdout)["engines"]
+    if not engine["built"]:
+        return None
     row = {
         "stage": stage,
         "layers": engine["layers"],
