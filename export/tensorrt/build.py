@@ -14,9 +14,9 @@ from pathlib import Path
 
 import msgspec
 
-from livemoments.bundle import Bundle, hash_file, rewrite_manifest
+from livemoments.bundle import BUNDLES, Bundle, hash_file, rewrite_manifest
 from livemoments.engine_files import TITLES, EngineHost, build_command, refusal
-from livemoments.errors import BundleError, EngineError, MissingExtraError, UsageError
+from livemoments.errors import EngineError, MissingExtraError, UsageError
 from livemoments.export.tensorrt.gpu import Gpu, find_gpu
 from livemoments.export.tensorrt.library import Library, load_library
 from livemoments.export.tensorrt.memory import available_bytes, check_memory
@@ -223,12 +223,7 @@ def _check_sources(bundle: Bundle, plans: Sequence[_Plan], progress: Progress) -
     listed = bundle.manifest.files
     with progress.task("Checking graphs and weights", total=sum(listed[name].bytes for name in names)) as task:
         for name in names:
-            if hash_file(bundle.path / name) != listed[name]:
-                raise BundleError(
-                    bundle.path / name,
-                    "its SHA-256 is not the manifest's: the file was changed or damaged",
-                    fix="copy the bundle again, or export it again",
-                )
+            BUNDLES.check_file(bundle.path / name, listed[name], verify_hash=True)
             task.advance(listed[name].bytes, note=name)
 
 
