@@ -91,7 +91,7 @@ def _follow(process: subprocess.Popen[bytes], job: Job, report: Callable[[float,
 def _error(what: str, job: Job, last: Event | None, status: int, noise: IO[bytes]) -> LiveMomentsError:
     if isinstance(last, Failed):
         return _refused(what, job, last)
-    if status == -signal.SIGKILL:
+    if hasattr(signal, "SIGKILL") and status == -signal.SIGKILL:
         return ResourceError(
             f"building {what}: the process was killed, most likely by the system because memory ran out",
             fix="close other programs, or build on a larger machine; engines that are finished are kept",

@@ -157,13 +157,15 @@ def _write(plan: Any, output: Path) -> int:
 
 
 def _peak_rss_bytes() -> int:
-    """This process' own peak; ``ru_maxrss`` begins with what its parent had when it forked."""
+    """This process' own peak, 0 where the system does not say; ``ru_maxrss`` begins with its parent's at the fork."""
     if _STATUS.is_file():
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
 
 

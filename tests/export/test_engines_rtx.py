@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -133,31 +133,35 @@ def test_a_range_for_each_timestep_is_refused_by_module(half_bundle: Path, tmp_p
 
 
 @needs_rtx
-def test_the_command_builds_keeps_and_goes_on_after_a_kill(tmp_path: Path) -> None:
-    """Killed outright after the first engines: the same command builds the others and leaves nothing behind."""
+@pytest.mark.process
+def test_the_command_goes_on_where_a_killed_one_was(tmp_path: Path) -> None:
+    """Killed outright with one engine done and one begun: what is done stays, the rest is built, and nothing else."""
     bundle = make_fake_bundle(tmp_path / "bundle").path
-    arguments = ["build", str(bundle), "--engine", "rtx", "--sm", "8.9", "-q"]
-    process = subprocess.Popen([sys.executable, "-m", "livemoments", *arguments], start_new_session=True)
+    manifest = bundle / "manifest.json"
+    (tmp_path / "tensorrt_rtx.py").write_text(
+        f"import pathlib, time\n"
+        f"while '\"engines\"' in pathlib.Path({str(manifest)!r}).read_text(): time.sleep(0.05)\n"  # the second waits
+        f"from tensorrt_rtx_bindings import *\n"
+        f"from tensorrt_rtx_bindings import __version__\n"
+    )
+    arguments = ["build", str(bundle), "--engine", "rtx", "--sm", "8.9", "--stages", "motion,reference"]
+    command = [sys.executable, "-P", "-m", "livemoments", *arguments, "-q"]
+    killed = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, start_new_session=True)
     deadline_s = time.monotonic() + 120
-    while not (bundle / "manifest.json").read_text().count('"engines"') >= 2:
+    while not list((bundle / "reference").glob(".*.engine.partial-*")):
         assert time.monotonic() < deadline_s
-        assert process.poll() is None
+        assert killed.poll() is None
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    first = Bundle.open(bundle)
-    done = {name for name, entry in first.manifest.stages.items() if entry.graphs[0].engines}
-    assert 2 <= len(done) < len(Stage)
-    result = run("build", bundle, "--engine", "rtx", "--sm", "8.9", "--json")
+    killed.kill()
+    killed.wait()
+    assert [stage for stage in Stage if Bundle.open(bundle).stage(stage).graphs[0].engines] == [Stage.MOTION]
+    result = run(*arguments, "--json")
     assert result.exit_code == 0, result.output
-    import json
-
     document = json.loads(result.stdout)
-    assert {one["stage"] for one in document["engines"] if not one["built"]} == done
-    opened = Bundle.open(bundle)
+    assert {one["stage"]: one["built"] for one in document["engines"]} == {"motion": False, "reference": True}
     found = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
-    assert found == {*opened.manifest.files, "manifest.json"}
-    assert run("build", bundle, "--engine", "rtx", "--sm", "8.6").exit_code == 2
+    assert found == {*Bundle.open(bundle).manifest.files, "manifest.json"}
+    assert run("build", bundle, "--engine", "rtx", "--sm", "8.6", "--stages", "motion").exit_code == 2
     shown = run("inspect", bundle).output
     assert "Engines" in shown
     assert "TensorRT for RTX" in shown
