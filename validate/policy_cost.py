@@ -24,7 +24,8 @@ _TILES = (1.4, 1.2)
 """Height and width of the made-up photo in tiles: a little more than one, so that blending and PCR take part."""
 _LEAST_SIDE_PX = 148
 """What :func:`simulate_live_photo` needs to leave 64-pixel frames, however small the tiles are."""
-_STITCHED_PEAK = 2.0
+STITCHED_PEAK = 2.0
+"""Of stitched pixels, which lie in [-1, 1]."""
 
 
 def smallest_tile(bundle: Bundle) -> Size:
@@ -58,7 +59,7 @@ def policy_check(
         _stitched(bundle, replace(settings, reference=name, pad_small=True), live, backend, progress)
         for name in (str(policy), "per-step")
     )
-    value = psnr_db(own, exact, peak=_STITCHED_PEAK)
+    value = psnr_db(own, exact, peak=STITCHED_PEAK)
     return Check(
         name="policy.psnr_db",
         value=value if math.isfinite(value) else None,

@@ -66,6 +66,7 @@ def validate(
     checkpoint: str | os.PathLike[str] | None = None,
     *,
     recording: Recording | str | os.PathLike[str] | None = None,
+    prompt: str | os.PathLike[str] | None = None,
     clip: LivePhoto[Path] | None = None,
     data: DataPlan | str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
@@ -91,6 +92,7 @@ def validate(
         bundle: an opened bundle, or its folder (opened with every hash checked).
         checkpoint: what it was exported from.
         recording: of the reference, made by ``livemoments record``; not with a checkpoint.
+        prompt: another prompt's folder: what it would change of the checkpoint's photo is reported.
         clip: the Live Photo for parity with a checkpoint, and for the cost of a whole photo; made up where missing.
         data: a data set's folder, or a plan with options.
         output: folder for the report's files, the pictures and what is needed to go on after an interruption.
@@ -118,6 +120,8 @@ def validate(
     """
     if checkpoint is not None and recording is not None:
         raise UsageError("a checkpoint and a recording are two references", fix="name one of them")
+    if prompt is not None and checkpoint is None:
+        raise UsageError("another prompt needs the networks in PyTorch", fix="name the checkpoint")
     if find_fault and checkpoint is None and recording is None:
         raise UsageError("to bisect, there must be a reference", fix="name a checkpoint or a recording")
     if output is not None:
@@ -161,6 +165,13 @@ def validate(
         progress.say(f"self-checks: {checks_line(checks)}")
     policy = policy_check(opened, settings, _clip(opened, clip, recorded, settings), engines, progress)
     checks += () if policy is None else (policy,)
+    if prompt is not None and checkpoint is not None:
+        from livemoments.validate.prompt_cost import prompt_check
+
+        live = _clip(opened, clip, recorded, settings)
+        checks.append(prompt_check(opened, Path(checkpoint), Path(prompt), settings, live, progress))
+        distance = checks[-1].value
+        progress.say(f"prompt: {'the same photo' if distance is None else f'{distance:.1f} dB from the other one'}")
     with _folder(output) as folder:
         found = _go_through(opened, plan, recorded, settings, folder, backend, progress)
         if found.images and plan is not None:

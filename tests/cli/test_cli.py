@@ -13,7 +13,7 @@ from livemoments.bundle import Bundle
 from livemoments.cli import cli, main
 
 COMMANDS = [
-    *("demo", "make-checkpoint", "export", "sensitivity", "quantize", "check", "build"),
+    *("demo", "make-checkpoint", "fetch", "make-prompt", "export", "sensitivity", "quantize", "check", "build"),
     *("restore", "record", "validate", "synlive build", "synlive check", "inspect", "verify", "completion"),
 ]
 JSON_COMMANDS = COMMANDS[:-1]
@@ -150,6 +150,8 @@ def test_a_bug_passes_through(
     ("arguments", "target", "extra"),
     [
         (["export", "c", "-o", "b"], "livemoments.export.pipeline:export_bundle", "export"),
+        (["fetch", "c"], "livemoments.weights.fetch:fetch", "hub"),
+        (["make-prompt", "c", "-o", "d"], "livemoments.weights.prompt:make_prompt", "prompt"),
         (["make-checkpoint", "c"], "livemoments.reference.random_checkpoint:make_checkpoint", "reference"),
         (["demo"], "livemoments.demo:run_demo", "demo"),
         (["validate", BUNDLE, "--checkpoint", "c"], "livemoments.validate.run:validate", "export"),

@@ -238,13 +238,16 @@ def test_validate_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: 
     )
     which = ("--levels", "photo,step", "--bisect", "--no-self-checks", "--runs", 7, "--limits", "l.toml")
     rest = ("--provider", "cuda", "--threads", 2, "--baseline", "old.json", "-o", tmp_path / "report")
-    result = run("validate", bundle.path, "--checkpoint", "c", *clip, *data, *work, *how, *which, *rest)
+    result = run(
+        "validate", bundle.path, "--checkpoint", "c", "--prompt", "q", *clip, *data, *work, *how, *which, *rest
+    )
     assert result.exit_code == 0, result.output
     assert backend.positional[0].manifest == bundle.manifest
     assert backend.positional[1:] == (Path("c"),)
     del backend.options["progress"], backend.options["command"]
     assert backend.options == {
         "recording": None,
+        "prompt": Path("q"),
         "clip": LivePhoto(Path("f"), Path("p"), Path("v")),
         "data": DataPlan(
             Path("d"),

@@ -13,6 +13,7 @@ OPTIONAL_MODULES = frozenset(
         "DISTS_pytorch",
         "av",
         "diffusers",
+        "huggingface_hub",
         "jinja2",
         "lpips",
         "matplotlib",
@@ -29,6 +30,7 @@ OPTIONAL_MODULES = frozenset(
         "tensorrt",
         "tensorrt_rtx",
         "torch",
+        "transformers",
         "yaml",
     }
 )

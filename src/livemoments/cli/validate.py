@@ -58,6 +58,13 @@ class _LevelsType(click.ParamType):
     "--checkpoint", type=PATH, help="The checkpoint that BUNDLE was exported from: the reference, by PyTorch."
 )
 @click.option("--recording", type=PATH, help="Instead: what 'livemoments record' kept of it; needs no PyTorch.")
+@click.option(
+    "--prompt",
+    metavar="DIR",
+    type=PATH,
+    help="Another prompt, of 'make-prompt': report how far the checkpoint's photo with it is from its own. Needs "
+    "--checkpoint.",
+)
 @click.option("--frame", metavar="IMAGE", type=FILE, help="A video frame to restore both ways; goes with --photo.")
 @click.option("--photo", metavar="IMAGE", type=FILE, help="The key photo beside it.  [default: a made-up pair]")
 @click.option(
@@ -137,6 +144,7 @@ def command(
     bundle: Path,
     checkpoint: Path | None,
     recording: Path | None,
+    prompt: Path | None,
     frame: Path | None,
     photo: Path | None,
     photo_frame: Path | None,
@@ -182,6 +190,8 @@ def command(
         raise click.UsageError("--photo-frame needs --frame and --photo")
     if checkpoint is not None and recording is not None:
         raise click.UsageError("--checkpoint and --recording are two references: name one")
+    if prompt is not None and checkpoint is None:
+        raise click.UsageError("--prompt needs --checkpoint")
     if options["dataset"] is None and (options["set_name"] or options["limit"]):
         raise click.UsageError("--set and --limit need --dataset")
     if find_fault and checkpoint is None and recording is None:
@@ -199,6 +209,7 @@ def command(
             open_checked(bundle, progress),
             checkpoint,
             recording=recorded,
+            prompt=prompt,
             clip=_clip(frame, photo, photo_frame),
             data=_data(options),
             output=None if one_file is not None else output,
