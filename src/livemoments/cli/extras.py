@@ -28,6 +28,8 @@ OPTIONAL_MODULES = frozenset(
         "safetensors",
         "skimage",
         "sklearn",
+        "tensorrt",
+        "tensorrt_rtx",
         "torch",
         "transformers",
         "yaml",
