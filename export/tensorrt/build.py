@@ -132,8 +132,8 @@ def _need_graph_readers(options: BuildOptions) -> None:
 def _shares(bundle: Bundle, plans: Sequence[_Plan]) -> dict[str, float]:
     """How much of the whole work each engine is, per cent, by its label; what is kept takes none.
 
-    Time goes by the number of layers (RAFT, unrolled, takes as long as a transformer of 2.7 GB), and so by the bytes of
-    the graph without its weights.
+    Time goes by the number of layers rather than by the weights (RAFT, unrolled, may take as long as a transformer of
+    2.7 GB), and so by the bytes of the graph without them.
     """
     sizes = {plan.label: bundle.manifest.files[plan.graph.path].bytes if plan.kept is None else 0 for plan in plans}
     whole = max(1, sum(sizes.values()))
