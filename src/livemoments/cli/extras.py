@@ -12,6 +12,7 @@ OPTIONAL_MODULES = frozenset(
     {
         "DISTS_pytorch",
         "av",
+        "coremltools",
         "diffusers",
         "jinja2",
         "lpips",
