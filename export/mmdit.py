@@ -233,7 +233,7 @@ class MMDiT(nn.Module):
         if self.norm_out is None or self.proj_out is None:
             return None, kept
         image = modulate(image, self.norm_out(conditioning), "msa")
-        return self._unpatchify(self.proj_out(image)), kept
+        return self.unpatchify(self.proj_out(image)), kept
 
     def embedded_prompt(self) -> Tensor:
         """The text tokens that enter the first block, (1, T, D)."""
@@ -243,7 +243,7 @@ class MMDiT(nn.Module):
             raise ValueError("the network has neither a prompt nor its embedding")
         return self.context_embedder(self.prompt)
 
-    def _unpatchify(self, tokens: Tensor) -> Tensor:
+    def unpatchify(self, tokens: Tensor) -> Tensor:
         """(B, N, p p C) to (B, C, h, w), by tensors of rank 4 at most (Core ML allows 5)."""
         rows, columns = self.pos_embed.grid
         patch, channels = self.config.patch_size, self.config.out_channels

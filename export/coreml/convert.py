@@ -1,0 +1,82 @@
+"""A module of fixed shape to an ``.mlpackage``, as an ML Program for iOS 18 and macOS 15."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from livemoments.coreml.names import feature_name
+from livemoments.errors import EngineError
+from livemoments.export.coreml import lowerings
+from livemoments.export.coreml.modules import Part
+
+_LEFT_OUT = "common::fuse_elementwise_to_batchnorm"
+"""The pass that makes batch norms of multiplications and additions, with an epsilon of 1e-5 that nobody asked for: the
+VAE's outputs are then off by 1e-5."""
+
+
+def convert(part: Part, path: Path) -> None:
+    """Convert a module and save the package; the types in the program are those of the module.
+
+    Modules hold their own precision: half-precision modules take what must not be rounded to float32 themselves (group
+    normalisation's statistics). The converter's own pass to float16 does not know these islands and would undo them.
+
+    Args:
+        part: the module with its weights, its inputs and outputs.
+        path: the package to write.
+
+    Raises:
+        EngineError: the converter does not accept the module.
+    """
+    with _quiet():
+        import coremltools as ct
+
+        lowerings.install()
+        program = torch.export.export(part.module, examples(part), strict=False).run_decompositions({})
+        kinds = {"float16": np.float16, "float32": np.float32, "int32": np.int32}
+        pipeline = ct.PassPipeline.DEFAULT  # a new one: a pipeline that is used twice silently keeps what it did first
+        pipeline.remove_passes({_LEFT_OUT})
+        try:
+            model = ct.convert(
+                program,
+                inputs=[
+                    ct.TensorType(name=feature_name(spec.name), shape=spec.shape, dtype=kinds[spec.dtype])
+                    for spec in part.inputs
+                ],
+                outputs=[ct.TensorType(name=feature_name(spec.name), dtype=kinds[spec.dtype]) for spec in part.outputs],
+                convert_to="mlprogram",
+                minimum_deployment_target=ct.target.iOS18,
+                compute_precision=ct.precision.FLOAT32,
+                pass_pipeline=pipeline,
+                skip_model_load=True,
+            )
+        except (ValueError, NotImplementedError, TypeError, RuntimeError) as error:
+            raise EngineError(f"{path.name}: coremltools does not convert the stage ({error})") from error
+        model.save(str(path))
+
+
+def examples(part: Part) -> tuple[torch.Tensor, ...]:
+    """Tensors of the inputs' shapes and types, to trace with."""
+    return tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in part.inputs)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """coremltools reports its progress on standard error, and at import every part that only a Mac has."""
+    logger: Any = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    with warnings.catch_warnings(), Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
