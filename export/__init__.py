@@ -1,0 +1,1 @@
+"""A checkpoint to a bundle: every stage traced to a graph, optimized by passes, and held against the reference."""

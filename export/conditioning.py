@@ -7,6 +7,7 @@ module has a stored counterpart (``Modulation``, ``ModulationTable``), which is 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,34 @@ ZERO_ROWS = ("shift_msa", "scale_msa", "gate_msa", "shift_mlp", "scale_mlp", "ga
 """Order of the rows of diffusers' ``AdaLayerNormZero``."""
 CONTINUOUS_ROWS = ("scale_msa", "shift_msa")
 """Order of the rows of diffusers' ``AdaLayerNormContinuous``: the scale comes first there."""
+
+
+class ModulationRows:
+    """What modulates the two layers of one stream of one block, (D,) each, under SD3's names.
+
+    A row that the network does not have, or that a pass took out because nothing reads it, is not there at all:
+    reading it is an ``AttributeError`` that names it.
+
+    Args:
+        names: which rows there are.
+        rows: the rows, in the same order.
+
+    Attributes:
+        shift_msa, shift_mlp: added after the layer norm that precedes the attention or the feed-forward layer.
+        scale_msa, scale_mlp: multiplied with it, as ``1 + scale``.
+        gate_msa, gate_mlp: multiplied with what the layer adds to the stream.
+    """
+
+    shift_msa: Tensor
+    scale_msa: Tensor
+    gate_msa: Tensor
+    shift_mlp: Tensor
+    scale_mlp: Tensor
+    gate_mlp: Tensor
+
+    def __init__(self, names: Sequence[str] = (), rows: Iterable[Tensor] = ()) -> None:
+        for name, row in zip(names, rows, strict=True):
+            setattr(self, name, row)
 
 
 class TimeTextEmbedding(nn.Module):
@@ -79,9 +108,9 @@ class Modulation(nn.Module):
         values = self.linear(F.silu(conditioning)).unflatten(-1, (len(self.rows), -1))
         return torch.stack([_plus_one(name) + values[:, i] for i, name in enumerate(self.rows)], dim=1)
 
-    def forward(self, conditioning: Tensor) -> dict[str, Tensor]:
+    def forward(self, conditioning: Tensor) -> ModulationRows:
         """(1, D) to one (D,) per row."""
-        return dict(zip(self.rows, self.table(conditioning)[0].unbind(0), strict=True))
+        return ModulationRows(self.rows, self.table(conditioning)[0].unbind(0))
 
 
 def _plus_one(row: str) -> float:
@@ -96,10 +125,10 @@ class ModulationTable(nn.Module):
         self.rows = rows
         self.table = nn.Parameter(torch.empty(points, len(rows), dim))
 
-    def forward(self, step: Tensor) -> dict[str, Tensor]:
+    def forward(self, step: Tensor) -> ModulationRows:
         """step (1,) int64 to one (D,) per row."""
         chosen = self.table.index_select(0, step).flatten()
-        return dict(zip(self.rows, chosen.split(self.table.shape[-1]), strict=True))
+        return ModulationRows(self.rows, chosen.split(self.table.shape[-1]))
 
 
 class TextTable(nn.Module):
@@ -113,16 +142,17 @@ class TextTable(nn.Module):
 
     def forward(self, step: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         """step (1,) int64 to (1, T, D) each; the query is ``None`` where nobody reads it."""
-        found = [getattr(self, name).index_select(0, step) if name in self.names else None for name in ("q", "k", "v")]
-        query, key, value = found
+        query, key, value = (
+            getattr(self, name).index_select(0, step) if name in self.names else None for name in ("q", "k", "v")
+        )
         if key is None or value is None:
             raise ValueError("a text table needs keys and values")
         return query, key, value
 
 
-def modulate(x: Tensor, rows: dict[str, Tensor], which: str) -> Tensor:
-    """Layer norm with the rows ``scale_{which}`` (already ``1 + scale``) and ``shift_{which}``."""
-    return F.layer_norm(x, x.shape[-1:], rows[f"scale_{which}"], rows[f"shift_{which}"], LAYER_NORM_EPS)
+def modulate(x: Tensor, *, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer norm of x (B, S, D) with ``scale`` (D,), already ``1 + scale``, as its weight and ``shift`` as its bias."""
+    return F.layer_norm(x, x.shape[-1:], scale, shift, LAYER_NORM_EPS)
 
 
 class PatchEmbedding(nn.Module):

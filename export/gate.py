@@ -118,12 +118,12 @@ def dead_channels(got: np.ndarray, want: np.ndarray, axis: int) -> int:
 def random_inputs(specs: Sequence[TensorSpec], seed: int = 0) -> Arrays:
     """Standard normal inputs of one tile for a graph, step 0: for the check without a reference."""
     rng = np.random.default_rng(seed)
-    found: Arrays = {}
+    inputs: Arrays = {}
     for spec in specs:
         shape = [_FREE.get(axis, 0) if isinstance(axis, str) else axis for axis in spec.shape]
         is_step = spec.dtype == "int64"
-        found[spec.name] = np.zeros(shape, np.int64) if is_step else rng.standard_normal(shape, dtype=np.float32)
-    return found
+        inputs[spec.name] = np.zeros(shape, np.int64) if is_step else rng.standard_normal(shape, dtype=np.float32)
+    return inputs
 
 
 def check_finite_outputs(stage: Stage, outputs: Mapping[str, np.ndarray]) -> None:

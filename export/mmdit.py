@@ -25,6 +25,7 @@ from livemoments.export.conditioning import (
     CONTINUOUS_ROWS,
     ZERO_ROWS,
     Modulation,
+    ModulationRows,
     ModulationTable,
     PatchEmbedding,
     TextTable,
@@ -66,8 +67,18 @@ class JointProjections(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(B, Q, D), (B, S, D), (B, S, D) to (B, Q, D); scale 1/sqrt(head size)."""
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        q, k, v = (split_heads(x, self.heads) for x in (query, key, value))
+        return merge_heads(F.scaled_dot_product_attention(q, k, v))
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, S, D) to (B, heads, S, D / heads)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, heads, S, D / heads) to (B, S, D)."""
+    return x.transpose(1, 2).flatten(2)
 
 
 class _Gelu(nn.Module):
@@ -127,8 +138,8 @@ class JointBlock(nn.Module):
         """image (B, N, D), text (B, T, D) to the next two and this block's own keys and values."""
         attn = self.attn
         rows = self.norm1(conditioning)
-        text_rows = {} if self.norm1_context is None else self.norm1_context(conditioning)
-        normed = modulate(image, rows, "msa")
+        text_rows = ModulationRows() if self.norm1_context is None else self.norm1_context(conditioning)
+        normed = modulate(image, scale=rows.scale_msa, shift=rows.shift_msa)
         text_query, text_key, text_value = self._text_projections(text, text_rows, conditioning)
         own = KeyValue(
             torch.cat([attn.to_k(normed), text_key], dim=1), torch.cat([attn.to_v(normed), text_value], dim=1)
@@ -140,22 +151,23 @@ class JointBlock(nn.Module):
             query = torch.cat([query, text_query], dim=1)
         mixed = attn.attend(query, *_with_guidance(own, guidance, image.shape[1]))
         image_mixed = mixed if text_query is None else mixed[:, : image.shape[1]]
-        image = image + rows["gate_msa"] * attn.to_out[0](image_mixed)
-        image = image + rows["gate_mlp"] * self.ff(modulate(image, rows, "mlp"))
+        image = image + rows.gate_msa * attn.to_out[0](image_mixed)
+        image = image + rows.gate_mlp * self.ff(modulate(image, scale=rows.scale_mlp, shift=rows.shift_mlp))
         if attn.to_add_out is not None and self.ff_context is not None:
-            text = text + text_rows["gate_msa"] * attn.to_add_out(mixed[:, image.shape[1] :])
-            text = text + text_rows["gate_mlp"] * self.ff_context(modulate(text, text_rows, "mlp"))
+            text = text + text_rows.gate_msa * attn.to_add_out(mixed[:, image.shape[1] :])
+            normed = modulate(text, scale=text_rows.scale_mlp, shift=text_rows.shift_mlp)
+            text = text + text_rows.gate_mlp * self.ff_context(normed)
         return image, text, own
 
     def _text_projections(
-        self, text: Tensor, rows: dict[str, Tensor], conditioning: Tensor
+        self, text: Tensor, rows: ModulationRows, conditioning: Tensor
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         attn = self.attn
         if self.text is not None:
             query, key, value = self.text(conditioning)
             wide = (text.shape[0], -1, -1)
             return None if query is None else query.expand(*wide), key.expand(*wide), value.expand(*wide)
-        normed = modulate(text, rows, "msa")
+        normed = modulate(text, scale=rows.scale_msa, shift=rows.shift_msa)
         query = None if attn.add_q_proj is None else attn.add_q_proj(normed)
         return query, attn.add_k_proj(normed), attn.add_v_proj(normed)
 
@@ -230,10 +242,15 @@ class MMDiT(nn.Module):
             guide = None if guidance is None else guidance[index]
             image, text, own = block(image, text, conditioning, guide)
             kept.append(own)
+        return self.velocity(image, conditioning), kept
+
+    def velocity(self, image: Tensor, conditioning: Tensor) -> Tensor | None:
+        """The last block's image tokens (B, N, D) to the velocity (B, C, h, w), ``None`` where that was pruned."""
         if self.norm_out is None or self.proj_out is None:
-            return None, kept
-        image = modulate(image, self.norm_out(conditioning), "msa")
-        return self.unpatchify(self.proj_out(image)), kept
+            return None
+        rows = self.norm_out(conditioning)
+        image = modulate(image, scale=rows.scale_msa, shift=rows.shift_msa)
+        return self._unpatchify(self.proj_out(image))
 
     def embedded_prompt(self) -> Tensor:
         """The text tokens that enter the first block, (1, T, D)."""
@@ -243,10 +260,11 @@ class MMDiT(nn.Module):
             raise ValueError("the network has neither a prompt nor its embedding")
         return self.context_embedder(self.prompt)
 
-    def unpatchify(self, tokens: Tensor) -> Tensor:
+    def _unpatchify(self, tokens: Tensor) -> Tensor:
         """(B, N, p p C) to (B, C, h, w), by tensors of rank 4 at most (Core ML allows 5)."""
         rows, columns = self.pos_embed.grid
         patch, channels = self.config.patch_size, self.config.out_channels
-        lines = tokens.reshape(-1, columns, patch, patch * channels).transpose(1, 2)
-        pixels = lines.reshape(-1, rows * patch, columns * patch, channels)
+        height, width = rows * patch, columns * patch
+        lines = tokens.reshape(-1, columns, patch, patch * channels)  # (B rows, columns, patch y, patch x C)
+        pixels = lines.transpose(1, 2).reshape(-1, height, width, channels)  # (B, h, w, C)
         return pixels.permute(0, 3, 1, 2)

@@ -7,10 +7,11 @@ import importlib.metadata
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from livemoments.bundle import Bundle, BundleWriter, hash_file, write_bundle
 from livemoments.errors import MissingExtraError, ResourceError, UsageError
+from livemoments.export.options import ExportOptions
 from livemoments.manifest import (
     SCHEMA_VERSION,
     Graph,
@@ -30,54 +31,27 @@ if TYPE_CHECKING:
     from livemoments.export.plan import Planner, StageGraph
     from livemoments.export.references import References
 
-Verify = Literal["full", "sampled", "finite", "none"]
-
-TARGETS = ("onnx",)
-PRECISIONS = ("fp32", "fp16")
-VERIFY = ("full", "sampled", "finite", "none")
-DEFAULT_STEP_COUNTS = (1, 2, 3, 4, 6)
-DEFAULT_KV_LAYOUT = "per-block"
-_KV_LAYOUTS = ("per-block", "stacked")
 _TOOLS = ("torch", "diffusers", "safetensors", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
 def export_bundle(
     checkpoint: str | Path,
     output: str | Path,
+    options: ExportOptions | None = None,
     *,
-    target: str = "onnx",
-    precision: str = "fp32",
-    tiles: Sequence[Size] | None = None,
-    overlap: int | None = None,
-    steps: Sequence[int] = DEFAULT_STEP_COUNTS,
-    reference_policy: str = "per-step",
-    kv_layout: str | None = None,
-    stages: Sequence[Stage] | None = None,
     overwrite: bool = False,
-    verify: Verify = "full",
     progress: Progress = SILENT,
+    **fields: Any,
 ) -> Bundle:
     """Export a checkpoint; nothing is left behind unless every graph is written and passes its check.
 
     Args:
         checkpoint: a folder in upstream's layout, or upstream's ``inference_config.yml``.
         output: the bundle's folder.
-        target: ``onnx`` (for onnxruntime).
-        precision: ``fp32`` or ``fp16``; RAFT stays in float32.
-        tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
-            position table. ``None`` is the checkpoint's own training size (its ``tile``, else ``sample_size``):
-            1024 x 1024 with upstream's networks.
-        overlap: least overlap of neighbouring tiles, pixels. ``None`` is the checkpoint's own beside its own tile, else
-            a sixteenth of the smallest side in whole tokens: 64 px with upstream's networks.
-        steps: step counts that are sampled with upstream's exact timesteps.
-        reference_policy: the policy that the runtime uses unless it is told otherwise.
-        kv_layout: ``per-block`` or ``stacked``; ``None`` is the faster one.
-        stages: only these; ``None`` is all six, or the five of a checkpoint without RAFT. A bundle of fewer cannot
-            restore a photo.
+        options: what to export and how.
         overwrite: replace an older bundle.
-        verify: ``full`` compares every graph with the reference at every point of the schedule, ``sampled`` at the
-            first and the last, ``finite`` only runs every graph once, ``none`` does not.
         progress: receives the progress.
+        fields: in the options' place, the attributes of :class:`livemoments.export.options.ExportOptions`.
 
     Returns:
         The bundle, opened. Its manifest has the measured parity.
@@ -90,15 +64,15 @@ def export_bundle(
         ResourceError: memory or disk ran out.
         MissingExtraError: the extra ``export`` is not installed.
     """
-    _check_choices(target, precision, verify, kv_layout)
-    if tiles is not None and not tiles:
-        raise UsageError("no tile size was given", fix="give at least one, e.g. 1024x1024")
-    policy = str(ReferencePolicy.parse(reference_policy))
-    if stages is not None and not stages:
-        raise UsageError("no stage to export was named")
-    planner = _planner(checkpoint, precision, tuple(steps), kv_layout or DEFAULT_KV_LAYOUT)
-    wanted = _wanted(planner, stages)
+    if options is not None and fields:
+        raise TypeError("give either ExportOptions or their fields as keywords")
+    options = options or ExportOptions(**fields)
+    options.check()
+    planner = _planner(checkpoint, options)
+    wanted = _wanted(planner, options.stages)
+    tiles = options.tiles
     sizes = (default_tile(planner.configs, planner.files.tile),) if tiles is None else tuple(dict.fromkeys(tiles))
+    overlap = options.overlap
     if overlap is None:
         own = planner.files.overlap if tiles is None else None
         overlap = own or default_overlap(planner.configs, sizes)
@@ -107,18 +81,18 @@ def export_bundle(
     from livemoments.reference.checkpoint import model_of  # torch, whose absence _planner explained
 
     with _resource_errors(Path(output)), write_bundle(output, overwrite=overwrite) as writer:
-        entries = _export_stages(planner, writer, wanted, sizes, precision, verify, progress)
+        entries = _export_stages(planner, writer, wanted, sizes, options, progress)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             producer=f"livemoments-deploy {__version__}",
-            target=target,
-            precision=precision,
+            target=options.target,
+            precision=options.precision,
             source=_source(planner),
             model=model_of(planner.configs, planner.prompt, planner.files.flow),
             schedule=planner.schedule,
             tiles=tuple(str(size) for size in sizes),
             overlap=overlap,
-            reference_policy=policy,
+            reference_policy=str(ReferencePolicy.parse(options.reference_policy)),
             kv_layout=planner.kv_layout,
             stages=entries,
             toolchain=_toolchain(),
@@ -126,17 +100,6 @@ def export_bundle(
         )
         writer.commit(manifest)
     return Bundle.open(output, verify_hashes=False)
-
-
-def _check_choices(target: str, precision: str, verify: str, kv_layout: str | None) -> None:
-    for what, value, allowed in (
-        ("target", target, TARGETS),
-        ("precision", precision, PRECISIONS),
-        ("verification", verify, VERIFY),
-        ("layout of keys and values", kv_layout or DEFAULT_KV_LAYOUT, _KV_LAYOUTS),
-    ):
-        if value not in allowed:
-            raise UsageError(f"this release has no {what} '{value}'", fix=f"use {', '.join(allowed)}")
 
 
 def _wanted(planner: Planner, stages: Sequence[Stage] | None) -> tuple[Stage, ...]:
@@ -165,7 +128,7 @@ def _check_tiles(planner: Planner, sizes: Sequence[Size], overlap: int) -> None:
                 )
 
 
-def _planner(checkpoint: str | Path, precision: str, steps: tuple[int, ...], kv_layout: str) -> Planner:
+def _planner(checkpoint: str | Path, options: ExportOptions) -> Planner:
     try:
         import onnx  # noqa: F401  (onnx_ir's and onnxscript's absence would show only halfway)
         import onnx_ir  # noqa: F401
@@ -179,7 +142,7 @@ def _planner(checkpoint: str | Path, precision: str, steps: tuple[int, ...], kv_
         raise MissingExtraError("export to ONNX", "export", missing=error.name) from None
     files = locate(checkpoint)
     configs = read_configs(files)
-    counts = sorted(set(steps))
+    counts = sorted(set(options.steps))
     if not counts:
         raise UsageError("no step count was given", fix=f"give at least one, e.g. {DEFAULT_STEPS}")
     schedule = build_schedule(
@@ -188,8 +151,8 @@ def _planner(checkpoint: str | Path, precision: str, steps: tuple[int, ...], kv_
         train_steps=configs.schedule.num_train_timesteps,
         default_steps=DEFAULT_STEPS if DEFAULT_STEPS in counts else counts[-1],
     )
-    dtype = torch.float16 if precision == "fp16" else torch.float32
-    return Planner(files, configs, read_prompt(files, configs.transformer), schedule, dtype, kv_layout)
+    dtype = torch.float16 if options.precision == "fp16" else torch.float32
+    return Planner(files, configs, read_prompt(files, configs.transformer), schedule, dtype, options.kv_layout)
 
 
 @contextlib.contextmanager
@@ -213,8 +176,7 @@ def _export_stages(
     writer: BundleWriter,
     stages: Sequence[Stage],
     sizes: Sequence[Size],
-    precision: str,
-    verify: Verify,
+    options: ExportOptions,
     progress: Progress,
 ) -> dict[str, StageEntry]:
     from livemoments.export.references import References
@@ -235,11 +197,11 @@ def _export_stages(
                 written.append(plan)
             parity = []
             for plan, size in zip(written, own_sizes, strict=True):
-                found = _check(references, folder / f"{plan.size}.onnx", plan, size, precision, verify)
-                parity += [] if found is None else [found]
+                measured = _check(references, folder / f"{plan.size}.onnx", plan, size, options)
+                parity += [] if measured is None else [measured]
                 task.advance(note=f"{stage} {plan.size} checked")
             entries[str(stage)] = StageEntry(
-                precision="fp32" if stage == Stage.FLOW else precision,
+                precision="fp32" if stage == Stage.FLOW else options.precision,
                 graphs=tuple(graphs),
                 parity=tuple(parity),
                 parameters=parameters,
@@ -277,20 +239,20 @@ def _graph_entry(stage: Stage, plan: StageGraph) -> Graph:
 
 
 def _check(
-    references: References, path: Path, plan: StageGraph, size: Size, precision: str, verify: Verify
+    references: References, path: Path, plan: StageGraph, size: Size, options: ExportOptions
 ) -> StageParity | None:
     from livemoments.export import gate
 
-    if verify == "none":
+    if options.verify == "none":
         return None
-    if verify == "finite":
+    if options.verify == "finite":
         session = gate.open_session(path)
         gate.check_finite_outputs(plan.stage, gate.run(session, gate.random_inputs(plan.inputs), plan.inputs))
         return None
     points = range(len(references.schedule.points) if plan.stage in (Stage.REFERENCE, Stage.RESTORATION) else 1)
-    chosen = points if verify == "full" else sorted({points[0], points[-1]})
+    chosen = points if options.verify == "full" else sorted({points[0], points[-1]})
     cases = (references.case(plan.stage, size, point) for point in chosen)
-    return gate.check_stage(plan, precision, cases, path)
+    return gate.check_stage(plan, options.precision, cases, path)
 
 
 def _source(planner: Planner) -> Source:
@@ -299,8 +261,8 @@ def _source(planner: Planner) -> Source:
 
 
 def _toolchain() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _TOOLS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions

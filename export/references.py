@@ -97,16 +97,16 @@ class References:
     def _latents(self, size: Size) -> Arrays:
         """``z_lr``, ``z_ref`` and ``z_t``: scaled posterior samples of two images, and the first with noise."""
         vae = load_vae(self.files, self.configs.vae, torch.float32, _CPU)
-        found: Arrays = {}
+        case: Arrays = {}
         for name in ("z_lr", "z_ref"):
             with torch.inference_mode():
                 mean, std = vae.encode(torch.from_numpy(self._images(name, size)))
             noise = self._rng(f"{name} noise", size).standard_normal(mean.shape).astype(np.float32)
-            found[name] = vae.scale(mean + std * torch.from_numpy(noise)).numpy()
-        noise = self._rng("noise", size).standard_normal(found["z_lr"].shape).astype(np.float32)
+            case[name] = vae.scale(mean + std * torch.from_numpy(noise)).numpy()
+        noise = self._rng("noise", size).standard_normal(case["z_lr"].shape).astype(np.float32)
         level = self.schedule.noise_level
-        found["z_t"] = (1 - level) * found["z_lr"] + level * noise
-        return found
+        case["z_t"] = (1 - level) * case["z_lr"] + level * noise
+        return case
 
     def _flow(self, size: Size) -> Case:
         raft = load_flow(self.files, _CPU)
@@ -133,8 +133,8 @@ class References:
     def _embed_motion(self, size: Size) -> tuple[list[Tensor], np.ndarray]:
         """The embedding of every block, and the stage's output."""
         encoder = load_motion_encoder(self.files, self.configs.transformer, torch.float32, _CPU)
-        found = encoder(torch.from_numpy(self._tile_flow(size)))
-        embeddings = [found[embedding_index(block)] for block in range(self.configs.transformer.num_layers)]
+        by_scale = encoder(torch.from_numpy(self._tile_flow(size)))
+        embeddings = [by_scale[embedding_index(block)] for block in range(self.configs.transformer.num_layers)]
         weights = self._source(Stage.RESTORATION)
         bias = [
             F.layer_norm(motion, motion.shape[-1:])

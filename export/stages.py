@@ -46,6 +46,7 @@ class FlowStage(nn.Module):
             self.raft.refine = _marked(self.raft.refine)  # type: ignore[method-assign]
 
     def forward(self, image1: Tensor, image2: Tensor) -> Tensor:
+        """(B, 3, H, W) twice to (B, 2, H, W)."""
         flow: Tensor = self.raft(image1, image2)
         return flow
 
@@ -77,6 +78,7 @@ class VaeEncoderStage(nn.Module):
         self.quant_conv = autoencoder.quant_conv
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) to (B, 16, h, w) twice."""
         moments = self.encoder(image.to(self.encoder.conv_in.weight.dtype))
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
@@ -93,6 +95,7 @@ class VaeDecoderStage(nn.Module):
         self.post_quant_conv = autoencoder.post_quant_conv
 
     def forward(self, latent: Tensor) -> Tensor:
+        """(B, 16, h, w) to (B, 3, H, W)."""
         if self.post_quant_conv is not None:
             latent = self.post_quant_conv(latent)
         image: Tensor = self.decoder(latent)
@@ -111,6 +114,7 @@ class MotionStage(nn.Module):
         self.point_proj = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(blocks))
 
     def forward(self, flow: Tensor) -> Tensor:
+        """(B, 2, H, W) to (L, B, N, D)."""
         features = flow.to(next(self.parameters()).dtype)
         normed = []
         for block in self.blocks[: embedding_index(len(self.point_proj) - 1) + 1]:
@@ -132,6 +136,7 @@ class ReferenceStage(nn.Module):
         self.kv_layout = kv_layout
 
     def forward(self, latent: Tensor, step: Tensor) -> tuple[Tensor, ...]:
+        """Latent and point of the schedule to the keys and values."""
         _, kept = self.network(latent, step)
         if self.kv_layout == STACKED:
             return (torch.stack([torch.stack(pair) for pair in kept]),)
@@ -147,6 +152,7 @@ class RestorationStage(nn.Module):
         self.kv_layout = kv_layout
 
     def forward(self, latent: Tensor, step: Tensor, motion_bias: Tensor, kv: Sequence[Tensor]) -> Tensor:
+        """Latent, point of the schedule, motion and the reference's keys and values to the velocity."""
         count = len(self.network.transformer_blocks)
         if self.kv_layout == STACKED:
             pairs = [KeyValue(kv[0][i, 0], kv[0][i, 1]) for i in range(count)]

@@ -1,0 +1,1 @@
+"""Device profiles: what a device takes and what fits."""

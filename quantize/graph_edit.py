@@ -40,7 +40,8 @@ def read_weight(weight: ir.Value) -> np.ndarray:
 
 class LastResult:
     """Remembers what one computation gave, so that the parts of a quantized weight, which are written one after the
-    other, cost one quantization and never more than one weight's memory."""
+    other, cost one quantization and never more than one weight's memory.
+    """
 
     def __init__(self) -> None:
         self._key: object = None
@@ -199,7 +200,8 @@ def add_channel_weight(
     kind: ir.DataType | None = None,
 ) -> ir.Value:
     """Store a target's weight quantized, one scale per output channel; returns the dequantized value in ``kind``, or in
-    the target's type."""
+    the target's type.
+    """
     linear, weight = target.linear, target.weight
     name = linear.id.weight
     kind = kind or float_type(target)

@@ -173,6 +173,7 @@ class MemoBackend(Backend):
         self._replaced = {stage: (engine, point) for stage, engine in engines.items()}
 
     def open(self, bundle: Bundle, stage: Stage, size: Size) -> Engine:
+        """The engine that stands in for the stage's, or the source's, kept open."""
         graph = bundle.graph(stage, size)
 
         def open_source() -> Engine:

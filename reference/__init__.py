@@ -1,0 +1,1 @@
+"""Upstream's networks and pipeline in PyTorch, computed exactly as upstream does, and its checkpoints."""

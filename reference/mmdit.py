@@ -43,6 +43,7 @@ class KeyValueRecorder:
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        """image (B, N, D), text (B, T, D) to the attention's outputs of the same shapes."""
         own = _keys_values(attn, hidden_states, encoder_hidden_states)
         self.recorded = own
         key = torch.cat([own.image_key, own.text_key], dim=1)
@@ -67,6 +68,7 @@ class MotionGuidedAttention(nn.Module):
         attention_mask: Tensor | None = None,
         guidance: Sequence[BlockGuidance] = (),
     ) -> tuple[Tensor, Tensor]:
+        """As above, with each block's guidance, of which this one takes its own."""
         reference, motion = guidance[self.index]
         own = _keys_values(attn, hidden_states, encoder_hidden_states)
         bias = self.point_proj(F.layer_norm(motion, motion.shape[-1:]))

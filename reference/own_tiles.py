@@ -16,7 +16,8 @@ MIN_TILE_PX = 64
 
 def default_tile(configs: Configs, own: int | None = None) -> Size:
     """The checkpoint's training size in pixels: what its ``inference_config.yml`` says, else the networks'
-    ``sample_size``, which is in latent cells; at least what RAFT needs."""
+    ``sample_size``, which is in latent cells; at least what RAFT needs.
+    """
     side = max(own or configs.vae.scale * configs.transformer.sample_size, MIN_TILE_PX)
     return Size(side, side)
 

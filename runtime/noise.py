@@ -47,6 +47,7 @@ class SeededNoise:
         self.seed = seed
 
     def draw(self, tile: Tile, latent_shape: tuple[int, int, int]) -> TileNoise:
+        """The tile's three standard normal arrays, each of ``latent_shape`` (16, h, w), float32."""
         key = np.random.SeedSequence([self.seed, tile.y, tile.x])
         generator = np.random.Generator(np.random.Philox(key))
         return TileNoise(*(generator.standard_normal(latent_shape, dtype=np.float32) for _ in range(3)))

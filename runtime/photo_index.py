@@ -70,17 +70,17 @@ def index_photos(
     photo_set.spread((), limit)  # a limit below 1 is refused first
     parts = photo_set.list_photos(folder, optional=optional)
     names = photo_set.spread(parts[PHOTOS], limit)
-    found: list[LivePhoto[Path]] = []
+    lives: list[LivePhoto[Path]] = []
     rejected: dict[str, FileError | UsageError] = {}
     paths = [{part: files[name] for part, files in parts.items()} for name in names]
     with progress.task("Checking the images", len(names)) as task:
         for name, verdict in zip(names, _check_all(names, paths, checked), strict=True):
             if isinstance(verdict, LivePhoto):
-                found.append(verdict)
+                lives.append(verdict)
             else:
                 rejected[name] = verdict
             task.advance(1, note=name)
-    return tuple(found), rejected
+    return tuple(lives), rejected
 
 
 def _check_all(
@@ -115,13 +115,13 @@ def _check_photo(
 
 
 def _check_file(path: Path, checked: Checked | None) -> CheckedFile:
-    found = None if checked is None else checked.get(path)
-    if found is None:
+    file = None if checked is None else checked.get(path)
+    if file is None:
         size = read_photo(path).size
-        found = CheckedFile(hash_file(path).sha256, size)
+        file = CheckedFile(hash_file(path).sha256, size)
         if checked is not None:
-            checked.put(path, found)
-    return found
+            checked.put(path, file)
+    return file
 
 
 def _as_photo(path: Path, size: Size) -> Photo:

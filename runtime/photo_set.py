@@ -32,7 +32,8 @@ _HEAD_BYTES = 64
 
 def is_picture(path: Path) -> bool:
     """Whether a file is meant as a picture: by its suffix, in any case, else by its first bytes. Sidecars
-    (``x.png.json``), ``Thumbs.db`` and the like are not; a link to nothing with a picture's suffix is."""
+    (``x.png.json``), ``Thumbs.db`` and the like are not; a link to nothing with a picture's suffix is.
+    """
     if path.suffix.lower() in (*READABLE_SUFFIXES, *_OTHER_PICTURES):
         return path.is_file() or is_broken_link(path)
     if not path.is_file():
@@ -86,14 +87,14 @@ def _files(root: Path, part: str) -> dict[str, Path]:
         raise ImageError(root, f"there is no folder '{part}' in it", fix=_LAYOUT_FIX)
     try:
         present = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        found = [path for path in present if is_picture(path)]
+        pictures = [path for path in present if is_picture(path)]
     except OSError as error:
         raise ImageError(folder, f"cannot be read ({error.strerror})", fix="check its permissions") from None
-    if not found:
+    if not pictures:
         others = f", only {listed([path.name for path in present])}" if present else ""
         raise ImageError(folder, f"holds no images{others}", fix=_LAYOUT_FIX)
     files: dict[str, Path] = {}
-    for path in found:
+    for path in pictures:
         check_utf8(path, ImageError)
         if is_broken_link(path):
             raise ImageError(path, "is a link to nothing", fix="mend or remove the link")

@@ -120,7 +120,7 @@ def restore(
         photo_frame: the video frame at the photo's instant; derived from the photo if missing.
         output: the file to write; checked before the work begins.
         noise: replaces the seeded noise, for parity with a recording.
-        tile_flow: replaces the flow of tiles, likewise; the estimated one is what ``observer`` gets.
+        tile_flow: replaces the flow of tiles, for the same; the estimated one is what ``observer`` gets.
         observer: called with the name and value of every intermediate tensor.
         progress: where progress is shown.
         upscaled_size: the result's size where it is not the photo's.
@@ -189,13 +189,13 @@ def restore_tiles(
         with run.progress.task("Flow between the video frames"), run.timings.measure("photo_flow"):
             flow_lr = photo_flow(flow, inputs)
         corners = reference_corners(flow_lr, inputs, plan, follow=not run.options.no_pcr)
-        found = {index: corner for index, (_, corner) in corners.items()}
+        cut_at = {index: corner for index, (_, corner) in corners.items()}
         _observe(run, "photo.flow_lr", flow_lr)
-        _observe(run, "ref_patch_coords", np.array([(c.y, c.x) for _, c in sorted(found.items())]))
+        _observe(run, "ref_patch_coords", np.array([(c.y, c.x) for _, c in sorted(cut_at.items())]))
         codec = TileCodec(
             pool,
             inputs,
-            found,
+            cut_at,
             run.noise,
             flow,
             tile_flow=run.tile_flow,

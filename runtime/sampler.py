@@ -131,9 +131,11 @@ class ResidentSampler(Sampler):
     """Both networks stay loaded; keys and values stay on the device and are renewed when the policy says so."""
 
     def batches_per_group(self, batch: int) -> int:
+        """One: nothing is kept from one batch to the next."""
         return 1
 
     def sample(self, batches: Sequence[LatentBatch], task: Task) -> list[np.ndarray]:
+        """See :meth:`Sampler.sample`."""
         return [self._sample(batch, task) for batch in batches]
 
     def _sample(self, batch: LatentBatch, task: Task) -> np.ndarray:
@@ -190,6 +192,7 @@ class PhaseSplitSampler(Sampler):
         return max(1, self._budget_bytes // per_batch)
 
     def sample(self, batches: Sequence[LatentBatch], task: Task) -> list[np.ndarray]:
+        """See :meth:`Sampler.sample`: ReferenceNet over the whole group first, then RestorationNet."""
         try:
             self._fill(batches, task)
             return [self._drain(number, batch, task) for number, batch in enumerate(batches)]

@@ -78,14 +78,17 @@ class Recording:
 
     @property
     def tile(self) -> Size:
+        """The tile's size."""
         return Size(int(self._number("tile_size")), int(self._number("tile_size")))
 
     @property
     def overlap(self) -> int:
+        """Pixels by which tiles overlap."""
         return int(self._number("tile_overlap"))
 
     @property
     def steps(self) -> int:
+        """Sampling steps."""
         return int(self._number("steps"))
 
     def upscaled(self, frame: Size) -> Size:
@@ -114,6 +117,7 @@ class Comparison:
         self._rows: dict[str, Row] = {}
 
     def __call__(self, name: str, value: np.ndarray) -> None:
+        """Compare one intermediate; names that the recording does not have are passed over."""
         expected = self._recording.arrays.get(name)
         if expected is None:
             return

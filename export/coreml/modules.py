@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from livemoments.coreml.names import MOTION, slice_name
-from livemoments.export.conditioning import modulate
 from livemoments.export.mmdit import Guidance, KeyValue, MMDiT
 from livemoments.export.plan import Planner, StageGraph
 from livemoments.reference.checkpoint import load_flow
@@ -154,10 +153,8 @@ class _Chunk(nn.Module):
         found = [] if self.last else [image, text]
         if motion is None:
             return (*found, *kept)
-        if self.network.norm_out is not None and self.network.proj_out is not None:
-            image = modulate(image, self.network.norm_out(step), "msa")
-            found.append(self.network.unpatchify(self.network.proj_out(image)))
-        return tuple(found)
+        velocity = self.network.velocity(image, step)
+        return tuple(found) if velocity is None else (velocity,)
 
 
 def _fixed(spec: TensorSpec, size: Size) -> TensorSpec:

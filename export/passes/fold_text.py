@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from livemoments.export.conditioning import ModulationTable, TextTable, modulate
+from livemoments.export.conditioning import ModulationRows, ModulationTable, TextTable, modulate
 from livemoments.export.mmdit import JointBlock, MMDiT
 from livemoments.export.passes.report import PassReport, count_parameters
 from livemoments.export.weights import WeightSource
@@ -55,9 +55,8 @@ def _fold_projections(block: JointBlock, weights: WeightSource, context: Tensor,
     if not isinstance(norm, ModulationTable):
         raise TypeError("the text norm is not folded")
     table = weights.get(f"{_BLOCK}norm1_context.table", torch.float64)
-    normed = torch.stack(
-        [modulate(context[0], dict(zip(norm.rows, rows.unbind(0), strict=True)), "msa") for rows in table]
-    )
+    rows = [ModulationRows(norm.rows, point.unbind(0)) for point in table]
+    normed = torch.stack([modulate(context[0], scale=at.scale_msa, shift=at.shift_msa) for at in rows])
     projections = {"q": "add_q_proj", "k": "add_k_proj", "v": "add_v_proj"}
     present = {short: name for short, name in projections.items() if getattr(attn, name) is not None}
     with torch.device(like.device):

@@ -21,7 +21,8 @@ _SMALLEST = 8
 
 def find_warning(data: bytes) -> str | None:
     """libjpeg's warning that the coded data is damaged, in its words; ``None`` without one, or for a kind of JPEG that
-    it does not decode (Pillow then decides)."""
+    it does not decode (Pillow then decides).
+    """
     try:
         *_, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         simplejpeg.decode_jpeg(

@@ -53,6 +53,7 @@ class Entry(NamedTuple):
 
     @property
     def n_bytes(self) -> int:
+        """Bytes of all its values."""
         return _TYPE_BYTES[self.kind] * self.length
 
 

@@ -50,12 +50,15 @@ class NativeCodec:
     name = "native"
 
     def encode(self, array: np.ndarray) -> np.ndarray:
+        """The array itself."""
         return array
 
     def decode(self, stored: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """The stored array in the dtype it came in."""
         return stored.astype(dtype, copy=False)
 
     def stored_bytes(self, shape: tuple[int, ...], dtype: np.dtype) -> int:
+        """The array's own bytes."""
         return math.prod(shape) * dtype.itemsize
 
 
@@ -65,15 +68,18 @@ class Float16Codec:
     name = "float16"
 
     def encode(self, array: np.ndarray) -> np.ndarray:
+        """The array in float16, clamped to its range."""
         if array.dtype == np.float16:
             return array
         limit = float(np.finfo(np.float16).max)
         return np.clip(array, -limit, limit).astype(np.float16)
 
     def decode(self, stored: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """The stored array in the dtype it came in."""
         return stored.astype(dtype, copy=False)
 
     def stored_bytes(self, shape: tuple[int, ...], dtype: np.dtype) -> int:
+        """Two bytes an element, or the array's own if they are fewer."""
         return math.prod(shape) * min(dtype.itemsize, 2)
 
 

@@ -1,5 +1,6 @@
 """The demonstration: a photograph that the small checkpoint was not trained on is restored, and parity, quality and
-cost are measured. In a minute with engines that come with the package, or the whole way from the checkpoint."""
+cost are measured. In a minute with engines that come with the package, or the whole way from the checkpoint.
+"""
 
 from __future__ import annotations
 

@@ -90,6 +90,7 @@ class Tile:
 
     @property
     def size(self) -> Size:
+        """Height and width."""
         return Size(self.height, self.width)
 
     @property

@@ -40,7 +40,7 @@ def test_export_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bu
             "overlap": None,
             "steps": (1, 2, 3, 4, 6),
             "reference_policy": "per-step",
-            "kv_layout": None,
+            "kv_layout": "per-block",
             "stages": None,
             "overwrite": False,
             "verify": "full",

@@ -24,7 +24,8 @@ from livemoments.errors import (
     ResourceError,
     UsageError,
 )
-from livemoments.export.pipeline import DEFAULT_KV_LAYOUT, export_bundle
+from livemoments.export.options import ExportOptions
+from livemoments.export.pipeline import export_bundle
 from livemoments.types import Size, Stage
 
 TILES = (Size(height=64, width=64), Size(height=64, width=80))
@@ -65,7 +66,7 @@ def test_manifest(bundle: Bundle, checkpoint: Path) -> None:
     assert list(found.stages) == sorted(["motion", "reference"])
     assert found.tiles == ("64x64", "80x64")
     assert (found.target, found.precision, found.overlap) == ("onnx", "fp16", 16)
-    assert (found.reference_policy, found.kv_layout) == ("every-2", DEFAULT_KV_LAYOUT)
+    assert (found.reference_policy, found.kv_layout) == ("every-2", ExportOptions().kv_layout)
     assert found.model.num_blocks == NANO.num_layers
     assert found.model.text_tokens == NANO.prompt_tokens
     assert found.model.vae_scale == 2

@@ -9,6 +9,7 @@ from export_support import make_nano
 
 from livemoments.checkpoints import copy_trained_checkpoint
 from livemoments.errors import CheckpointError, UsageError
+from livemoments.export.options import ExportOptions
 from livemoments.export.pipeline import export_bundle
 from livemoments.export.to_onnx import traced_batches
 from livemoments.reference.checkpoint import read_configs
@@ -78,3 +79,11 @@ def test_a_tile_that_is_no_number_of_pixels(text: str, tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("tile: 64", "").replace("overlap: 16", text))
     with pytest.raises(CheckpointError, match="is not a number of pixels"):
         locate(checkpoint)
+
+
+def test_options_and_their_keywords_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="either"):
+        export_bundle(tmp_path, tmp_path / "bundle", ExportOptions(), precision="fp16")
+    with pytest.raises(TypeError, match="presicion"):
+        export_bundle(tmp_path, tmp_path / "bundle", presicion="fp16")
+    assert not (tmp_path / "bundle").exists()

@@ -29,10 +29,10 @@ from livemoments.validate.datasets.embedded import write_embedded_set
 from livemoments.validate.report.table import images_csv
 from livemoments.validate.run import validate
 from livemoments.validate.synlive.clips import read_8_bit
-from livemoments.validate.synlive.sources import Wish, open_sources
+from livemoments.validate.synlive.sources import PairOptions, open_sources
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
-WISH = Wish(2, Size(128, 128), neighbours=False)
+PAIRS = PairOptions(2, Size(128, 128), neighbours=False)
 
 
 def photo_set(folder: Path, name: str = "a.png", *, parts: tuple[str, ...] = ("lr", "ref")) -> Path:
@@ -94,7 +94,7 @@ def test_names_are_the_same_however_their_dots_are_stored(tmp_path: Path) -> Non
 
 
 def sources(folder: Path, *, photographs: bool) -> list[str]:
-    found, _ = open_sources(folder, WISH, photographs=photographs, skip_unusable=False, progress=SILENT)
+    found, _ = open_sources(folder, PAIRS, photographs=photographs, skip_unusable=False, progress=SILENT)
     return [source.name for source in found]
 
 

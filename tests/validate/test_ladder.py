@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from ladder_support import Without, recording_of
 
-from livemoments import measures
+from livemoments import distances
 from livemoments.bundle import Bundle, open_bundle
 from livemoments.errors import BundleError, EngineError, FileError, UsageError
 from livemoments.export import conditioning
@@ -56,7 +56,7 @@ def test_measures_in_pieces_are_those_of_the_whole(count: int) -> None:
     assert found.cosine == pytest.approx(wide @ want / np.linalg.norm(wide) / np.linalg.norm(want), rel=1e-12)
     assert found.max_abs == pytest.approx(np.abs(wide - want).max(), rel=1e-12)
     assert found.psnr_db == pytest.approx(10 * math.log10(4 / np.mean((wide - want) ** 2)), rel=1e-12)
-    assert found.cosine == pytest.approx(measures.cosine(value, reference), rel=1e-12)
+    assert found.cosine == pytest.approx(distances.cosine(value, reference), rel=1e-12)
 
 
 def test_measures_at_the_edges() -> None:

@@ -54,6 +54,7 @@ class Setup:
 
     @property
     def image_tokens(self) -> int:
+        """N, the image tokens of a tile."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -184,4 +185,5 @@ def restore_step(
     for index, block in enumerate(network.transformer_blocks):
         guidance = Guidance(KeyValue(kv[2 * index], kv[2 * index + 1]), biases[index])
         image, text, _ = block(image, text, conditioning, guidance)
-    return network._unpatchify(network.proj_out(modulate(image, network.norm_out(conditioning), "msa")))
+    rows = network.norm_out(conditioning)
+    return network._unpatchify(network.proj_out(modulate(image, scale=rows.scale_msa, shift=rows.shift_msa)))

@@ -49,6 +49,7 @@ class Graphed:
             self._outputs = function(*self._inputs)
 
     def __call__(self, *given: Tensor) -> Sequence[Tensor]:
+        """Replay the graph on these inputs; its outputs are overwritten by the next call."""
         for static, new in zip(self._inputs, given, strict=True):
             if static.data_ptr() != new.data_ptr():
                 static.copy_(new)

@@ -90,7 +90,8 @@ class LiveMomentsModel(nn.Module):
 def _initialize(transformer: nn.Module) -> None:
     """Xavier for linear layers; nothing for what modulates (adaLN-zero, Peebles and Xie
     2023), for the output and for the motion bias. Keys begin as queries, so that attention begins by looking at what is
-    alike in place and content: from unrelated keys, 1000 steps had not found the reference."""
+    alike in place and content: from unrelated keys, 1000 steps had not found the reference.
+    """
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -106,7 +107,8 @@ def _initialize(transformer: nn.Module) -> None:
 @contextlib.contextmanager
 def mixed_precision() -> Iterator[None]:
     """bfloat16 products, attention's among them, which is written out: on CPUs the backward pass of PyTorch 2.13's own
-    takes 60 % of a step with 256 tokens, and this whole step half as long."""
+    takes 60 % of a step with 256 tokens, and this whole step half as long.
+    """
     plain = F.scaled_dot_product_attention
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

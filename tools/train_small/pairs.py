@@ -32,7 +32,8 @@ Floats = npt.NDArray[np.float32]
 @dataclass(frozen=True, slots=True)
 class TilePair:
     """Tiles of one size: ``truth`` and ``ref`` (P, P, 3) uint8; ``lr``, the upscaled frame, (P, P, 3) float32 in
-    [0, 1]; ``flow``, from the reference's frame to the frame, (P, P, 2) float32 in pixels."""
+    [0, 1]; ``flow``, from the reference's frame to the frame, (P, P, 2) float32 in pixels.
+    """
 
     truth: Pixels
     ref: Pixels

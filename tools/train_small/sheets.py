@@ -47,7 +47,8 @@ class Sheet:
     @torch.no_grad()
     def measure(self, model: LiveMomentsModel, path: Path) -> dict[str, float]:
         """Draw the sheet; mean PSNR (y, dB) of the input, of what was restored, of that with another pair's reference,
-        and of the truth through the VAE alone."""
+        and of the truth through the VAE alone.
+        """
         model.eval()
         own = self._restore(model, self._encoded)
         strangers = [

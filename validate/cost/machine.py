@@ -35,7 +35,8 @@ _NO_LIMIT_BYTES = 1 << 60
 
 def describe_machine() -> dict[str, str | int]:
     """Processor, its vector and matrix instructions, cores, memory, system and versions, for the record beside a
-    measurement."""
+    measurement.
+    """
     return {
         "processor": _cpuinfo("model name") or platform.processor() or "unknown",
         "instructions": _instructions(),
@@ -123,7 +124,8 @@ def watch_state(gpu: Gpu | None) -> Iterator[State]:
 
 def _instructions() -> str:
     """Those that decide which kernels run, e.g. ``AVX2`` or ``AVX2, AVX512, AVX512-VNNI, AMX-INT8``; ``unknown`` where
-    the system does not list them in ``/proc/cpuinfo``."""
+    the system does not list them in ``/proc/cpuinfo``.
+    """
     flags = set((_cpuinfo("flags") or _cpuinfo("Features") or "").split())
     return ", ".join(name for flag, name in _INSTRUCTIONS.items() if flag in flags) or "unknown"
 

@@ -1,0 +1,1 @@
+"""Sets of Live Photos with ground truth: found, described, read."""

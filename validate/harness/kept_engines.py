@@ -37,6 +37,7 @@ class KeptEngines(Backend):
         self._not_kept = frozenset(_NEVER_TOGETHER if policy.name == "phase-split" else ())
 
     def open(self, bundle: Bundle, stage: Stage, size: Size) -> Engine:
+        """Lend the kept engine, opened first where need be."""
         try:
             if stage in self._not_kept:
                 return self._inner.open(bundle, stage, size)

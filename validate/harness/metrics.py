@@ -70,6 +70,7 @@ class StandardMeasures:
     device: str = "cpu"
 
     def __call__(self) -> Measures:
+        """The two measurements, with this process's own meter."""
         meter = self.meter()
 
         def seam(pixels: np.ndarray, plan: TilePlan) -> float | None:

@@ -49,7 +49,8 @@ def error_map(value: np.ndarray, wanted: np.ndarray, *, top_levels: float) -> np
     """Where two pictures of one size differ, as (h, w, 3) uint8 RGB of preview size, from black to bright yellow.
 
     Args:
-        value, wanted: (H, W, 3) uint8 or uint16.
+        value: (H, W, 3) uint8 or uint16.
+        wanted: what it is compared with, of the same size.
         top_levels: the mean absolute difference of the channels, in 8-bit levels, that is drawn brightest.
     """
     difference = cv2.absdiff(to_bit_depth(value, 8), to_bit_depth(wanted, 8))

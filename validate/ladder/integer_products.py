@@ -58,7 +58,8 @@ def multiply(left: np.ndarray, right: np.ndarray, options: object = None) -> np.
     """(M, K) uint8 times a constant (K, N) int8 by onnxruntime's ``MatMulInteger``: (M, N) int32.
 
     Args:
-        left, right: the factors.
+        left: (M, K) uint8.
+        right: (K, N) int8.
         options: the session's; by default those of every session.
     """
     session = open_session(_matmul_integer(right, len(left)), options)

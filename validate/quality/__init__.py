@@ -1,0 +1,1 @@
+"""Quality metrics, each tested against another implementation."""

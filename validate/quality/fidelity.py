@@ -24,7 +24,7 @@ def measure_fidelity(
 
     Args:
         value: (H, W, 3) RGB, uint8, uint16, or float in [0, 1].
-        reference: likewise, of the same size.
+        reference: what it is compared with, of the same shape and type.
         names: which.
         luma: the convention of y.
 

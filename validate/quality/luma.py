@@ -97,7 +97,7 @@ def luma_strips(
 
     Args:
         value: (H, W, 3) RGB.
-        reference: likewise; the bit depths may differ.
+        reference: what it is compared with, of the same size; the bit depths may differ.
         luma: the convention.
 
     Yields:

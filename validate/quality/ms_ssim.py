@@ -23,8 +23,8 @@ class Halving:
     """Halves a plane that arrives as strips of rows by the mean of 2 x 2 pixels.
 
     Args:
-        height: of the whole plane; with ``width`` it decides whether a row and a column are repeated.
-        width: likewise.
+        height: rows of the whole plane; an odd last one is repeated.
+        width: its columns; an odd last one is repeated.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -54,8 +54,8 @@ class MultiScaleSimilarity:
     """MS-SSIM of two pictures that arrive as strips of y.
 
     Args:
-        height: of the pictures in pixels.
-        width: likewise.
+        height: the pictures' height in pixels.
+        width: their width in pixels.
 
     Raises:
         UsageError: a side is shorter than 161 pixels.
@@ -95,7 +95,7 @@ def ms_ssim_y(value: np.ndarray, reference: np.ndarray, luma: Luma = Luma.BT601_
 
     Args:
         value: (H, W, 3) RGB, uint8, uint16, or float in [0, 1].
-        reference: likewise, of the same size.
+        reference: what it is compared with, of the same shape and type.
         luma: the convention of y.
 
     Raises:

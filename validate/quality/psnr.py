@@ -34,7 +34,7 @@ def psnr_y(value: np.ndarray, reference: np.ndarray, luma: Luma = Luma.BT601_STU
 
     Args:
         value: (H, W, 3) RGB, uint8, uint16, or float in [0, 1].
-        reference: likewise, of the same size.
+        reference: what it is compared with, of the same shape and type.
         luma: the convention of y.
 
     Raises:

@@ -79,10 +79,12 @@ class MetricSpec:
 
     @property
     def needs_truth(self) -> bool:
+        """Whether it compares with the ground truth."""
         return self.kind in ("fidelity", "pair", "frechet")
 
     @property
     def needs_photo(self) -> bool:
+        """Whether it compares with the key photo."""
         return self.kind in ("relative", "cosine")
 
     def title(self, luma: Luma = Luma.BT601_STUDIO) -> str:

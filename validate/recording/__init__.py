@@ -1,0 +1,1 @@
+"""Recordings: what the reference computed for a photo, kept with its inputs and noise."""

@@ -52,12 +52,15 @@ class Wanted:
     kv_steps: tuple[int, ...]
 
     def at_least(self, detail: Detail) -> bool:
+        """Whether this level holds what the other one does."""
         return DETAILS.index(self.detail) >= DETAILS.index(detail)
 
     def tile(self, index: int) -> bool:
+        """Whether more than the stages of this tile is recorded."""
         return self.tiles is None or index in self.tiles
 
     def step(self, index: int) -> bool:
+        """Whether more than the stages of this step is recorded."""
         return self.steps is None or index in self.steps
 
     def kv(self, index: int) -> bool:
@@ -65,6 +68,7 @@ class Wanted:
         return any(self.step(step) for step, source in enumerate(self.kv_steps) if source == index)
 
     def module(self, name: str) -> bool:
+        """Whether the module is recorded."""
         if self.blocks is None:
             return True
         found = _BLOCK.match(name)

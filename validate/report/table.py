@@ -59,7 +59,8 @@ def images_csv(report: ValidationReport) -> str:
 
 def _cell(value: object) -> object:
     """A lone carriage return, which the writer does not quote, becomes a line feed; a text that a spreadsheet would run
-    as a formula begins with an apostrophe, which it takes for the mark of a text."""
+    as a formula begins with an apostrophe, which it takes for the mark of a text.
+    """
     if not isinstance(value, str):
         return value
     text = value.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,0 +1,1 @@
+"""Test sets made from one's own videos, degraded as Live Photos are."""

@@ -67,7 +67,8 @@ class Resize(_Step, frozen=True, kw_only=True, tag="resize"):
 
 class Noise(_Step, frozen=True, kw_only=True, tag="noise"):
     """``amount``: standard deviation in 8-bit levels (``gaussian``), or the ``poisson_scale`` of the presets; ``grey``:
-    the same in all channels."""
+    the same in all channels.
+    """
 
     kind: Literal["gaussian", "poisson"]
     amount: float

@@ -41,6 +41,7 @@ class Commands(click.Group):
     """The group: commands listed in the order of the work, errors handled by :func:`livemoments.cli.exits.run`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands' names, in the order in which they were added."""
         return list(self.commands)
 
     def main(

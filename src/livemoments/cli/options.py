@@ -35,9 +35,11 @@ class SizeType(click.ParamType):
     name = "size"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """What stands for the value in the help."""
         return "WxH"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
+        """Parse the text of a size."""
         if isinstance(value, Size):
             return value
         try:
@@ -52,6 +54,7 @@ class PolicyType(click.ParamType):
     name = "POLICY"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ReferencePolicy:
+        """Parse the name of a policy."""
         if isinstance(value, ReferencePolicy):
             return value
         try:
@@ -66,6 +69,7 @@ class CountsType(click.ParamType):
     name = "N,N,…"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Parse the counts: each once, ascending."""
         if isinstance(value, tuple):
             return value
         if not re.fullmatch(r"\s*[1-9]\d{0,3}\s*(,\s*[1-9]\d{0,3}\s*)*", value):
@@ -80,6 +84,7 @@ class StagesType(click.ParamType):
     name = "STAGE,…"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Stage, ...]:
+        """Parse the stages' names: in the order of the work."""
         if isinstance(value, tuple):
             return value
         known = {stage.value: stage for stage in Stage}
@@ -97,6 +102,7 @@ class BytesType(click.ParamType):
     name = "BYTES"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse a number with its unit."""
         if isinstance(value, int):
             return value
         match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMG]I?|)B?\s*", value.upper())
@@ -122,6 +128,7 @@ class PathType(click.ParamType):
         self._file_suffix = file_suffix
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Check that the system could look the path up."""
         if isinstance(value, Path):
             return value
         try:

@@ -24,7 +24,8 @@ _DECIMAL_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 def prepare_streams() -> None:
     """Make stdout and stderr usable whatever the caller did to them: a closed one goes nowhere, and a character that
-    an encoding lacks (latin-1, cp437) is written as its escape instead of ending finished work with a traceback."""
+    an encoding lacks (latin-1, cp437) is written as its escape instead of ending finished work with a traceback.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller: livemoments inspect B >&-

@@ -56,7 +56,12 @@ if TYPE_CHECKING:
     help="Keep finished photos and layers here: the same command, started again, goes on from there.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the calibration's noise."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Seed of the calibration's noise.",
 )
 @click.option(
     "--allow-slower", is_flag=True, help="Accept engines slower than the source's, for the sake of their memory."

@@ -49,7 +49,9 @@ if TYPE_CHECKING:
     help="The result; the suffix decides the format (png, jpg, tif, webp). An existing file is replaced.",
 )
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Sampling steps.  [default: the bundle's]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the noise.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Seed of the noise."
+)
 @click.option(
     "--compat",
     type=click.Choice(["upstream"]),

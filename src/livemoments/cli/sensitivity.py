@@ -51,7 +51,9 @@ _NAMES = {"json": "sensitivity.json", "table": "sensitivity.txt", "plot": "sensi
 @click.option(
     "--per-step", is_flag=True, help="Also the photo with the layer quantized at one step only; takes 3 times as long."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the noise.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Seed of the noise."
+)
 @result_options
 def command(
     bundle: Path,

@@ -25,9 +25,11 @@ class CropType(click.ParamType):
     name = "crop"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """What stands for the value in the help."""
         return "WxH"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size | str:
+        """Parse the text of a size, or ``full``."""
         if isinstance(value, Size) or value == _FULL:
             return value
         try:
@@ -99,7 +101,7 @@ def command() -> None:
     default=0,
     show_default=True,
     metavar="N",
-    help="Of places, crops, parameters and noise.",
+    help="Seed of the places, crops, parameters and noise.",
 )
 @click.option("--skip-unusable", is_flag=True, help="Leave out files that cannot be used instead of refusing all.")
 @overwrite_option

@@ -116,11 +116,13 @@ class _LevelsType(click.ParamType):
 )
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Who works.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="For ray.  [default: one per GPU or machine]")
-@click.option("--ray-address", metavar="ADDRESS", help="Of a running cluster.  [default: one on this machine]")
+@click.option("--ray-address", metavar="ADDRESS", help="Address of a running cluster.  [default: one on this machine]")
 @click.option("--allow-failed", type=click.IntRange(min=0), default=0, metavar="N", help="Images that may be unusable.")
 @click.option("--pictures/--no-pictures", default=True, show_default=True, help="Small pictures for the report.")
 @click.option("--fresh", is_flag=True, help="Begin anew, whatever an earlier run left in REPORT.")
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Of the noise.  [default: the recording's, or 0]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), metavar="N", help="Seed of the noise.  [default: the recording's, or 0]"
+)
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Sampling steps.  [default: the bundle's]")
 @click.option("--reference", type=POLICY, help="When ReferenceNet runs.  [default: the bundle's policy]")
 @flow_option("Of the images.  [default: the bundle's: engine, unless its checkpoint has no RAFT]")

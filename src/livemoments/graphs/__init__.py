@@ -1,0 +1,1 @@
+"""Written ONNX graphs, read and cut without torch."""

@@ -1,0 +1,1 @@
+"""Files and folders that are whole or not there at all, locks, and the errors of a disk."""

@@ -140,8 +140,8 @@ def restore_retired(destination: Path) -> None:
 
     Of several, the newest is put back; nothing is touched where ``destination`` is there.
     """
-    found = list(left_behind(destination.parent, hidden_prefix(destination.name, RETIRED)))
-    by_age = sorted(found, key=lambda one: one.path.stat().st_mtime_ns if one.path.exists() else 0, reverse=True)
+    retired = list(left_behind(destination.parent, hidden_prefix(destination.name, RETIRED)))
+    by_age = sorted(retired, key=lambda one: one.path.stat().st_mtime_ns if one.path.exists() else 0, reverse=True)
     for one in by_age:
         _put_back(one.path, destination)
         _tidy(one, destination)
@@ -200,7 +200,8 @@ def check_destination(
 
 def _tidy(retired: Claim, destination: Path) -> None:
     """Remove what is not needed any more; leave what could not be put back, and what belongs to a name that begins
-    alike."""
+    alike.
+    """
     content = {path.name for path in retired.path.iterdir()} if retired.path.is_dir() else set()
     if content <= {_DELETED} or (destination.name in content and os.path.lexists(destination)):
         retired.remove()

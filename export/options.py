@@ -1,0 +1,71 @@
+"""How a checkpoint is exported: one set of options for ``export_bundle`` and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from livemoments.errors import UsageError
+from livemoments.types import ReferencePolicy, Size, Stage
+
+Verify = Literal["full", "sampled", "finite", "none"]
+
+TARGETS = ("onnx",)
+PRECISIONS = ("fp32", "fp16")
+VERIFY = ("full", "sampled", "finite", "none")
+KV_LAYOUTS = ("per-block", "stacked")
+DEFAULT_STEP_COUNTS = (1, 2, 3, 4, 6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """The options of :func:`livemoments.export.pipeline.export_bundle`.
+
+    Attributes:
+        target: ``onnx`` (for onnxruntime).
+        precision: ``fp32`` or ``fp16``; RAFT stays in float32.
+        tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
+            position table. ``None`` is the checkpoint's own training size (its ``tile``, else ``sample_size``):
+            1024 x 1024 with upstream's networks.
+        overlap: least overlap of neighbouring tiles, pixels. ``None`` is the checkpoint's own beside its own tile, else
+            a sixteenth of the smallest side in whole tokens: 64 px with upstream's networks.
+        steps: step counts that are sampled with upstream's exact timesteps.
+        reference_policy: the policy that the runtime uses unless it is told otherwise.
+        kv_layout: how keys and values pass from one network to the other: ``per-block``, the faster one, or
+            ``stacked``.
+        stages: only these; ``None`` is all six, or the five of a checkpoint without RAFT. A bundle of fewer cannot
+            restore a photo.
+        verify: ``full`` compares every graph with the reference at every point of the schedule, ``sampled`` at the
+            first and the last, ``finite`` only runs every graph once, ``none`` does not.
+    """
+
+    target: str = "onnx"
+    precision: str = "fp32"
+    tiles: Sequence[Size] | None = None
+    overlap: int | None = None
+    steps: Sequence[int] = DEFAULT_STEP_COUNTS
+    reference_policy: str = "per-step"
+    kv_layout: str = "per-block"
+    stages: Sequence[Stage] | None = None
+    verify: Verify = "full"
+
+    def check(self) -> None:
+        """See whether the options can be used, with whatever checkpoint.
+
+        Raises:
+            UsageError: one of them cannot, named.
+        """
+        for what, value, allowed in (
+            ("target", self.target, TARGETS),
+            ("precision", self.precision, PRECISIONS),
+            ("verification", self.verify, VERIFY),
+            ("layout of keys and values", self.kv_layout, KV_LAYOUTS),
+        ):
+            if value not in allowed:
+                raise UsageError(f"this release has no {what} '{value}'", fix=f"use {', '.join(allowed)}")
+        if self.tiles is not None and not self.tiles:
+            raise UsageError("no tile size was given", fix="give at least one, e.g. 1024x1024")
+        if self.stages is not None and not self.stages:
+            raise UsageError("no stage to export was named")
+        ReferencePolicy.parse(self.reference_policy)
