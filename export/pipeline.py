@@ -68,7 +68,7 @@ def export_bundle(
         raise TypeError("give either ExportOptions or their fields as keywords")
     options = options or ExportOptions(**fields)
     options.check()
-    planner = _planner(checkpoint, options)
+    planner = open_planner(checkpoint, options)
     wanted = _wanted(planner, options.stages)
     tiles = options.tiles
     sizes = (default_tile(planner.configs, planner.files.tile),) if tiles is None else tuple(dict.fromkeys(tiles))
@@ -78,16 +78,22 @@ def export_bundle(
         overlap = own or default_overlap(planner.configs, sizes)
     _check_tiles(planner, sizes, overlap)
     planner.check_files(wanted)
-    from livemoments.reference.checkpoint import model_of  # torch, whose absence _planner explained
+    from livemoments.reference.checkpoint import model_of  # torch, whose absence open_planner explained
 
     with _resource_errors(Path(output)), write_bundle(output, overwrite=overwrite) as writer:
-        entries = _export_stages(planner, writer, wanted, sizes, options, progress)
+        source = _source(planner)
+        if options.target == "coreml":
+            from livemoments.export.coreml.pipeline import export_stages
+
+            entries = export_stages(Path(checkpoint), planner, writer, wanted, sizes, options, source.files, progress)
+        else:
+            entries = _export_stages(planner, writer, wanted, sizes, options, progress)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             producer=f"livemoments-deploy {__version__}",
             target=options.target,
             precision=options.precision,
-            source=_source(planner),
+            source=source,
             model=model_of(planner.configs, planner.prompt, planner.files.flow),
             schedule=planner.schedule,
             tiles=tuple(str(size) for size in sizes),
@@ -95,7 +101,7 @@ def export_bundle(
             reference_policy=str(ReferencePolicy.parse(options.reference_policy)),
             kv_layout=planner.kv_layout,
             stages=entries,
-            toolchain=_toolchain(),
+            toolchain=_toolchain(*(["coremltools"] if options.target == "coreml" else [])),
             files=writer.hash_files(),
         )
         writer.commit(manifest)
@@ -128,7 +134,14 @@ def _check_tiles(planner: Planner, sizes: Sequence[Size], overlap: int) -> None:
                 )
 
 
-def _planner(checkpoint: str | Path, options: ExportOptions) -> Planner:
+def open_planner(checkpoint: str | Path, options: ExportOptions) -> Planner:
+    """The checkpoint's planner, from its small files alone.
+
+    Raises:
+        MissingExtraError: the extra ``export`` is not installed.
+        CheckpointError: the checkpoint does not have the layout.
+        UsageError: no step count was given.
+    """
     try:
         import onnx  # noqa: F401  (onnx_ir's and onnxscript's absence would show only halfway)
         import onnx_ir  # noqa: F401
@@ -260,9 +273,9 @@ def _source(planner: Planner) -> Source:
     return Source(name=planner.files.root.resolve().name, files=files)
 
 
-def _toolchain() -> dict[str, str]:
+def _toolchain(*more: str) -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for name in _TOOLS:
+    for name in (*_TOOLS, *more):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions

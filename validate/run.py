@@ -126,7 +126,7 @@ def validate(
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     settings = (settings or RestoreOptions()).for_bundle(opened)
     held = load_limits(opened.manifest.precision, limits)
-    engines = backend or settings.open_backend()
+    engines = backend or settings.open_backend(opened)
     recorded = recording if isinstance(recording, Recording) or recording is None else open_recording(recording)
     plan = data if isinstance(data, DataPlan) or data is None else DataPlan(Path(data))
     if plan is not None or cost_runs:

@@ -65,7 +65,9 @@ def convert(part: Part, path: Path) -> None:
 
 def examples(part: Part) -> tuple[torch.Tensor, ...]:
     """Tensors of the inputs' shapes and types, to trace with."""
-    return tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in part.inputs)
+    shapes = [[int(axis) for axis in spec.shape] for spec in part.inputs]
+    types = [getattr(torch, spec.dtype) for spec in part.inputs]
+    return tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in zip(shapes, types, strict=True))
 
 
 @contextlib.contextmanager

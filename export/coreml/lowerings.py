@@ -9,7 +9,8 @@ Each is a fault that a test of this project shows without the replacement (``tes
 * ``div`` by a number and ``pad`` with one make half-precision tensors float32, and what follows is float32 too, or
   fails.
 
-The registry is the process's: packages are converted in processes of their own (:mod:`livemoments.export.coreml.worker`).
+The registry is the process's: packages are converted in processes of their own
+(:mod:`livemoments.export.coreml.worker`).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ blocks [start, stop) takes the tokens that the chunk before it left (``image.{st
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,10 +40,10 @@ class Part:
 
 
 def chunks(blocks: int, most: int) -> list[tuple[int, int]]:
-    """Blocks [start, stop) of each package: as few packages as ``most`` blocks in each allow, of nearly equal length."""
+    """Blocks [start, stop) of each package: as few packages as ``most`` blocks in each allow, nearly equally long."""
     count = -(-blocks // most)
     edges = [round(index * blocks / count) for index in range(count + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def build(planner: Planner, stage: Stage, size: Size, span: tuple[int, int] | None) -> Part:

@@ -19,7 +19,11 @@ from livemoments.types import ReferencePolicy, Size, Stage
 @click.argument("checkpoint", type=PATH)
 @click.option("-o", "--output", metavar="BUNDLE", type=PATH, required=True, help="The bundle's folder.")
 @click.option(
-    "--target", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="What kind of engine to write."
+    "--target",
+    type=click.Choice(["onnx", "coreml"]),
+    default="onnx",
+    show_default=True,
+    help="What kind of engine to write.",
 )
 @click.option(
     "--precision",
