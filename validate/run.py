@@ -131,6 +131,8 @@ def validate(
     plan = data if isinstance(data, DataPlan) or data is None else DataPlan(Path(data))
     if plan is not None or cost_runs:
         _need_every_stage(opened, "restored" if plan is not None else "timed")
+    if opened.manifest.target == "coreml":
+        levels = _whole_stages(opened, levels, find_fault, progress)
     checks: list[Check] = []
     rungs: tuple[Rung, ...] = ()
     bisection: Bisection | None = None
@@ -201,6 +203,19 @@ class _Found:
     info: DatasetInfo | None = None
     images: tuple[ImageResult, ...] = ()
     metrics: tuple[Metric, ...] = ()
+
+
+def _whole_stages(bundle: Bundle, levels: Collection[Level], find_fault: bool, progress: Progress) -> list[Level]:
+    """The rungs that need no look into a stage: only ONNX graphs are cut.
+
+    Raises:
+        UsageError: the bundle is to be bisected.
+    """
+    if find_fault:
+        raise UsageError(f"{bundle.path} holds Core ML packages, which are not bisected", fix="leave --bisect out")
+    if "block" in levels:
+        progress.say("the rung 'block' is left out: Core ML packages are run as a whole")
+    return [level for level in levels if level != "block"]
 
 
 def _need_every_stage(bundle: Bundle, what: str) -> None:

@@ -18,9 +18,9 @@ from livemoments.errors import EngineError
 from livemoments.export.coreml import lowerings
 from livemoments.export.coreml.modules import Part
 
-_LEFT_OUT = "common::fuse_elementwise_to_batchnorm"
-"""The pass that makes batch norms of multiplications and additions, with an epsilon of 1e-5 that nobody asked for: the
-VAE's outputs are then off by 1e-5."""
+LEFT_OUT = frozenset({"common::fuse_elementwise_to_batchnorm"})
+"""Passes of the converter that do not run: this one makes batch norms of multiplications and additions, with an epsilon
+of 1e-5 that nobody asked for; the VAE's outputs are then off by 1e-5."""
 
 
 def convert(part: Part, path: Path) -> None:
@@ -43,7 +43,7 @@ def convert(part: Part, path: Path) -> None:
         program = torch.export.export(part.module, examples(part), strict=False).run_decompositions({})
         kinds = {"float16": np.float16, "float32": np.float32, "int32": np.int32}
         pipeline = ct.PassPipeline.DEFAULT  # a new one: a pipeline that is used twice silently keeps what it did first
-        pipeline.remove_passes({_LEFT_OUT})
+        pipeline.remove_passes(LEFT_OUT)
         try:
             model = ct.convert(
                 program,

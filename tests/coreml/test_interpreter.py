@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("coremltools", reason="the extra 'coreml' is not installed")
 
 import torch
-from coreml_programs import build, ct, interpret, mb, save, types
+from coreml_programs import MODEL, build, changed, ct, interpret, mb, save, types
 
 from livemoments.coreml.interpreter import Interpreter, States
 from livemoments.coreml.package import Package, model_proto
@@ -21,7 +21,6 @@ from livemoments.coreml.program import ValueType
 from livemoments.coreml.weight_file import WeightFile
 from livemoments.errors import EngineError, FileError
 
-MODEL = "Data/com.apple.CoreML/model.mlmodel"
 WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
 
 
@@ -38,15 +37,6 @@ def fixture_linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weight = np.arange(128, dtype=np.float32).reshape(8, 16) / 64
     path = tmp_path_factory.mktemp("linear") / "linear.mlpackage"
     return save(lambda x: mb.mul(x=mb.linear(x=x, weight=weight), y=0.5), {"x": np.zeros((2, 16), np.float32)}, path)
-
-
-def changed(package: Path, place: Path, change: Any) -> Path:
-    """A copy of a package with its program changed."""
-    shutil.copytree(package, place)
-    spec = model_proto().FromString((place / MODEL).read_bytes())
-    change(spec.mlProgram.functions["main"].block_specializations["CoreML8"])
-    (place / MODEL).write_bytes(spec.SerializeToString())
-    return place
 
 
 # Precision

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,11 +20,11 @@ from coremltools.converters.mil.mil import Builder as mb  # noqa: E402, N813
 from coremltools.converters.mil.mil import types  # noqa: E402
 
 from livemoments.coreml.interpreter import Interpreter, Precision  # noqa: E402
-from livemoments.coreml.package import Package  # noqa: E402
+from livemoments.coreml.package import Package, model_proto  # noqa: E402
 
 DTYPES = {"float32": types.fp32, "float16": types.fp16, "int32": types.int32, "bool": types.bool}
 
-__all__ = ["DTYPES", "build", "ct", "interpret", "mb", "save", "types"]
+__all__ = ["DTYPES", "MODEL", "build", "changed", "ct", "interpret", "mb", "save", "types"]
 
 
 def save(
@@ -71,3 +72,22 @@ def interpret(
 ) -> list[np.ndarray]:
     """What the interpreter answers for the saved program, output by output."""
     return list(Interpreter(build(body, inputs), precision=precision).run(inputs).values())
+
+
+MODEL = "Data/com.apple.CoreML/model.mlmodel"
+"""Where a package keeps its program."""
+
+
+def changed(package: Path, place: Path, change: Callable[[Any], None]) -> Path:
+    """A copy of a package with its program changed.
+
+    Args:
+        package: stays as it is.
+        place: the copy.
+        change: gets the program's block, a protobuf.
+    """
+    shutil.copytree(package, place)
+    spec = model_proto().FromString((place / MODEL).read_bytes())
+    change(spec.mlProgram.functions["main"].block_specializations["CoreML8"])
+    (place / MODEL).write_bytes(spec.SerializeToString())
+    return place

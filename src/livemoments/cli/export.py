@@ -79,6 +79,21 @@ from livemoments.types import ReferencePolicy, Size, Stage
     help="full: every graph against the PyTorch reference, at every point of the schedule. sampled: at the first and "
     "the last. finite: every graph only runs once. none: nothing. The manifest records what was measured.",
 )
+@click.option(
+    "--flow-size",
+    "flow_sizes",
+    type=SIZE,
+    multiple=True,
+    help="With --target coreml: a size for which the flow stage gets a package, besides the tiles': that of the video "
+    "frames, each side rounded up to a multiple of 8 px. Other targets' flow takes any size.",
+)
+@click.option(
+    "--blocks-per-package",
+    type=click.IntRange(min=1),
+    default=6,
+    metavar="N",
+    help="With --target coreml: transformer blocks in a package at most.  [default: 6]",
+)
 @overwrite_option
 @result_options
 def command(checkpoint: Path, output: Path, policy: ReferencePolicy, as_json: bool, **options: Any) -> None:
@@ -100,6 +115,7 @@ def command(checkpoint: Path, output: Path, policy: ReferencePolicy, as_json: bo
       livemoments export checkpoint -o bundle --precision fp16
       livemoments export inference_config.yml -o bundle --tile 1024x1024 --tile 768x1024
     """
+    options["flow_sizes"] = tuple(dict.fromkeys(options["flow_sizes"]))
     tiles: tuple[Size, ...] | None = tuple(dict.fromkeys(options.pop("tiles"))) or None
     with stdout_is_ours(), needs_extra("exporting", "export"):
         from livemoments.export.pipeline import export_bundle
