@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -245,13 +246,23 @@ def _run(job: Job, work: Path) -> Answer:
 
 
 def _place(package: Path, folder: Path, prefix: str) -> list[str]:
-    """Move a package into the bundle; its files by their paths there, the one that stands for it first."""
-    folder.mkdir(exist_ok=True)
+    """Put a package into the bundle; its files by their paths there, the one that stands for it first.
+
+    By links, where the file system has them: the package stays where it was made until all are there, for a next try.
+    """
     target = folder / package.name.removeprefix(f"{prefix}-")
     with output_errors(target):
-        package.rename(target)
+        shutil.copytree(package, target, copy_function=_link)
     files = sorted(path.relative_to(folder.parent).as_posix() for path in target.rglob("*") if path.is_file())
     return sorted(files, key=lambda name: not name.endswith(f"/{ENTRY}"))
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # of file systems without links, or across two
+        shutil.copyfile(source, target)
+    return target
 
 
 def _measure(folder: Path, graph: Graph, stage: Stage, cases: _Cases, options: ExportOptions) -> StageParity | None:
