@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,23 @@ def convert(part: Part, path: Path) -> None:
         except (ValueError, NotImplementedError, TypeError, RuntimeError) as error:
             raise EngineError(f"{path.name}: coremltools does not convert the stage ({error})") from error
         model.save(str(path))
+
+
+def merge(packages: Mapping[str, str], path: Path) -> None:
+    """Join packages in one, each as a function; constants that are equal are stored once.
+
+    Args:
+        packages: their paths, by the functions' names; the first is what runs unasked.
+        path: the package to write.
+    """
+    with _quiet():
+        import coremltools as ct
+
+        together = ct.utils.MultiFunctionDescriptor()
+        for function, package in packages.items():
+            together.add_function(package, src_function_name="main", target_function_name=function)
+        together.default_function_name = next(iter(packages))
+        ct.utils.save_multifunction(together, str(path))
 
 
 def examples(part: Part) -> tuple[torch.Tensor, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import itertools
 import os
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ import numpy as np
 
 from livemoments.bundle import BundleWriter
 from livemoments.coreml.backend import INTERPRETER, CoreMlBackend
-from livemoments.coreml.names import ENTRY, PACKAGE
+from livemoments.coreml.names import ENTRY, PACKAGE, function_name
 from livemoments.errors import EngineError, MissingExtraError, OutputError, ParityError, ResourceError, UsageError
 from livemoments.export import gate
 from livemoments.export.coreml.modules import chunks
@@ -120,27 +121,36 @@ def _stage(
     options: ExportOptions,
     task: Task,
 ) -> StageEntry:
-    graphs, parity, parameters, before = [], [], 0, 0
-    spans = chunks(planner.configs.transformer.num_layers, options.blocks_per_package)
+    count = planner.configs.transformer.num_layers
+    spans = chunks(count, options.blocks_per_package) if stage in TRANSFORMERS else [None]
+    names: dict[Size, list[str]] = {}
+    cases = {size: _Cases(parts.work, references, stage, size, options.verify) for size in sizes}
+    parameters = 0
+    for size in sizes:
+        made = []
+        for span in spans:
+            made.append(parts.make(stage, size, span, cases[size]))
+            task.advance(1 / len(spans), note=f"{made[-1][0]} written")
+        names[size] = [name for name, _ in made]
+        parameters = parameters or sum(answer.parameters for _, answer in made)
+    if len(sizes) > 1:
+        together = [parts.merge(stage, span, {size: names[size][i] for size in sizes}) for i, span in enumerate(spans)]
+        names = dict.fromkeys(sizes, together)
+    folder = writer.folder / str(stage)
+    placed = {
+        name: _place(parts.work / name, folder, str(stage)) for name in dict.fromkeys(itertools.chain(*names.values()))
+    }
+    graphs, parity = [], []
     for size in sizes:
         plan = planner.graph(stage, size)
-        cases = _Cases(parts.work, references, stage, size, options.verify)
-        paths, answers = [], []
-        for span in spans if stage in TRANSFORMERS else [None]:
-            name, answer = parts.make(stage, size, span, cases)
-            paths.append(name)
-            answers.append(answer)
-            task.advance(1 / (len(spans) if stage in TRANSFORMERS else 1), note=f"{name} written")
-        placed = [_place(parts.work / name, writer.folder / str(stage), str(stage)) for name in paths]
-        first, *others = [name for files in placed for name in files]
+        first, *others = [file for name in names[size] for file in placed[name]]
         graph = Graph(path=first, size=str(size), weights=tuple(others), inputs=plan.inputs, outputs=plan.outputs)
-        found = _measure(writer.folder, graph, stage, cases, options)
+        found = _measure(writer.folder, graph, stage, cases[size], options)
         task.advance(note=f"{stage} {size} checked")
         graphs.append(graph)
         parity += [] if found is None else [found]
-        cases.forget()
-        if not parameters:
-            parameters, before = sum(answer.parameters for answer in answers), plan.parameters_before
+        cases[size].forget()
+        before = plan.parameters_before
     precision = "fp32" if stage == Stage.FLOW else options.precision
     return StageEntry(
         precision=precision, graphs=tuple(graphs), parity=tuple(parity), parameters=parameters, parameters_before=before
@@ -193,7 +203,8 @@ class _Parts:
     def __init__(self, work: Path, checkpoint: Path, options: ExportOptions, source: Mapping[str, FileEntry]) -> None:
         self.work, self._checkpoint, self._options = work, checkpoint, options
         versions = {name: version_of(name) for name in ("torch", "coremltools")}
-        made_of = [source, options.precision, options.steps, options.verify, __version__, versions]
+        sizes = [list(map(str, chosen or ())) for chosen in (options.tiles, options.flow_sizes)]
+        made_of = [source, options.precision, options.steps, options.verify, sizes, __version__, versions]
         key = {"key": hashlib.sha256(msgspec.json.encode(made_of, order="sorted")).hexdigest()}
         self._journal = LineJournal(work / "finished.jsonl")
         if self._journal.head != key:
@@ -222,9 +233,31 @@ class _Parts:
             carried=tuple(str(cases.file(point, f"tokens{start}")) for point in cases.points) if start else (),
             left=tuple(str(cases.file(point, f"tokens{stop}")) for point in cases.points) if span else (),
         )
+        return name, self._finish(name, job)
+
+    def merge(self, stage: Stage, span: tuple[int, int] | None, packages: Mapping[Size, str]) -> str:
+        """One package of those of several sizes, which share their weights in it; its name in the folder."""
+        name = f"{stage}-all{'' if span is None else f'-{span[0]:02}-{span[1]:02}'}{PACKAGE}"
+        if name in self._finished and (self.work / name / ENTRY).exists():
+            return name
+        shutil.rmtree(self.work / name, ignore_errors=True)
+        job = Job(
+            checkpoint=str(self._checkpoint),
+            precision=self._options.precision,
+            steps=tuple(self._options.steps),
+            stage=stage,
+            size=", ".join(map(str, packages)),
+            span=span,
+            package=str(self.work / name),
+            merged=tuple((function_name(str(size)), str(self.work / part)) for size, part in packages.items()),
+        )
+        self._finish(name, job)
+        return name
+
+    def _finish(self, name: str, job: Job) -> Answer:
         answer = _run(job, self.work)
         self._journal.append({"name": name, "answer": msgspec.to_builtins(answer)})
-        return name, answer
+        return answer
 
 
 def _run(job: Job, work: Path) -> Answer:

@@ -36,6 +36,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         cases: files (npz) of inputs to check it with, one a point of the schedule; none are: it is not checked.
         carried: for each case the file of tokens that the chunk before left; empty for the first.
         left: for each case the file for the tokens that this chunk leaves.
+        merged: packages of several sizes, by the functions' names, to join in one instead of converting anything.
     """
 
     checkpoint: str
@@ -48,6 +49,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     cases: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    merged: tuple[tuple[str, str], ...] = ()
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +80,12 @@ def run(job: Job) -> Answer:
         LiveMomentsError: it does not convert, or does not pass its check.
     """
     started = time.monotonic()
+    path = Path(job.package)
+    if job.merged:
+        from livemoments.export.coreml.convert import merge
+
+        merge(dict(job.merged), path)
+        return _answer(path, started)
     from livemoments.export.coreml.convert import convert
     from livemoments.export.coreml.modules import build
     from livemoments.export.options import ExportOptions
@@ -88,15 +96,19 @@ def run(job: Job) -> Answer:
         return build(open_planner(job.checkpoint, options), job.stage, Size.parse(job.size), job.span)
 
     own = part(job.precision)
-    path = Path(job.package)
     convert(own, path)
     parity = None
     if job.cases:
         exact = own if all(p.dtype.itemsize != 2 for p in own.module.parameters()) else part("fp32")
         parity = _check(job, path, own, exact)
+    parameters = sum(parameter.numel() for parameter in own.module.parameters())
+    return _answer(path, started, parity, parameters)
+
+
+def _answer(path: Path, started: float, parity: PartParity | None = None, parameters: int = 0) -> Answer:
     return Answer(
         parity=parity,
-        parameters=sum(parameter.numel() for parameter in own.module.parameters()),
+        parameters=parameters,
         package_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         seconds=round(time.monotonic() - started, 2),
         peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),

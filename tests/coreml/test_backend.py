@@ -132,15 +132,11 @@ def test_a_missing_coremltools_names_its_extra(tmp_path: Path, monkeypatch: pyte
 
 def test_on_a_mac_the_frameworks_model_is_fed_and_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for coremltools: the calls, not Core ML itself, which only a Mac has."""
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, str, str | None]] = []
 
     class Model:
-        def __init__(self, path: str, compute_units: str) -> None:
-            asked.append((path, compute_units))
-
-        def get_spec(self) -> Any:
-            features = [types.SimpleNamespace(name=name) for name in ("latent", "step", "motion_bias")]
-            return types.SimpleNamespace(description=types.SimpleNamespace(input=features))
+        def __init__(self, path: str, compute_units: str, function_name: str | None = None) -> None:
+            asked.append((path, compute_units, function_name))
 
         def predict(self, values: dict[str, np.ndarray]) -> dict[str, Any]:
             if values["latent"].sum() > 1000:
@@ -152,13 +148,20 @@ def test_on_a_mac_the_frameworks_model_is_fed_and_asked(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "coremltools", stand_in)  # type: ignore[arg-type]
     monkeypatch.setattr(module.platform, "system", lambda: "Darwin")
     graph = Graph(path="a.mlpackage/Manifest.json", size="64x64", weights=(), inputs=INPUTS, outputs=OUTPUTS)
+    taken = types.SimpleNamespace(inputs=[types.SimpleNamespace(name=n) for n in ("latent", "step", "motion_bias")])
+    functions: dict[str, Any] = {"main": taken}
+    opened = types.SimpleNamespace(functions=functions, default="main")
+    monkeypatch.setattr("livemoments.coreml.package.Package.open", lambda path: opened)
     for provider, unit in (("cpu", "gpu!"), ("cpu-only", "cpu!"), ("ane", "ane!"), ("all", "all!")):
         engine = CoreMlBackend(provider).open_files(tmp_path, Stage.RESTORATION, graph)
-        assert asked.pop() == (str(tmp_path / "a.mlpackage"), unit)
+        assert asked.pop() == (str(tmp_path / "a.mlpackage"), unit, None)
     inputs = feeds(2)
     got = engine.run(engine.cast(inputs))
     np.testing.assert_array_equal(got["velocity"], inputs["latent"] + 1)
     np.testing.assert_array_equal(got["stack.a"], inputs["motion_bias"][:2])
+    functions |= {"size_64x64": taken, "size_96x64": taken}
+    CoreMlBackend("gpu").open_files(tmp_path, Stage.RESTORATION, graph)
+    assert asked.pop() == (str(tmp_path / "a.mlpackage"), "gpu!", "size_64x64")
     with pytest.raises(EngineError, match="Core ML failed"):
         engine.run(
             engine.cast({**inputs, "latent": np.full((1, 2), 1e4, np.float32), "motion_bias": np.zeros((3, 1, 2))})

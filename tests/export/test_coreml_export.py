@@ -14,9 +14,12 @@ from export_support import make_nano
 from places import GOLDEN
 
 from livemoments.bundle import Bundle
+from livemoments.coreml.interpreter import Interpreter
+from livemoments.coreml.package import Package
 from livemoments.distances import psnr_db
 from livemoments.errors import EngineError, MissingExtraError, OutputError, ParityError, ResourceError, UsageError
 from livemoments.export.coreml import pipeline
+from livemoments.export.coreml.convert import merge
 from livemoments.export.coreml.modules import chunks
 from livemoments.export.coreml.pipeline import Answer, Job
 from livemoments.export.pipeline import export_bundle
@@ -151,9 +154,48 @@ def test_flow_gets_packages_for_tiles_and_video_frames(
     worker = Worker()
     monkeypatch.setattr(pipeline, "_run", worker)
     bundle = export(nano, tmp_path / "bundle", stages=[Stage.FLOW], flow_sizes=[Size(64, 88), TILE], precision="fp16")
-    assert worker.names == ["flow-64x64.mlpackage", "flow-88x64.mlpackage"]
-    assert [graph.size for graph in bundle.stage(Stage.FLOW).graphs] == ["64x64", "88x64"]
+    assert worker.names == ["flow-64x64.mlpackage", "flow-88x64.mlpackage", "flow-all.mlpackage"]
+    assert [(graph.size, graph.path) for graph in bundle.stage(Stage.FLOW).graphs] == [
+        ("64x64", "flow/all.mlpackage/Manifest.json"),
+        ("88x64", "flow/all.mlpackage/Manifest.json"),
+    ]
     assert bundle.stage(Stage.FLOW).precision == "fp32"
+
+
+def test_tiles_of_several_sizes_share_their_packages(
+    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker()
+    monkeypatch.setattr(pipeline, "_run", worker)
+    bundle = export(nano, tmp_path / "bundle", tiles=(TILE, Size(64, 96)), stages=[Stage.REFERENCE])
+    merges = [job for job in worker.jobs if job.merged]
+    assert [[(name, Path(package).name) for name, package in job.merged] for job in merges] == [
+        [("size_64x64", f"reference-64x64-{span}.mlpackage"), ("size_96x64", f"reference-96x64-{span}.mlpackage")]
+        for span in ("00-01", "01-02")
+    ]
+    graphs = bundle.stage(Stage.REFERENCE).graphs
+    assert [graph.size for graph in graphs] == ["64x64", "96x64"]
+    assert graphs[0].path == graphs[1].path == "reference/all-00-01.mlpackage/Manifest.json"
+    assert graphs[0].weights == graphs[1].weights
+    assert not list((tmp_path / "bundle" / "reference").glob("64x64*"))
+
+
+def test_joined_packages_keep_one_copy_of_a_weight(tmp_path: Path) -> None:
+    from coreml_programs import mb, save
+
+    rng = np.random.default_rng()
+    weight, inputs = rng.standard_normal((256, 256)).astype(np.float32), {}
+    for rows in (4, 6):
+        inputs[f"size_{rows}"] = {"x": rng.standard_normal((rows, 256)).astype(np.float32)}
+        save(lambda x: mb.linear(x=x, weight=weight), inputs[f"size_{rows}"], tmp_path / f"size_{rows}.mlpackage")
+    merge({name: str(tmp_path / f"{name}.mlpackage") for name in inputs}, tmp_path / "all.mlpackage")
+    size = sum(file.stat().st_size for file in (tmp_path / "all.mlpackage").rglob("*") if file.is_file())
+    assert size < 1.2 * weight.nbytes
+    package = Package.open(tmp_path / "all.mlpackage")
+    assert package.default == "size_4"
+    for name, feeds in inputs.items():
+        (got,) = Interpreter(package, name).run(feeds).values()
+        np.testing.assert_allclose(got, feeds["x"] @ weight.T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from livemoments.bundle import Bundle
-from livemoments.coreml.names import feature_name, packages_of, parse_slice
+from livemoments.coreml.names import feature_name, function_name, packages_of, parse_slice
 from livemoments.errors import EngineError, MissingExtraError, UsageError
 from livemoments.manifest import Graph
 from livemoments.runtime.backends.base import BATCH_AXIS, Array, Backend, Engine, batch_axis, to_host
@@ -77,14 +77,17 @@ class CoreMlBackend(Backend):
             stage: the stage.
             graph: its entry for the manifest.
         """
-        programs = [self._program(path) for path in packages_of(folder, (graph.path, *graph.weights))]
+        paths = packages_of(folder, (graph.path, *graph.weights))
+        programs = [self._program(path, function_name(graph.size)) for path in paths]
         if not programs:
             raise EngineError(f"{folder}: stage '{stage}' has no Core ML package", fix="export the bundle again")
         return CoreMlEngine(stage, graph.inputs, graph.outputs, programs)
 
-    def _program(self, path: Path) -> Program:
+    def _program(self, path: Path, function: str) -> Program:
         try:
-            return _Interpreted(path) if self.provider == INTERPRETER else _Predicted(path, _UNITS[self.provider])
+            if self.provider == INTERPRETER:
+                return _Interpreted(path, function)
+            return _Predicted(path, function, _UNITS[self.provider])
         except ModuleNotFoundError as error:
             raise MissingExtraError("a bundle of Core ML packages", "coreml", missing=error.name) from None
 
@@ -152,13 +155,14 @@ def _of_tile(array: np.ndarray, spec: TensorSpec, tile: int) -> np.ndarray:
 
 
 class _Interpreted:
-    """A package that the interpreter runs."""
+    """A package that the interpreter runs; ``function`` where it serves several sizes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, function: str) -> None:
         from livemoments.coreml.interpreter import Interpreter
         from livemoments.coreml.package import Package
 
-        self._interpreter = Interpreter(Package.open(path))
+        package = Package.open(path)
+        self._interpreter = Interpreter(package, function if len(package.functions) > 1 else None)
         self.inputs = tuple(variable.name for variable in self._interpreter.function.inputs)
 
     def run(self, values: Values) -> Values:
@@ -166,16 +170,24 @@ class _Interpreted:
 
 
 class _Predicted:
-    """A package that the system's framework runs, on a Mac."""
+    """A package that the system's framework runs, on a Mac; ``function`` where it serves several sizes."""
 
-    def __init__(self, path: Path, units: str) -> None:
+    def __init__(self, path: Path, function: str, units: str) -> None:
         import coremltools
 
+        from livemoments.coreml.package import Package
+
+        found = Package.open(path)
+        several = len(found.functions) > 1
+        extra = {"function_name": function} if several else {}
         try:
-            self._model: Any = coremltools.models.MLModel(str(path), compute_units=coremltools.ComputeUnit[units])
+            self._model: Any = coremltools.models.MLModel(
+                str(path), compute_units=coremltools.ComputeUnit[units], **extra
+            )
         except Exception as error:  # the framework's errors come as they are
             raise EngineError(f"{path}: Core ML does not load the package ({error})") from error
-        self.inputs = tuple(item.name for item in self._model.get_spec().description.input)
+        chosen = found.functions[function if several else found.default]
+        self.inputs = tuple(variable.name for variable in chosen.inputs)
         self._path = path
 
     def run(self, values: Values) -> Values:

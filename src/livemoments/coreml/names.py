@@ -31,6 +31,11 @@ def parse_slice(feature: str) -> tuple[str, int, int] | None:
     return None if match is None else (match["name"], int(match["start"]), int(match["stop"]))
 
 
+def function_name(size: str) -> str:
+    """The function for images of a size, ``WxH``, in a package that serves several."""
+    return f"size_{size}"
+
+
 def packages_of(bundle: Path, files: Sequence[str]) -> list[Path]:
     """The packages that a graph's files make up, in the order in which they run.
 
