@@ -45,7 +45,7 @@ from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_checkpoint
 from livemoments.cli.progress import reporter
 from livemoments.export.pipeline import export_bundle
-from livemoments.quantize.calibration import calibrate
+from livemoments.quantize.calibrate.run import calibrate
 from livemoments.quantize.pipeline import quantize_bundle
 from livemoments.quantize.recipes import load_recipe
 from livemoments.runtime.backends.ort import OrtBackend

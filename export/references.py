@@ -24,11 +24,11 @@ from livemoments.reference.layout import CheckpointFiles
 from livemoments.reference.mmdit import BlockGuidance, BlockKV, ReferenceNet, RestorationNet
 from livemoments.reference.motion import embedding_index
 from livemoments.reference.weights import SafetensorsFolder
+from livemoments.stage_inputs import IMAGE_STD
 from livemoments.types import Size, Stage
 
 Arrays = dict[str, np.ndarray]
 
-"""Standard deviation of the flow that the motion encoder is tried with: hand shake between two frames."""
 _CPU = torch.device("cpu")
 
 
@@ -92,7 +92,7 @@ class References:
         return np.random.default_rng([self.seed, *name.encode(), size.height, size.width])
 
     def _images(self, name: str, size: Size) -> np.ndarray:
-        return np.clip(natural_image(self._rng(name, size), self.batch, 3, size) * 0.5, -1, 1)
+        return np.clip(natural_image(self._rng(name, size), self.batch, 3, size) * IMAGE_STD, -1, 1)
 
     def _latents(self, size: Size) -> Arrays:
         """``z_lr``, ``z_ref`` and ``z_t``: scaled posterior samples of two images, and the first with noise."""

@@ -9,17 +9,19 @@ from livemoments.version import __version__
 
 if TYPE_CHECKING:
     from livemoments.export.pipeline import export_bundle
+    from livemoments.quantize.pipeline import quantize_bundle
     from livemoments.runtime.restore import restore
     from livemoments.validate.run import validate
 
 _PUBLIC = {
     "export_bundle": "livemoments.export.pipeline",
     "open_bundle": "livemoments.bundle",
+    "quantize_bundle": "livemoments.quantize.pipeline",
     "restore": "livemoments.runtime.restore",
     "validate": "livemoments.validate.run",
 }
 
-__all__ = ["__version__", "export_bundle", "open_bundle", "restore", "validate"]
+__all__ = ["__version__", "export_bundle", "open_bundle", "quantize_bundle", "restore", "validate"]
 
 
 def __getattr__(name: str) -> Any:

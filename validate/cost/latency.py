@@ -11,20 +11,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.live_photo import LivePhoto
 from livemoments.manifest import Graph
-from livemoments.natural_images import FLOW_STD_PX
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Array, Backend
 from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
 from livemoments.runtime.schedule import plan_steps
+from livemoments.simulated_clip import synthetic_photograph
+from livemoments.stage_inputs import draw_input
 from livemoments.types import ReferencePolicy, Size, Stage, TensorSpec
 from livemoments.validate.cost.energy import count_energy
 from livemoments.validate.cost.nvml import Gpu
@@ -32,7 +32,6 @@ from livemoments.validate.harness.kept_engines import KeptEngines
 from livemoments.validate.report_data import StageCost
 
 PERCENTILES = (50, 90, 99)
-_OTHER_STD = 0.3
 _PASSED_ON = (Stage.MOTION, Stage.REFERENCE)
 
 
@@ -178,9 +177,7 @@ def measure_tiles(
 def batch_photo(bundle: Bundle, tile: Size, batch: int, *, seed: int = 0) -> tuple[Photo, Photo]:
     """A frame and a photo of one size that hold exactly one batch of tiles side by side."""
     width = tile.width * batch - bundle.manifest.overlap * (batch - 1)
-    rng = np.random.default_rng([seed, 1])
-    photo = _picture(rng, (1, 3, tile.height, width))[0].transpose(1, 2, 0)
-    levels = np.rint((photo + 1) * 127.5).astype(np.uint8)
+    levels = synthetic_photograph(Size(tile.height, width), seed=seed)
     return Photo(np.ascontiguousarray(np.roll(levels, 2, axis=1))), Photo(levels)
 
 
@@ -201,27 +198,10 @@ class _StageInputs:
         return {spec.name: self._value(stage, spec) for spec in specs}
 
     def _value(self, stage: Stage, spec: TensorSpec) -> Array:
-        if spec.dtype == "int64":
-            return np.array(self._point, np.int64)
         if stage is Stage.RESTORATION and spec.name in self._given:
             return self._given[spec.name]
-        free = {"batch": self._batch, "height": self._size.height, "width": self._size.width}
-        shape = tuple(free[axis] if isinstance(axis, str) else axis for axis in spec.shape)
         rng = np.random.default_rng([self._seed, *f"{stage} {spec.name}".encode()])
-        if spec.name.startswith("image"):
-            return _picture(rng, shape)
-        if spec.name == "flow":
-            return _picture(rng, shape) * np.float32(FLOW_STD_PX)
-        return rng.standard_normal(shape, dtype=np.float32) * np.float32(1.0 if spec.name == "latent" else _OTHER_STD)
-
-
-def _picture(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Smooth shapes with some grain, in [-1, 1]."""
-    batch, channels, height, width = shape
-    coarse = rng.standard_normal((batch * channels, max(2, height // 16), max(2, width // 16)), dtype=np.float32)
-    smooth = np.stack([cv2.resize(plane, (width, height), interpolation=cv2.INTER_CUBIC) for plane in coarse])
-    grain = rng.standard_normal(smooth.shape, dtype=np.float32)
-    return np.clip(0.5 * smooth + np.float32(0.02) * grain, -1, 1).reshape(shape)
+        return draw_input(spec, rng, batch=self._batch, size=self._size, point=self._point)
 
 
 def _stage_cost(
