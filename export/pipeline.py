@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livemoments.bundle import Bundle, BundleWriter, hash_file, write_bundle
-from livemoments.errors import MissingExtraError, ResourceError, UsageError
+from livemoments.errors import ResourceError, UsageError
+from livemoments.export.opening import open_planner
 from livemoments.export.options import ExportOptions
 from livemoments.manifest import (
     SCHEMA_VERSION,
@@ -22,7 +23,6 @@ from livemoments.manifest import (
 )
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.own_tiles import MIN_TILE_PX, default_overlap, default_tile
-from livemoments.schedule import DEFAULT_STEPS, build_schedule
 from livemoments.store.errors import disk_full, is_full
 from livemoments.types import ReferencePolicy, Size, Stage, whole_bundle
 from livemoments.version import __version__
@@ -132,40 +132,6 @@ def _check_tiles(planner: Planner, sizes: Sequence[Size], overlap: int) -> None:
                     f"tiles of {size} are not possible with this checkpoint",
                     fix=f"use multiples of {cell} px from {MIN_TILE_PX} to {largest} px",
                 )
-
-
-def open_planner(checkpoint: str | Path, options: ExportOptions) -> Planner:
-    """The checkpoint's planner, from its small files alone.
-
-    Raises:
-        MissingExtraError: the extra ``export`` is not installed.
-        CheckpointError: the checkpoint does not have the layout.
-        UsageError: no step count was given.
-    """
-    try:
-        import onnx  # noqa: F401  (onnx_ir's and onnxscript's absence would show only halfway)
-        import onnx_ir  # noqa: F401
-        import onnxscript  # noqa: F401
-        import torch
-
-        from livemoments.export.plan import Planner
-        from livemoments.reference.checkpoint import read_configs, read_prompt
-        from livemoments.reference.layout import locate
-    except ImportError as error:
-        raise MissingExtraError("export to ONNX", "export", missing=error.name) from None
-    files = locate(checkpoint)
-    configs = read_configs(files)
-    counts = sorted(set(options.steps))
-    if not counts:
-        raise UsageError("no step count was given", fix=f"give at least one, e.g. {DEFAULT_STEPS}")
-    schedule = build_schedule(
-        counts,
-        shift=configs.schedule.shift,
-        train_steps=configs.schedule.num_train_timesteps,
-        default_steps=DEFAULT_STEPS if DEFAULT_STEPS in counts else counts[-1],
-    )
-    dtype = torch.float16 if options.precision == "fp16" else torch.float32
-    return Planner(files, configs, read_prompt(files, configs.transformer), schedule, dtype, options.kv_layout)
 
 
 @contextlib.contextmanager

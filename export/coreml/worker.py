@@ -88,8 +88,8 @@ def run(job: Job) -> Answer:
         return _answer(path, started)
     from livemoments.export.coreml.convert import convert
     from livemoments.export.coreml.modules import build
+    from livemoments.export.opening import open_planner
     from livemoments.export.options import ExportOptions
-    from livemoments.export.pipeline import open_planner
 
     def part(precision: str) -> Any:
         options = ExportOptions(precision=precision, steps=job.steps)

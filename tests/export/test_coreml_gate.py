@@ -20,8 +20,8 @@ from livemoments.errors import ParityError
 from livemoments.export.coreml.convert import convert
 from livemoments.export.coreml.gate import DRIFT_RATIO, UNROUNDED_REL_L2, check_part, run_module, run_package
 from livemoments.export.coreml.modules import Part, build
+from livemoments.export.opening import open_planner
 from livemoments.export.options import ExportOptions
-from livemoments.export.pipeline import open_planner
 from livemoments.types import Size, Stage
 
 TILE = Size(64, 64)
