@@ -23,7 +23,7 @@ from livemoments.types import ReferencePolicy, Size, Stage
     type=click.Choice(["onnx", "coreml"]),
     default="onnx",
     show_default=True,
-    help="What kind of engine to write.",
+    help="What kind of engine to write: ONNX graphs, or Core ML packages for iOS 18 and macOS 15.",
 )
 @click.option(
     "--precision",
@@ -106,14 +106,16 @@ def command(checkpoint: Path, output: Path, policy: ReferencePolicy, as_json: bo
     folds into small tables.
 
     Every stage is compared with the PyTorch reference before the bundle is put in place; one that is past its limit
-    ends the export with exit code 1 and leaves nothing. An interrupted export leaves nothing either.
+    ends the export with exit code 1 and leaves nothing. An interrupted export leaves nothing either; with
+    --target coreml it leaves its finished packages in a hidden folder beside BUNDLE, from which the next one goes on.
 
-    Needs the extra 'export'. With --json: the document of 'livemoments inspect --json'.
+    Needs the extra 'export', and 'coreml' for that target. With --json: the document of 'livemoments inspect --json'.
 
     \b
     Examples:
       livemoments export checkpoint -o bundle --precision fp16
       livemoments export inference_config.yml -o bundle --tile 1024x1024 --tile 768x1024
+      livemoments export checkpoint -o bundle --target coreml --precision fp16 --flow-size 1440x1080
     """
     options["flow_sizes"] = tuple(dict.fromkeys(options["flow_sizes"]))
     tiles: tuple[Size, ...] | None = tuple(dict.fromkeys(options.pop("tiles"))) or None
