@@ -38,7 +38,7 @@ from livemoments.runtime.backends.base import Engine
 from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
 from livemoments.store.journals import LineJournal
-from livemoments.types import Size, Stage
+from livemoments.types import Size, Stage, TensorSpec
 from livemoments.version import __version__, version_of
 
 TRANSFORMERS = (Stage.REFERENCE, Stage.RESTORATION)
@@ -144,7 +144,13 @@ def _stage(
     for size in sizes:
         plan = planner.graph(stage, size)
         first, *others = [file for name in names[size] for file in placed[name]]
-        graph = Graph(path=first, size=str(size), weights=tuple(others), inputs=plan.inputs, outputs=plan.outputs)
+        graph = Graph(
+            path=first,
+            size=str(size),
+            weights=tuple(others),
+            inputs=_sized(plan.inputs, size),
+            outputs=_sized(plan.outputs, size),
+        )
         found = _measure(writer.folder, graph, stage, cases[size], options)
         task.advance(note=f"{stage} {size} checked")
         graphs.append(graph)
@@ -154,6 +160,14 @@ def _stage(
     precision = "fp32" if stage == Stage.FLOW else options.precision
     return StageEntry(
         precision=precision, graphs=tuple(graphs), parity=tuple(parity), parameters=parameters, parameters_before=before
+    )
+
+
+def _sized(specs: Sequence[TensorSpec], size: Size) -> tuple[TensorSpec, ...]:
+    """The specs with the lengths of images in them, which a package fixes; the batch stays free, tile by tile."""
+    lengths: dict[int | str, int] = {"height": size.height, "width": size.width}
+    return tuple(
+        TensorSpec(spec.name, spec.dtype, tuple(lengths.get(axis, axis) for axis in spec.shape)) for spec in specs
     )
 
 

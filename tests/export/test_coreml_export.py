@@ -160,6 +160,7 @@ def test_flow_gets_packages_for_tiles_and_video_frames(
         ("88x64", "flow/all.mlpackage/Manifest.json"),
     ]
     assert bundle.stage(Stage.FLOW).precision == "fp32"
+    assert bundle.graph(Stage.FLOW, Size(64, 88)).inputs[0].shape == ("batch", 3, 64, 88)
 
 
 def test_tiles_of_several_sizes_share_their_packages(
