@@ -24,6 +24,7 @@ from livemoments.export.coreml.modules import chunks
 from livemoments.export.coreml.pipeline import Answer, Job
 from livemoments.export.pipeline import export_bundle
 from livemoments.runtime.backends.ort import OrtBackend
+from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.restore import restore
 from livemoments.store.claims import only_one
 from livemoments.types import Size, Stage
@@ -258,12 +259,12 @@ def test_what_ends_a_worker_is_told(
 # Real packages, in processes of their own
 
 
-def pictures(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A photo of 80 x 100 pixels with structure in it, and a frame of half its size."""
-    y, x = np.mgrid[0:80, 0:100]
+def pictures(rng: np.random.Generator) -> tuple[Photo, Photo]:
+    """A photo of 160 x 128 pixels with structure in it, and a frame of half its size."""
+    y, x = np.mgrid[0:128, 0:160]
     waves = [np.sin(x / rng.uniform(4, 12) + phase) * np.cos(y / rng.uniform(4, 12)) for phase in range(3)]
     photo = np.clip(np.stack(waves, -1) * 60 + 128, 0, 255).astype(np.uint8)
-    return photo, np.ascontiguousarray(photo[::2, ::2])
+    return Photo(photo), Photo(np.ascontiguousarray(photo[::2, ::2]))
 
 
 @pytest.mark.slow
@@ -278,7 +279,7 @@ def test_a_photo_from_the_packages_is_that_of_the_onnx_bundle(
     assert {name for name, entry in packages.manifest.stages.items() if entry.parity} == set(map(str, stages))
     photo, frame = pictures(np.random.default_rng(2))
     results = [
-        restore(bundle, frame, photo, seed=1, flow="dis", batch=batch, backend=None).image.astype(float)
+        restore(bundle, frame, photo, seed=1, flow="dis", batch=batch).image.astype(float)
         for bundle, batch in ((onnx, 1), (packages, 1), (packages, 2))
     ]
     assert psnr_db(results[1], results[0], peak=255) >= least_db
