@@ -18,8 +18,11 @@ from livemoments.cli import (
     completion,
     demo,
     export,
+    fetch,
+    frames,
     inspect_bundle,
     make_checkpoint,
+    make_prompt,
     quantize,
     record,
     restore,
@@ -87,6 +90,8 @@ def cli(context: click.Context, max_pixels: int | None) -> None:
 
     \b
     With the published weights:
+      livemoments fetch CHECKPOINT
+      livemoments make-prompt CHECKPOINT/sd3 -o CHECKPOINT/prompt
       livemoments export CHECKPOINT -o BUNDLE --precision fp16
       livemoments restore BUNDLE --frame frame.png --photo photo.jpg -o restored.png
     """
@@ -97,9 +102,12 @@ def cli(context: click.Context, max_pixels: int | None) -> None:
 for _module in (
     demo,
     make_checkpoint,
+    fetch,
+    make_prompt,
     export,
     sensitivity,
     quantize,
+    frames,
     restore,
     record,
     validate,

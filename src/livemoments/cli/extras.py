@@ -14,12 +14,14 @@ OPTIONAL_MODULES = frozenset(
         "av",
         "coremltools",
         "diffusers",
+        "huggingface_hub",
         "jinja2",
         "lpips",
         "matplotlib",
         "onnx",
         "onnx_ir",
         "onnxscript",
+        "pillow_heif",
         "piq",
         "pyiqa",
         "pynvml",
@@ -28,6 +30,7 @@ OPTIONAL_MODULES = frozenset(
         "skimage",
         "sklearn",
         "torch",
+        "transformers",
         "yaml",
     }
 )
