@@ -160,7 +160,7 @@ def restore(
             match_profiles=not run.like_upstream,
         )
     plan = plan_tiles(run, inputs.size)
-    backend = backend or chosen.open_backend()
+    backend = backend or chosen.open_backend(opened)
     blender, corners = restore_tiles(run, inputs, plan, backend)
     depth = chosen.bit_depth or (8 if run.like_upstream else inputs.photo.bit_depth)
     image = _finish(run, inputs, blender, depth)
