@@ -22,8 +22,6 @@ from livemoments.manifest import StageParity
 from livemoments.stage_inputs import draw_input
 from livemoments.types import Stage, TensorSpec
 
-_MAPPED_BYTES = 1 << 30
-"""Weights beyond this stay mapped from the file: onnxruntime's further optimizations would copy them all."""
 _ALIVE = 1e-3
 """A channel counts as alive in the reference when it varies by this share of the whole tensor."""
 
@@ -34,14 +32,9 @@ def open_session(path: Path) -> Any:
     Raises:
         EngineError: onnxruntime does not accept the graph.
     """
-    options = ort.session_options()
-    weights = sum(file.stat().st_size for file in path.parent.iterdir() if file.suffix != ".onnx")
-    if weights > _MAPPED_BYTES:
-        options.graph_optimization_level = ort.import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.enable_cpu_mem_arena = False  # an arena keeps what a half-precision network's casts once needed
-        options.enable_mem_pattern = False
+    weights_bytes = sum(file.stat().st_size for file in path.parent.iterdir() if file.suffix != ".onnx")
     try:
-        return ort.open_session(path, options)
+        return ort.open_session(path, ort.session_options(weights_bytes=weights_bytes))
     except Exception as error:  # onnxruntime raises whatever its C++ side does
         raise EngineError(f"{path}: onnxruntime does not load the exported graph ({error})") from None
 

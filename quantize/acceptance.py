@@ -19,7 +19,7 @@ from livemoments.export.gate import dead_channels
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
 from livemoments.quantize.actions import Action, Mix
-from livemoments.quantize.recipes import Recipe
+from livemoments.quantize.recipes import FLOAT_RECIPES, Recipe
 from livemoments.quantize.sample_inputs import Arrays, SampleInputs
 from livemoments.runtime.backends.base import Engine, to_host
 from livemoments.types import Size, Stage
@@ -29,7 +29,6 @@ MOST_SLOWER = 1.05
 _ROUNDS = 5
 _MOST_TIMING_S = 60.0
 _FEWEST_ROUNDS = 2
-_FLOAT_RECIPES = (None, "fp16")
 _SATURATED = 0.01
 """Share of an output's values that may sit exactly at its least or largest value, beyond what the source's do."""
 
@@ -56,7 +55,7 @@ def check_source(bundle: Bundle, recipe: Recipe) -> None:
         UsageError: it is, or it is in half precision and that is what the recipe makes.
     """
     manifest = bundle.manifest
-    if manifest.recipe not in _FLOAT_RECIPES:
+    if manifest.recipe not in FLOAT_RECIPES:
         raise UsageError(
             f"{bundle.path} is quantized already (recipe '{manifest.recipe}'); its errors would add up",
             fix="quantize the bundle that it was made from",
@@ -98,12 +97,12 @@ def compare_stage(
     for point, inputs in samples.cases(stage, size):
         wanted = source.run(source.cast(inputs))
         samples.learn(stage, size, point, {name: to_host(array) for name, array in wanted.items()})
-        found = quantized.run(quantized.cast(inputs))
+        outputs = quantized.run(quantized.cast(inputs))
         where = f"{precision} stage '{stage}' ({size})" + ("" if point is None else f" at schedule point {point}")
         if point is not None:
             points.append(point)
         for name, array in wanted.items():
-            error = _compare(to_host(found[name]), to_host(array), f"{where}, output '{name}'", stage)
+            error = _compare(to_host(outputs[name]), to_host(array), f"{where}, output '{name}'", stage)
             if error > worst:
                 worst, label = error, name if point is None else f"{name}@{point}"
     if not worst <= limit:
@@ -115,8 +114,8 @@ def compare_stage(
     return StageParity(size=str(size), rel_l2=worst, limit=limit, output=label, points=tuple(points))
 
 
-def _compare(found: np.ndarray, wanted: np.ndarray, what: str, stage: Stage) -> float:
-    wide, wanted = found.astype(np.float32), wanted.astype(np.float32)
+def _compare(output: np.ndarray, wanted: np.ndarray, what: str, stage: Stage) -> float:
+    wide, wanted = output.astype(np.float32), wanted.astype(np.float32)
     if not np.isfinite(wide).all():
         raise EngineError(f"{what}: NaN or infinity", fix="use another recipe, and report it")
     dead = dead_channels(wide, wanted, stage.channel_axis)

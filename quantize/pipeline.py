@@ -148,6 +148,7 @@ def quantize(
             stages=entries,
             toolchain=source.manifest.toolchain | _toolchain(),
             recipe=recipe.name,
+            smoothed=recipe.smoothquant_alpha is not None,
             calibration_sha256=None if observed is None else observed.sha256,
             calibration_seed=None if observed is None else observed.seed,
             files={},

@@ -28,7 +28,7 @@ class SampleInputs:
 
     Args:
         bundle: the source.
-        seed: of the noise.
+        seed: the seed of the noise.
     """
 
     def __init__(self, bundle: Bundle, seed: int = 0) -> None:

@@ -44,9 +44,9 @@ def quantize_stage(
 
     Args:
         bundle: the source.
-        folder: the new bundle's.
-        stage: which.
-        recipe: how.
+        folder: the new bundle's folder.
+        stage: the stage to rewrite.
+        recipe: how its linears are quantized.
         mix: what happens to each linear.
         stats: what calibration saw in the source.
 
@@ -61,7 +61,7 @@ def quantize_stage(
             model = ir.load(bundle.path / graph.path)
             linears, known = find_linears(model, str(stage)), stats
             if recipe.smoothquant_alpha is not None and known is not None:
-                _, known = smooth(model, linears, known, recipe.smoothquant_alpha)
+                known = smooth(model, linears, known, recipe.smoothquant_alpha)
             rewrite(model, linears, mix, recipe, known)
             if recipe.half:
                 to_fp16(model)
@@ -85,8 +85,8 @@ def _save(model: ir.Model, path: Path, weights: WeightsFile) -> None:
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
-            own = ir.LazyTensor(partial(_read, tensor), dtype=tensor.dtype, shape=tensor.shape, name=name)
-            value.const_value = weights.add(own, name)
+            lazy = ir.LazyTensor(partial(_read, tensor), dtype=tensor.dtype, shape=tensor.shape, name=name)
+            value.const_value = weights.add(lazy, name)
         elif isinstance(tensor, ir.LazyTensor):
             value.const_value = weights.add(tensor, name)
     ir.save(model, path)

@@ -22,7 +22,7 @@ from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size
 from livemoments.validate.ladder.all_points import all_points, check_source
 from livemoments.validate.ladder.bisect import bisect
-from livemoments.validate.ladder.replay import climb
+from livemoments.validate.ladder.compare import compare
 from livemoments.validate.ladder.rungs import LEVELS, Level
 from livemoments.validate.policy_cost import made_up_live_photo, smallest_tile
 from livemoments.validate.recording.pipeline import record
@@ -108,7 +108,7 @@ def compare_with_checkpoint(
             blocks=range(bundle.manifest.model.num_blocks) if detail == "modules" else None,
             progress=progress,
         )
-        climbed = climb(bundle, recording, levels=others, backend=backend, limits=limits, progress=progress)
+        climbed = compare(bundle, recording, levels=others, backend=backend, limits=limits, progress=progress)
         found = bisect(bundle, recording, backend=backend, limits=limits, progress=progress) if find_fault else None
     return Parity(tuple(sorted((*climbed, *rungs), key=lambda rung: LEVELS.index(rung.level))), found)
 

@@ -31,9 +31,9 @@ from livemoments.validate.harness.run import run_images
 from livemoments.validate.harness.run_store import has_results
 from livemoments.validate.harness.summary import aggregate_metrics, image_checks
 from livemoments.validate.ladder.bisect import bisect
-from livemoments.validate.ladder.conditions import choose_image
+from livemoments.validate.ladder.compare import compare
 from livemoments.validate.ladder.integer_products import check_integer_products
-from livemoments.validate.ladder.replay import climb
+from livemoments.validate.ladder.recorded_conditions import choose_image
 from livemoments.validate.ladder.rungs import LEVELS, Level
 from livemoments.validate.ladder.selfcheck import self_checks
 from livemoments.validate.policy_cost import made_up_live_photo, policy_check, smallest_tile
@@ -154,7 +154,7 @@ def validate(
         )
         rungs, bisection = parity.rungs, parity.bisection
     elif recorded is not None:
-        rungs = climb(opened, recorded, levels=levels, backend=engines, limits=held, progress=progress)
+        rungs = compare(opened, recorded, levels=levels, backend=engines, limits=held, progress=progress)
         if find_fault:
             bisection = bisect(opened, recorded, backend=engines, limits=held, progress=progress)
     if rungs:

@@ -61,8 +61,8 @@ class ActivationStats:
 
     def merge(self, other: ActivationStats) -> None:
         """Add what another one saw."""
-        for mine, theirs in zip(self.histograms, other.histograms, strict=True):
-            mine.merge(theirs)
+        for histogram, added in zip(self.histograms, other.histograms, strict=True):
+            histogram.merge(added)
         self.rows += other.rows
         np.minimum(self.channel_low, other.channel_low, out=self.channel_low)
         np.maximum(self.channel_high, other.channel_high, out=self.channel_high)

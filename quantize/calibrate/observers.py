@@ -8,9 +8,9 @@ error of rounding and clipping (R. Banner et al., "Post training 4-bit quantizat
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 
@@ -30,70 +30,60 @@ _MIN_SHARE = 1e-12
 """Stands for an empty bin in the divergence; below one value in any tensor that fits in memory."""
 
 
-class Observer(Protocol):
-    """Chooses a range."""
+@dataclass(frozen=True)
+class Observer:
+    """Chooses a range: ``low <= 0 <= high``, both 0 where nothing was counted. Use :func:`find_observer`.
+
+    Attributes:
+        name: its name, with the percentile where that counts: ``percentile:99.999``.
+        choose: the range of a histogram in which something was counted.
+    """
 
     name: str
+    choose: Callable[[Histogram], tuple[float, float]]
 
     def range(self, histogram: Histogram) -> tuple[float, float]:
-        """``low <= 0 <= high``; both 0 where nothing was counted."""
+        """The range that a quantizer should cover."""
+        return self.choose(histogram) if histogram.counts.size else (0.0, 0.0)
 
 
-class MinMax:
-    """The whole range."""
-
-    name = "minmax"
-
-    def range(self, histogram: Histogram) -> tuple[float, float]:
-        """See :class:`Observer`."""
-        return _with_zero(histogram.low, histogram.high) if histogram.counts.size else (0.0, 0.0)
-
-
-class Percentile:
-    """The range that the middle ``percentile`` percent of the values lie in.
+def find_observer(name: str, percentile: float = DEFAULT_PERCENTILE) -> Observer:
+    """The observer of a name; ``percentile`` is read by the observer of that name only.
 
     Raises:
-        UsageError: not within (50, 100].
+        UsageError: there is no such observer, or the percentile is not within (50, 100].
     """
-
-    name = "percentile"
-
-    def __init__(self, percentile: float = DEFAULT_PERCENTILE) -> None:
+    if name == "percentile":
         if not 50 < percentile <= 100:
             raise UsageError(f"a percentile of {percentile} leaves no range", fix="use one above 50, up to 100")
-        self.percentile = percentile
-
-    def range(self, histogram: Histogram) -> tuple[float, float]:
-        """See :class:`Observer`."""
-        if not histogram.counts.size:
-            return 0.0, 0.0
-        tail = (100 - self.percentile) / 200
-        return _with_zero(quantile(histogram, tail), quantile(histogram, 1 - tail))
+        return Observer(f"{name}:{percentile:g}", partial(_middle, percentile=percentile))
+    if name not in OBSERVERS:
+        raise UsageError(f"there is no observer '{name}'", fix=f"use one of {', '.join(OBSERVERS)}")
+    return Observer(name, {"minmax": _whole, "entropy": _least(divergence), "mse": _least(squared_error)}[name])
 
 
-class Searching:
-    """The range of least cost, found by moving one end at a time until no move lowers it.
+def _whole(histogram: Histogram) -> tuple[float, float]:
+    """The whole range."""
+    return _with_zero(histogram.low, histogram.high)
 
-    Args:
-        name: the observer's name.
-        cost: of a range, given the histogram: :func:`divergence` or :func:`squared_error`.
-    """
 
-    def __init__(self, name: str, cost: Callable[[Histogram, float, float], float]) -> None:
-        self.name = name
-        self._cost = cost
+def _middle(histogram: Histogram, percentile: float) -> tuple[float, float]:
+    """The range that the middle ``percentile`` percent of the values lie in."""
+    tail = (100 - percentile) / 200
+    return _with_zero(quantile(histogram, tail), quantile(histogram, 1 - tail))
 
-    def range(self, histogram: Histogram) -> tuple[float, float]:
-        """See :class:`Observer`."""
-        if not histogram.counts.size:
-            return 0.0, 0.0
-        low, high = best = _with_zero(histogram.low, histogram.high)
+
+def _least(cost_of: Callable[[Histogram, float, float], float]) -> Callable[[Histogram], tuple[float, float]]:
+    """The range of least cost, found by moving one end at a time until no move lowers it."""
+
+    def choose(histogram: Histogram) -> tuple[float, float]:
+        low, high = best = _whole(histogram)
         if low == high:
             return best
 
-        @functools.cache  # the last round only repeats
+        @cache  # the last round only repeats
         def cost(ends: tuple[float, float]) -> float:
-            return self._cost(histogram, *ends)
+            return cost_of(histogram, *ends)
 
         for _ in range(_ROUNDS):
             before = best
@@ -104,22 +94,7 @@ class Searching:
                 break
         return best
 
-
-def find_observer(name: str, percentile: float = DEFAULT_PERCENTILE) -> Observer:
-    """The observer of a name; ``percentile`` is read by the observer of that name only.
-
-    Raises:
-        UsageError: there is no such observer, or the percentile leaves no range.
-    """
-    if name == "percentile":
-        return Percentile(percentile)
-    if name == "entropy":
-        return Searching(name, divergence)
-    if name == "mse":
-        return Searching(name, squared_error)
-    if name == "minmax":
-        return MinMax()
-    raise UsageError(f"'{name}' is no observer", fix=f"use one of {', '.join(OBSERVERS)}")
+    return choose
 
 
 def quantile(histogram: Histogram, share: float) -> float:

@@ -1,11 +1,10 @@
-"""What calibration found, and its file."""
+"""What calibration saw, and its file."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import msgspec
 import numpy as np
@@ -25,7 +24,6 @@ class LinearStats:
     """What enters one linear: P schedule points, K channels. Linears that share their input share this.
 
     Attributes:
-        points: P.
         low, high: (P,) float64, the range that the observer chose at each point; ``low <= 0 <= high``.
         channel_absmax: (K,) float32, largest magnitude of each channel over all points.
         second_moment: (K,) float64, mean square of each channel over all points.
@@ -34,14 +32,13 @@ class LinearStats:
             nearest points on both sides that were sampled.
     """
 
-    points: int
     low: np.ndarray
     high: np.ndarray
     channel_absmax: np.ndarray
     second_moment: np.ndarray
-    channel_low: np.ndarray | None = None
-    channel_high: np.ndarray | None = None
-    rows: np.ndarray | None = None
+    channel_low: np.ndarray
+    channel_high: np.ndarray
+    rows: np.ndarray
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -54,7 +51,12 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     schedule: tuple[SchedulePoint, ...]
     source_sha256: str
     linears: tuple[tuple[str, str, int], ...]
-    """Stage, weight, and which of the arrays are its."""
+    """Stage, weight, and the number of its arrays."""
+
+
+_ARRAYS = tuple(field.name for field in fields(LinearStats))
+_FACTS = tuple(name for name in _Header.__struct_fields__ if name not in ("schema", "linears"))
+"""What the file has of :class:`CalibrationResult` besides the arrays."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,7 +68,7 @@ class CalibrationResult:
         images: photos seen.
         tiles: tiles seen.
         sha256: of the set, the bundle and the settings: equal results have equal ones.
-        seed: of the noise.
+        seed: the seed of the noise.
         observer: what chose the ranges, as ``percentile:99.999``.
         schedule: the points that the statistics are for.
         source_sha256: of the checkpoint's files (:func:`source_digest`); empty: not known.
@@ -103,26 +105,14 @@ class CalibrationResult:
         Raises:
             OutputError: the place cannot be written.
         """
-        kept: dict[int, LinearStats] = {}
-        places = {identity: place for place, identity in enumerate(dict.fromkeys(map(id, self.stats.values())))}
-        linears = []
-        for linear, stats in self.stats.items():
-            place = places[id(stats)]
-            kept[place] = stats
-            linears.append((linear.stage, linear.weight, place))
-        header = _Header(
-            schema=SCHEMA,
-            images=self.images,
-            tiles=self.tiles,
-            sha256=self.sha256,
-            seed=self.seed,
-            observer=self.observer,
-            schedule=self.schedule,
-            source_sha256=self.source_sha256,
-            linears=tuple(linears),
-        )
-        arrays = {f"{place:05d}.{name}": array for place, stats in kept.items() for name, array in _arrays(stats)}
-        write_arrays(path, header, arrays)
+        distinct = list({id(stats): stats for stats in self.stats.values()}.values())
+        places = {id(stats): place for place, stats in enumerate(distinct)}
+        linears = tuple((linear.stage, linear.weight, places[id(stats)]) for linear, stats in self.stats.items())
+        facts = {name: getattr(self, name) for name in _FACTS}
+        arrays = {
+            f"{place:05d}.{name}": getattr(stats, name) for place, stats in enumerate(distinct) for name in _ARRAYS
+        }
+        write_arrays(path, _Header(schema=SCHEMA, linears=linears, **facts), arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CalibrationResult:
@@ -136,21 +126,16 @@ class CalibrationResult:
             header = msgspec.json.decode(encoded, type=_Header)
             if header.schema != SCHEMA:
                 raise ValueError(f"its schema is {header.schema!r}, not {SCHEMA!r}")
-            shared = {place: _stats(arrays, place) for place in {place for _, _, place in header.linears}}
+            shared = {
+                place: LinearStats(*(arrays[f"{place:05d}.{name}"] for name in _ARRAYS))
+                for place in {place for _, _, place in header.linears}
+            }
         except OSError as error:
             raise FileError(path, f"cannot be read ({error.strerror or error})", fix="check the path") from None
         except (ValueError, KeyError, msgspec.MsgspecError) as error:
             raise FileError(path, f"is not a calibration ({error})", fix=_AGAIN) from None
-        return cls(
-            stats={LinearId(stage, weight): shared[place] for stage, weight, place in header.linears},
-            images=header.images,
-            tiles=header.tiles,
-            sha256=header.sha256,
-            seed=header.seed,
-            observer=header.observer,
-            schedule=header.schedule,
-            source_sha256=header.source_sha256,
-        )
+        stats = {LinearId(stage, weight): shared[place] for stage, weight, place in header.linears}
+        return cls(stats, **{name: getattr(header, name) for name in _FACTS})
 
 
 def source_digest(bundle: Bundle) -> str:
@@ -165,7 +150,7 @@ def fill_unseen(values: np.ndarray, seen: np.ndarray, union: np.ufunc) -> np.nda
     Args:
         values: (P, ...), the points in the schedule's order.
         seen: (P,) bool; at least one is true.
-        union: of two rows.
+        union: makes one row of two.
     """
     filled = values.copy()
     have = np.flatnonzero(seen)
@@ -174,18 +159,3 @@ def fill_unseen(values: np.ndarray, seen: np.ndarray, union: np.ufunc) -> np.nda
         nearest = [*before[-1:], *after[:1]]
         filled[point] = union.reduce(values[nearest], axis=0)
     return filled
-
-
-def _arrays(stats: LinearStats) -> Iterable[tuple[str, np.ndarray]]:
-    for name in LinearStats.__slots__:
-        value = getattr(stats, name)
-        if name != "points" and value is not None:
-            yield name, value
-
-
-def _stats(arrays: Mapping[str, np.ndarray], place: int) -> LinearStats:
-    found = {name: arrays.get(f"{place:05d}.{name}") for name in LinearStats.__slots__ if name != "points"}
-    low, high, absmax, moment = (found.pop(name) for name in ("low", "high", "channel_absmax", "second_moment"))
-    if low is None or high is None or absmax is None or moment is None:
-        raise ValueError("arrays are missing")
-    return LinearStats(len(low), low, high, absmax, moment, **found)

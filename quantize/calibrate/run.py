@@ -24,7 +24,7 @@ from livemoments.graphs.taps import TAPPED_STAGES, TappedBackend
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress, Task
 from livemoments.quantize.calibrate.activations import ActivationStats
-from livemoments.quantize.calibrate.observers import DEFAULT_PERCENTILE, Observer, Percentile, find_observer
+from livemoments.quantize.calibrate.observers import DEFAULT_PERCENTILE, Observer, find_observer
 from livemoments.quantize.calibrate.photos import read_set, set_sha256
 from livemoments.quantize.calibrate.result import (
     CalibrationResult,
@@ -32,16 +32,13 @@ from livemoments.quantize.calibrate.result import (
     fill_unseen,
     source_digest,
 )
-from livemoments.quantize.recipes import Recipe
+from livemoments.quantize.recipes import FLOAT_RECIPES, Recipe
 from livemoments.runtime.backends.ort import import_onnxruntime
 from livemoments.runtime.flow import FlowKind, resolve_flow
 from livemoments.runtime.restore import restore
 from livemoments.store.arrays import read_arrays, write_arrays
 from livemoments.version import __version__
 
-__all__ = ["CalibrationResult", "LinearStats", "calibrate"]
-
-_FLOAT_RECIPES = (None, "fp16")
 _SUFFIX = ".calibration"
 TILES_TITLE = "Restoring tiles"
 """The bar of ``restore`` that counts tiles and steps; without it the set's bar moves photo by photo."""
@@ -90,16 +87,16 @@ class _PhotoStats:
         try:
             encoded, arrays = read_arrays(path)
             header = msgspec.json.decode(encoded, type=_PhotoHeader)
-            found = cls(points)
-            found.tiles = header.tiles
+            stats = cls(points)
+            stats.tiles = header.tiles
             for place, names in enumerate(header.taps):
                 prefix = f"{place:05d}."
-                own = {n.removeprefix(prefix): array for n, array in arrays.items() if n.startswith(prefix)}
+                of_this = {n.removeprefix(prefix): array for n, array in arrays.items() if n.startswith(prefix)}
                 linears = tuple(LinearId(stage, weight) for stage, weight in names)
-                found.taps[linears] = ActivationStats.from_arrays(own)
+                stats.taps[linears] = ActivationStats.from_arrays(of_this)
         except (OSError, ValueError, KeyError, IndexError, msgspec.MsgspecError):
             return None
-        return found
+        return stats
 
 
 class _Shared:
@@ -109,7 +106,7 @@ class _Shared:
     Args:
         progress: where bars come from.
         whole: the set's bar.
-        part: of the bar's unit, what one restoration is worth.
+        part: how much one restoration is worth, in the bar's unit.
     """
 
     def __init__(self, progress: Progress, whole: Task, part: float) -> None:
@@ -164,14 +161,14 @@ def calibrate(
     Args:
         bundle: a float bundle, or its folder.
         folder: ``lr/``, ``ref/`` and perhaps ``ref_lr/`` with the same names (:func:`read_set`).
-        seed: of the noise; each photo's own follows from it and from the photo's contents.
+        seed: the seed of the noise; each photo's own follows from it and from the photo's contents.
         observer: what chooses the ranges: ``minmax``, ``percentile``, ``entropy`` or ``mse``.
         percentile: how much ``percentile`` keeps.
         steps: the step counts to sample with; the bundle's default if not given. Points of the schedule that none of
             them samples get their neighbours' ranges.
         limit: use at most this many photos.
         work: a folder that keeps the statistics of each photo as it is done. Called again with the same, the photos
-            found there are not restored again; another observer can use them too.
+            that are there are not restored again; another observer can use them too.
         flow: ``engine`` (RAFT) or ``dis``, which is quicker; by default what ``restore`` uses with this bundle.
         threads: threads within an operator.
         progress: where to report; the photos that are left are one bar.
@@ -186,7 +183,7 @@ def calibrate(
     """
     chosen = find_observer(observer, percentile)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    if opened.manifest.recipe not in _FLOAT_RECIPES:
+    if opened.manifest.recipe not in FLOAT_RECIPES:
         raise UsageError(
             f"{opened.path} is quantized already (recipe {opened.manifest.recipe})",
             fix="calibrate the bundle that it was made from",
@@ -205,23 +202,22 @@ def calibrate(
     left = [item for item, place in zip(items, places, strict=True) if place is None or not place.exists()]
     with progress.task("Calibrating", len(left)) as task:
         for item, place in zip(items, places, strict=True):
-            found = None if place is None else _PhotoStats.load(place, len(opened.manifest.schedule.points))
-            if found is None:
+            stats = None if place is None else _PhotoStats.load(place, len(opened.manifest.schedule.points))
+            if stats is None:
                 task.advance(0, note=item.name)
                 shared = _Shared(progress, task, 1 / len(counts))
-                found = _restore_one(opened, item, counts, photo_seed(seed, item), kind, threads, shared)
+                stats = _restore_one(opened, item, counts, photo_seed(seed, item), kind, threads, shared)
                 if place is not None:
-                    found.save(place)
+                    stats.save(place)
                 task.advance(1 - shared.done)
-            total.merge(found)
-    name = f"percentile:{chosen.percentile:g}" if isinstance(chosen, Percentile) else chosen.name
+            total.merge(stats)
     return CalibrationResult(
         stats=_reduce(total, chosen, progress),
         images=len(items),
         tiles=total.tiles,
-        sha256=_digest(settings, set_sha256(items), name),
+        sha256=_digest(settings, set_sha256(items), chosen.name),
         seed=seed,
-        observer=name,
+        observer=chosen.name,
         schedule=opened.manifest.schedule.points,
         source_sha256=source_digest(opened),
     )
@@ -237,8 +233,8 @@ def calibrate_for(
     progress: Progress = SILENT,
 ) -> CalibrationResult:
     """:func:`calibrate` with a recipe's observer."""
-    chosen = {"observer": recipe.observer, "percentile": recipe.percentile}
-    return calibrate(bundle, folder, seed=seed, work=work, progress=progress, **chosen)  # type: ignore[arg-type]
+    observer, percentile = recipe.observer, recipe.percentile
+    return calibrate(bundle, folder, seed=seed, observer=observer, percentile=percentile, work=work, progress=progress)
 
 
 def _step_counts(bundle: Bundle, steps: Sequence[int] | None) -> tuple[int, ...]:
@@ -266,11 +262,11 @@ def _restore_one(
 ) -> _PhotoStats:
     """Restore a photo with every step count and count what enters the linears."""
     schedule = bundle.manifest.schedule
-    found = _PhotoStats(len(schedule.points))
+    stats = _PhotoStats(len(schedule.points))
 
     def listen(tap: Tap, point: int, values: np.ndarray) -> None:
         try:
-            found.add(tap, point, values)
+            stats.add(tap, point, values)
         except ValueError:
             raise EngineError(
                 f"{item.name}: NaN or infinity enters {', '.join(map(str, tap.linears))} at schedule point {point} "
@@ -292,8 +288,8 @@ def _restore_one(
             progress=progress,
             backend=TappedBackend(listen, threads),
         )
-        found.tiles += int(result.metadata["tiles"])
-    return found
+        stats.tiles += int(result.metadata["tiles"])
+    return stats
 
 
 def _reduce(total: _PhotoStats, observer: Observer, progress: Progress) -> dict[LinearId, LinearStats]:
@@ -313,7 +309,6 @@ def _linear_stats(stats: ActivationStats, observer: Observer) -> LinearStats:
     low = fill_unseen(stats.channel_low, seen, np.minimum)
     high = fill_unseen(stats.channel_high, seen, np.maximum)
     return LinearStats(
-        points=len(seen),
         low=fill_unseen(ranges[:, 0], seen, np.minimum),
         high=fill_unseen(ranges[:, 1], seen, np.maximum),
         channel_absmax=np.maximum(np.abs(low), np.abs(high)).max(axis=0),

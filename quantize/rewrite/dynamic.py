@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from livemoments.quantize.rewrite.graph_edit import GraphEditor, LastResult, Target, float_type, read_weight
+from livemoments.quantize.rewrite.graph_edit import GraphEditor, LastResult, Target
 from livemoments.quantize.rewrite.round_weights import ChannelWeights, int8_channels
 
-_FLOAT = ir.DataType.FLOAT
+_FLOAT, _UINT8 = ir.DataType.FLOAT, ir.DataType.UINT8
 
 
 def rewrite_dynamic(model: ir.Model, targets: Sequence[Target]) -> None:
@@ -31,33 +31,32 @@ def rewrite_dynamic(model: ir.Model, targets: Sequence[Target]) -> None:
 
 
 def _measured_input(editor: GraphEditor, target: Target) -> tuple[ir.Value, ...]:
-    """Codes, scale and zero point of an input."""
-    name, data = f"{target.name}.input", target.data
-    if float_type(target) != _FLOAT:  # the operation knows no other type
-        (data,) = editor.before(target.node, "Cast", [data], [f"{name}.wide"], [_FLOAT], like=data, to=int(_FLOAT))
-    names = [f"{name}.{part}" for part in ("quantized", "scale", "zero")]
-    types = [ir.DataType.UINT8, _FLOAT, ir.DataType.UINT8]
-    return tuple(editor.before(target.node, "DynamicQuantizeLinear", [data], names, types, like=data))
+    """Codes, scale and zero point of an input; the operation knows float32 only."""
+    name = f"{target.name}.input"
+    data = editor.cast(target.node, target.data, f"{name}.wide", _FLOAT, target.data)
+    outputs = (
+        ir.val(f"{name}.quantized", _UINT8, data.shape),
+        ir.val(f"{name}.scale", _FLOAT),
+        ir.val(f"{name}.zero", _UINT8),
+    )
+    editor.insert(target.node, "DynamicQuantizeLinear", [data], outputs)
+    return outputs
 
 
 def _product(editor: GraphEditor, target: Target, data: tuple[ir.Value, ...], memory: LastResult) -> ir.Value:
-    linear, weight, place = target.linear, target.weight, target.node
-    name, kind, columns = linear.id.weight, float_type(target), linear.out_features
+    linear, place, like = target.linear, target.node, target.node.outputs[0]
+    name, columns = linear.id.weight, linear.out_features
 
     def result() -> ChannelWeights:
-        return memory.of(name, lambda: int8_channels(read_weight(weight)))
+        return memory.of(name, lambda: int8_channels(target.read_weight()))
 
     values = editor.lazy(f"{name}.values", lambda: result().values, ir.DataType.INT8, (linear.in_features, columns))
     scale = editor.lazy(f"{name}.scale", lambda: result().scale, _FLOAT, (columns,))
     zero = editor.constant(f"{name}.zero", np.zeros(columns, np.int8))
     codes, input_scale, input_zero = data
-    like = target.node.outputs[0]
-    (sums,) = editor.before(
-        place, "MatMulInteger", [codes, values, input_zero, zero], [f"{name}.sums"], [ir.DataType.INT32], like=like
-    )
-    (wide,) = editor.before(place, "Cast", [sums], [f"{name}.float_sums"], [_FLOAT], like=like, to=int(_FLOAT))
-    (both,) = editor.before(place, "Mul", [input_scale, scale], [f"{name}.both_scales"], [_FLOAT])
-    (scaled,) = editor.before(place, "Mul", [wide, both], [f"{name}.scaled"], [_FLOAT], like=like)
-    if kind != _FLOAT:
-        (scaled,) = editor.before(place, "Cast", [scaled], [f"{name}.half"], [kind], like=like, to=int(kind))
-    return scaled
+    inputs = [codes, values, input_zero, zero]
+    sums = editor.before(place, "MatMulInteger", inputs, f"{name}.sums", ir.DataType.INT32, like=like)
+    wide = editor.cast(place, sums, f"{name}.float_sums", _FLOAT, like)
+    both = editor.before(place, "Mul", [input_scale, scale], f"{name}.both_scales", _FLOAT)
+    scaled = editor.before(place, "Mul", [wide, both], f"{name}.scaled", _FLOAT, like=like)
+    return editor.cast(place, scaled, f"{name}.half", target.float_type, like)

@@ -11,7 +11,6 @@ import onnx_ir as ir
 
 from livemoments.graphs.linears import Linear
 from livemoments.graphs.tensors import read_tensor
-from livemoments.quantize.rewrite.round_weights import ChannelWeights
 
 R = TypeVar("R")
 
@@ -30,12 +29,20 @@ class Target:
         """The weight's name without its ending: what new constants are named after."""
         return self.linear.id.weight.removesuffix(".weight")
 
+    @property
+    def float_type(self) -> ir.DataType:
+        """The type that the linear computes in: its weight's."""
+        return self.stored.dtype
 
-def read_weight(weight: ir.Value) -> np.ndarray:
-    """A weight (K, N) in float32."""
-    if weight.const_value is None:
-        raise ValueError(f"'{weight.name}' has no value")
-    return read_tensor(weight.const_value).astype(np.float32, copy=False)
+    @property
+    def stored(self) -> ir.TensorProtocol:
+        """The weight as it is stored."""
+        assert self.weight.const_value is not None, f"'{self.weight.name}' has no value"
+        return self.weight.const_value
+
+    def read_weight(self) -> np.ndarray:
+        """The weight (K, N) in float32."""
+        return read_tensor(self.stored).astype(np.float32, copy=False)
 
 
 class LastResult:
@@ -61,7 +68,6 @@ class GraphEditor:
     """Adds constants and nodes to a graph; new values are named after what they belong to."""
 
     def __init__(self, model: ir.Model) -> None:
-        self.model = model
         self.graph = model.graph
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
@@ -77,49 +83,57 @@ class GraphEditor:
         return self._register(name, ir.LazyTensor(read, dtype=dtype, shape=ir.Shape(shape), name=name))
 
     def _register(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        if name in self.graph.initializers:
-            return self.graph.initializers[name]
-        value = ir.Value(
-            name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy())
-        )
-        self.graph.register_initializer(value)
-        return value
+        if name not in self.graph.initializers:
+            shape = ir.Shape(tensor.shape.numpy())
+            self.graph.register_initializer(ir.val(name, tensor.dtype, shape, const_value=tensor))
+        return self.graph.initializers[name]
 
     def before(
         self,
         place: ir.Node,
         op: str,
         inputs: Sequence[ir.Value | None],
-        names: Sequence[str],
-        dtypes: Sequence[ir.DataType],
+        name: str,
+        dtype: ir.DataType,
         *,
-        domain: str = "",
         like: ir.Value | None = None,
-        **attributes: int | float,
-    ) -> list[ir.Value]:
-        """Insert a node before another one.
+        domain: str = "",
+        **attributes: int,
+    ) -> ir.Value:
+        """Insert a node before another one; returns its output.
 
         Args:
             place: the node to insert before.
             op: the operator.
             inputs: its inputs.
-            names: of its outputs.
-            dtypes: of its outputs.
-            domain: the operator's.
-            like: a value whose shape the first output has.
-            attributes: integers and floats.
+            name: the output's name.
+            dtype: the output's type.
+            like: a value whose shape the output has.
+            domain: the operator's domain.
+            attributes: the operator's attributes.
         """
-        attrs = [
-            ir.AttrInt64(key, value) if isinstance(value, int) else ir.AttrFloat32(key, value)
-            for key, value in attributes.items()
-        ]
-        node = ir.Node(domain, op, inputs, attrs, num_outputs=len(names), name=f"{names[0]}.node")
-        for output, name, dtype in zip(node.outputs, names, dtypes, strict=True):
-            output.name, output.type = name, ir.TensorType(dtype)
-        if like is not None:
-            node.outputs[0].shape = like.shape
-        self.graph.insert_before(place, node)
-        return list(node.outputs)
+        output = ir.val(name, dtype, None if like is None else like.shape)
+        self.insert(place, op, inputs, [output], domain, **attributes)
+        return output
+
+    def insert(
+        self,
+        place: ir.Node,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: Sequence[ir.Value],
+        domain: str = "",
+        **attributes: int,
+    ) -> None:
+        """Insert a node with these outputs before another one."""
+        name = f"{outputs[0].name}.node"
+        self.graph.insert_before(place, ir.node(op, inputs, attributes, domain=domain, outputs=outputs, name=name))
+
+    def cast(self, place: ir.Node, value: ir.Value, name: str, dtype: ir.DataType, like: ir.Value) -> ir.Value:
+        """The value in another type, cast before a node; itself if it has that type."""
+        if value.dtype == dtype:
+            return value
+        return self.before(place, "Cast", [value], name, dtype, like=like, to=int(dtype))
 
     def replace(self, old: ir.Node, new: ir.Value) -> None:
         """Let everything read ``new`` instead of what ``old`` gives, and remove ``old``; the name stays."""
@@ -131,89 +145,7 @@ class GraphEditor:
         self.graph.remove(old, safe=True)
 
 
-def float_type(target: Target) -> ir.DataType:
-    """The type that a linear computes in: its weight's."""
-    tensor = target.weight.const_value
-    return ir.DataType.FLOAT if tensor is None else tensor.dtype
-
-
 def as_scale(scale: np.ndarray, kind: ir.DataType) -> np.ndarray:
     """Scales in the type of the graph; those too small for it become its smallest normal number instead of 0."""
     dtype = kind.numpy()
     return np.maximum(scale.astype(dtype), np.finfo(dtype).smallest_normal)
-
-
-def step_input(model: ir.Model) -> ir.Value | None:
-    """The graph's ``step`` input, ``None`` for stages that take none."""
-    return next((value for value in model.graph.inputs if value.name == "step"), None)
-
-
-def add_quantize_pair(
-    editor: GraphEditor,
-    target: Target,
-    scale: np.ndarray,
-    zero: np.ndarray,
-    step: ir.Value | None,
-    *,
-    kind: ir.DataType | None = None,
-) -> ir.Value:
-    """Quantize a target's input and dequantize it again before the target; returns the dequantized value.
-
-    Args:
-        editor: of the graph.
-        target: the first linear that reads the input.
-        scale: (P,) float32, or (1,) without ``step``.
-        zero: as many, in the type to quantize to.
-        step: picks among the P.
-        kind: the float type of the pair, to which the input is cast; the target's by default.
-    """
-    kind, name = kind or float_type(target), f"{target.name}.input"
-    data, place = target.data, target.node
-    if kind != float_type(target):
-        (data,) = editor.before(place, "Cast", [data], [f"{name}.wide"], [kind], like=data, to=int(kind))
-    scales = as_scale(scale, kind)
-    codes_type = ir.DataType.from_numpy(zero.dtype)
-    if step is None:
-        parameters = [
-            editor.constant(f"{name}.scale", scales.reshape(())),
-            editor.constant(f"{name}.zero", zero.reshape(())),
-        ]
-    else:
-        tables = (editor.constant(f"{name}.scales", scales), editor.constant(f"{name}.zeros", zero))
-        parameters = [
-            editor.before(place, "Gather", [table, step], [f"{name}.{part}"], [table.dtype or kind])[0]
-            for table, part in zip(tables, ("scale", "zero"), strict=True)
-        ]
-    names = [f"{name}.quantized"]
-    (codes,) = editor.before(place, "QuantizeLinear", [data, *parameters], names, [codes_type], like=data)
-    (back,) = editor.before(place, "DequantizeLinear", [codes, *parameters], [f"{name}.dequantized"], [kind], like=data)
-    return back
-
-
-def add_channel_weight(
-    editor: GraphEditor,
-    target: Target,
-    memory: LastResult,
-    quantize: Callable[[np.ndarray], ChannelWeights],
-    dtype: ir.DataType,
-    *,
-    kind: ir.DataType | None = None,
-) -> ir.Value:
-    """Store a target's weight quantized, one scale per output channel; returns the dequantized value in ``kind``, or in
-    the target's type.
-    """
-    linear, weight = target.linear, target.weight
-    name = linear.id.weight
-    kind = kind or float_type(target)
-
-    def result() -> ChannelWeights:
-        return memory.of(name, lambda: quantize(read_weight(weight)))
-
-    columns = (linear.out_features,)
-    values = editor.lazy(f"{name}.values", lambda: result().values, dtype, (linear.in_features, *columns))
-    scale = editor.lazy(f"{name}.scale", lambda: as_scale(result().scale, kind), kind, columns)
-    zero = editor.constant(f"{name}.zero", np.zeros(columns, dtype.numpy()))
-    (back,) = editor.before(
-        target.node, "DequantizeLinear", [values, scale, zero], [f"{name}.dequantized"], [kind], like=weight, axis=1
-    )
-    return back

@@ -17,31 +17,29 @@ import numpy as np
 import onnx_ir as ir
 
 from livemoments.errors import EngineError
-from livemoments.export.passes.graph import count_initializers
-from livemoments.export.passes.report import PassReport
 from livemoments.graphs.tensors import read_tensor
 from livemoments.types import TensorSpec
 
-NAME = "to_fp16"
 WIDE = frozenset({"image", "flow", "mean", "std"})
 """Inputs and outputs that stay in float32, as in the exporter's float16 bundles."""
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _RESIZE = "Resize"  # its region and its scales are float32 whatever its data's type
 
 
-def half_spec(spec: TensorSpec) -> TensorSpec:
-    """The spec of an input or output after the conversion."""
-    narrow = spec.dtype == "float32" and spec.name not in WIDE
-    return TensorSpec(spec.name, "float16", spec.shape) if narrow else spec
+def half_specs(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The specs of inputs or outputs after the conversion."""
+    return tuple(
+        TensorSpec(spec.name, "float16", spec.shape) if spec.dtype == "float32" and spec.name not in WIDE else spec
+        for spec in specs
+    )
 
 
-def to_fp16(model: ir.Model) -> PassReport:
+def to_fp16(model: ir.Model) -> None:
     """Apply the pass; ``model`` is changed in place.
 
     Raises:
         EngineError: when a weight is read that overflows in half precision.
     """
-    before = count_initializers(model)
     island = _islands(model)
     borders = {value for value in (*model.graph.inputs, *model.graph.outputs) if value.name in WIDE}
     wide_constants = {
@@ -50,11 +48,9 @@ def to_fp16(model: ir.Model) -> PassReport:
         for value in (node.inputs if node in island else node.inputs[1:] if node.op_type == _RESIZE else ())
         if value is not None and value.is_initializer()
     }
-    narrowed = 0
     for value in list(model.graph.initializers.values()):
         if value.dtype == _FLOAT and value not in wide_constants:
             _narrow_constant(value)
-            narrowed += 1
     for value in model.graph.inputs:
         if value.dtype == _FLOAT and value not in borders:
             value.type = ir.TensorType(_HALF)
@@ -62,35 +58,33 @@ def to_fp16(model: ir.Model) -> PassReport:
     for value, node in produced.items():
         if node not in island and value.dtype == _FLOAT:
             value.type = ir.TensorType(_HALF)
-    casts = _cast_borders(model, island, borders)
-    note = f"{narrowed} constants in half precision, {len(island)} operations in float32, {casts} casts"
-    return PassReport(NAME, narrowed > 0, before, count_initializers(model), note)
+    _cast_borders(model, island, borders)
 
 
 def _islands(model: ir.Model) -> set[ir.Node]:
     """The nodes that compute in float32."""
-    found: set[ir.Node] = set()
+    island: set[ir.Node] = set()
     for node in model.graph:
         if node.op_type == "Reciprocal":  # of a group norm's standard deviation
-            found |= _backwards(node)
-            found |= {usage.node for usage in node.outputs[0].uses() if usage.node.op_type == "Mul"}
+            island |= _backwards(node)
+            island |= {usage.node for usage in node.outputs[0].uses() if usage.node.op_type == "Mul"}
         elif node.op_type == "Exp":  # of half the posterior's log variance
-            found |= _backwards(node)
-    return found
+            island |= _backwards(node)
+    return island
 
 
 def _backwards(node: ir.Node) -> set[ir.Node]:
     """A node and what it is computed from, back to the nearest Reshape (which belongs to it), Split or Conv."""
-    found, open_nodes = {node}, [node]
+    reached, open_nodes = {node}, [node]
     while open_nodes:
         for value in open_nodes.pop().inputs:
             source = value.producer() if value is not None else None
-            if source is None or source in found or source.op_type in ("Split", "Conv"):
+            if source is None or source in reached or source.op_type in ("Split", "Conv"):
                 continue
-            found.add(source)
+            reached.add(source)
             if source.op_type != "Reshape":
                 open_nodes.append(source)
-    return found
+    return reached
 
 
 def _narrow_constant(value: ir.Value) -> None:
@@ -113,7 +107,7 @@ def _narrow_constant(value: ir.Value) -> None:
     value.type = ir.TensorType(_HALF)
 
 
-def _cast_borders(model: ir.Model, island: set[ir.Node], borders: set[ir.Value]) -> int:
+def _cast_borders(model: ir.Model, island: set[ir.Node], borders: set[ir.Value]) -> None:
     """Insert a cast wherever a float of one width meets a node of the other."""
     made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in list(model.graph):
@@ -133,7 +127,6 @@ def _cast_borders(model: ir.Model, island: set[ir.Node], borders: set[ir.Value])
         name, output.name = output.name, f"{output.name}.{'half' if wanted == _FLOAT else 'wide'}"
         cast.name = name
         model.graph.outputs[index] = cast
-    return len(made)
 
 
 def _cast(
@@ -154,8 +147,3 @@ def _cast(
             model.graph.insert_before(before, node)
         made[value, wanted] = result
     return made[value, wanted]
-
-
-def half_specs(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """:func:`half_spec` of each."""
-    return tuple(half_spec(spec) for spec in specs)

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 
 from livemoments.errors import UsageError
 from livemoments.graphs.linears import Linear, LinearId
+from livemoments.quantize.calibrate.result import LinearStats
 
 UINT8_MAX = 255
 INT8_MAX = 127
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
-class Ranges(Protocol):
-    """What a rewrite needs to know of a linear's input: its range at each of P points, its K channels' power."""
-
-    @property
-    def low(self) -> np.ndarray:
-        """(P,)."""
-
-    @property
-    def high(self) -> np.ndarray:
-        """(P,)."""
-
-    @property
-    def second_moment(self) -> np.ndarray:
-        """(K,), mean square of each channel."""
-
-
-StatsOf = Mapping[LinearId, Ranges]
+StatsOf = Mapping[LinearId, LinearStats]
 
 
 def input_range(stats: StatsOf | None, linear: Linear, *, per_point: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -42,11 +26,11 @@ def input_range(stats: StatsOf | None, linear: Linear, *, per_point: bool) -> tu
     Raises:
         UsageError: the calibration does not have this linear, or saw nothing of it.
     """
-    found = None if stats is None else stats.get(linear.id)
-    if found is None:
+    observed = None if stats is None else stats.get(linear.id)
+    if observed is None:
         raise UsageError(f"the calibration has no range for '{linear.id}'", fix="calibrate on this bundle")
-    low = np.atleast_1d(np.asarray(found.low, np.float32))
-    high = np.atleast_1d(np.asarray(found.high, np.float32))
+    low = np.atleast_1d(np.asarray(observed.low, np.float32))
+    high = np.atleast_1d(np.asarray(observed.high, np.float32))
     seen = np.isfinite(low) & np.isfinite(high) & (high >= low) & ((high != 0) | (low != 0))
     if not seen.any():
         raise UsageError(f"the calibration saw nothing but zeros at '{linear.id}'", fix="use photographs")

@@ -33,10 +33,6 @@ class ChannelWeights:
     values: np.ndarray
     scale: np.ndarray
 
-    def dequantize(self) -> np.ndarray:
-        """(K, N) float32."""
-        return self.values.astype(np.float32) * self.scale
-
 
 @dataclass(frozen=True, slots=True)
 class BlockWeights:
@@ -58,27 +54,23 @@ class BlockWeights:
     block_size: int
     inputs: int
 
-    def dequantize(self) -> np.ndarray:
-        """(K, N) float32."""
-        outputs, blocks = self.scale.shape
-        values = _unpack(self.values.reshape(outputs, -1), self.bits)
-        zero = _unpack(self.zero, self.bits)[:, :blocks, None]
-        steps = values.reshape(outputs, blocks, self.block_size).astype(np.float32) - zero
-        return np.ascontiguousarray((steps * self.scale[..., None]).reshape(outputs, -1)[:, : self.inputs].T)
-
 
 def int8_channels(weight: np.ndarray) -> ChannelWeights:
     """Symmetric int8, one scale per output channel (the largest magnitude becomes 127)."""
-    scale = _positive(np.abs(weight).max(axis=0).astype(np.float32) / np.float32(INT8_MAX))
-    values = np.rint(weight.astype(np.float32) / scale)
-    return ChannelWeights(np.clip(values, -INT8_MAX, INT8_MAX).astype(np.int8), scale)
+    values, scale = _by_channel(weight, INT8_MAX)
+    return ChannelWeights(np.clip(np.rint(values), -INT8_MAX, INT8_MAX).astype(np.int8), scale)
 
 
 def fp8_channels(weight: np.ndarray) -> ChannelWeights:
     """E4M3, one scale per output channel (the largest magnitude becomes 448)."""
-    scale = _positive(np.abs(weight).max(axis=0).astype(np.float32) / np.float32(E4M3_MAX))
-    values = np.clip(weight.astype(np.float32) / scale, -E4M3_MAX, E4M3_MAX)
-    return ChannelWeights(values.astype(ml_dtypes.float8_e4m3fn), scale)
+    values, scale = _by_channel(weight, E4M3_MAX)
+    return ChannelWeights(np.clip(values, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn), scale)
+
+
+def _by_channel(weight: np.ndarray, top: float) -> tuple[np.ndarray, np.ndarray]:
+    """The weight over its channels' scales, and these: the largest magnitude becomes ``top``."""
+    scale = _positive(np.abs(weight).max(axis=0).astype(np.float32) / np.float32(top))
+    return weight.astype(np.float32) / scale, scale
 
 
 def quantize_blocks(
@@ -198,9 +190,3 @@ def _pack(values: np.ndarray, bits: int) -> np.ndarray:
         return values.astype(np.uint8)
     even = np.pad(values, ((0, 0), (0, values.shape[1] % 2))).astype(np.uint8)
     return even[:, 0::2] | (even[:, 1::2] << 4)
-
-
-def _unpack(packed: np.ndarray, bits: int) -> np.ndarray:
-    if bits == 8:
-        return packed
-    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], -1)

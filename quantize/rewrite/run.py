@@ -7,42 +7,34 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from livemoments.errors import UsageError
-from livemoments.export.passes.graph import count_initializers
 from livemoments.export.passes.remove_dead import remove_dead
-from livemoments.export.passes.report import PassReport
 from livemoments.graphs.linears import Linear, iter_linear_nodes
 from livemoments.quantize.actions import Action, Mix
 from livemoments.quantize.recipes import Recipe
 from livemoments.quantize.rewrite.dynamic import rewrite_dynamic
-from livemoments.quantize.rewrite.fp8 import rewrite_fp8
 from livemoments.quantize.rewrite.graph_edit import Target
 from livemoments.quantize.rewrite.input_ranges import StatsOf
 from livemoments.quantize.rewrite.static import rewrite_static
 from livemoments.quantize.rewrite.weight_only import rewrite_weights
 
-NAME = "quantize"
 
-
-def rewrite(
-    model: ir.Model, linears: Sequence[Linear], mix: Mix, recipe: Recipe, stats: StatsOf | None = None
-) -> PassReport:
+def rewrite(model: ir.Model, linears: Sequence[Linear], mix: Mix, recipe: Recipe, stats: StatsOf | None = None) -> bool:
     """Quantize linears of one graph; a function of its arguments alone.
 
     Args:
         model: changed in place. Quantized weights are lazy: each is read and quantized when it is written, so the
             source's files must stay until then.
-        linears: what :func:`~livemoments.quantize.actions.find_linears` found in the model.
+        linears: what :func:`livemoments.graphs.linears.find_linears` gives for the model.
         mix: what to do with each; those it does not name are kept, those of other stages are ignored.
         recipe: settings of the actions (block size, method, ranges …).
         stats: what calibration saw, by linear; ``Action.INT8_STATIC`` and ``Action.FP8`` need it.
 
     Returns:
-        Elements before and after, and how many linears became what.
+        Whether anything changed.
 
     Raises:
         UsageError: an action that needs it has no calibration for a linear.
     """
-    before = count_initializers(model)
     wanted: dict[Action, list[Target]] = {}
     known = {linear.id.weight: linear for linear in linears}
     for node, data, weight in list(iter_linear_nodes(model)):
@@ -57,16 +49,13 @@ def rewrite(
             _apply(model, action, targets, recipe, stats)
     if wanted:
         remove_dead(model)
-    note = ", ".join(f"{len(wanted[a])} linears {a.value}" for a in Action if a in wanted) or "no linear was quantized"
-    return PassReport(NAME, bool(wanted), before, count_initializers(model), note)
+    return bool(wanted)
 
 
 def _apply(model: ir.Model, action: Action, targets: list[Target], recipe: Recipe, stats: StatsOf | None) -> None:
-    if action is Action.INT8_STATIC:
-        rewrite_static(model, targets, recipe, stats)
+    if action.needs_calibration:
+        rewrite_static(model, targets, recipe, stats, fp8=action is Action.FP8)
     elif action is Action.INT8_DYNAMIC:
         rewrite_dynamic(model, targets)
-    elif action is Action.FP8:
-        rewrite_fp8(model, targets, stats)
     else:
         rewrite_weights(model, targets, recipe, stats, bits=8 if action is Action.WEIGHT_INT8 else 4)

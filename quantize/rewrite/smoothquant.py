@@ -15,20 +15,18 @@ import numpy as np
 import onnx_ir as ir
 
 from livemoments.errors import UsageError
-from livemoments.export.passes.graph import count_initializers, only_user
-from livemoments.export.passes.report import PassReport
+from livemoments.export.passes.graph import only_user
 from livemoments.graphs.linears import Linear, LinearId, iter_linear_nodes
 from livemoments.graphs.tensors import read_tensor
 from livemoments.quantize.calibrate.result import LinearStats
 
-NAME = "smooth"
 _MOST = 1024.0
 """Scales stay within this factor of their norm's middle one, so that half precision holds what they scale."""
 
 
 def smooth(
     model: ir.Model, linears: Sequence[Linear], stats: Mapping[LinearId, LinearStats], alpha: float
-) -> tuple[PassReport, dict[LinearId, LinearStats]]:
+) -> dict[LinearId, LinearStats]:
     """Move outliers of every modulated layer norm of a transformer into its weights.
 
     Requires: the graph's linears are not quantized yet.
@@ -36,34 +34,31 @@ def smooth(
 
     Args:
         model: changed in place.
-        linears: what ``find_linears`` found in it.
+        linears: what ``find_linears`` gives for it.
         stats: what calibration saw in it.
         alpha: how much of the outliers moves, 0 to 1.
 
     Returns:
-        The report, and the statistics of the changed graph: all of ``stats``, those behind a smoothed norm anew.
+        The statistics of the changed graph: all of ``stats``, those behind a smoothed norm anew.
 
     Raises:
         UsageError: ``alpha`` is out of range, or the calibration does not have one of the linears.
     """
-    before = count_initializers(model)
-    mine = smoothable(model, linears)
-    scales = smooth_scales(mine, stats, weights_absmax(model, mine), alpha)
-    fold_scales(model, mine, scales)
-    note = f"{len(scales)} layer norms, {len(mine)} linears, alpha {alpha:g}"
-    report = PassReport(NAME, bool(scales), before, count_initializers(model), note)
-    return report, {**stats, **smoothed_stats(mine, stats, scales)}
+    smoothed = smoothable(model, linears)
+    scales = smooth_scales(smoothed, stats, weights_absmax(model, smoothed), alpha)
+    fold_scales(model, smoothed, scales)
+    return {**stats, **smoothed_stats(smoothed, stats, scales)}
 
 
 def smoothable(model: ir.Model, linears: Sequence[Linear]) -> list[Linear]:
     """The linears behind layer norms that a table modulates and that nothing else reads."""
     nodes = {weight.name: node for node, _, weight in iter_linear_nodes(model)}
-    found = []
+    smoothed = []
     for group in _by_norm(linears).values():
         norm = nodes[group[0].id.weight].inputs[0]
         if norm is not None and _is_alone(model, norm, group):
-            found += group
-    return found
+            smoothed += group
+    return smoothed
 
 
 def _is_alone(model: ir.Model, norm: ir.Value, group: Sequence[Linear]) -> bool:
@@ -78,17 +73,16 @@ def _is_alone(model: ir.Model, norm: ir.Value, group: Sequence[Linear]) -> bool:
     if weights != {linear.id.weight for linear in group} or None in {linear.table for linear in group}:
         return False
     rows = [value for value in node.inputs[1:3] if value is not None]
-    stored = [_initializer(model, name) for name in (*weights, group[0].table)]
+    stored = [model.graph.initializers[name or ""] for name in (*weights, group[0].table)]
     return all(only_user(value) is not None for value in (*rows, *stored))
 
 
 def weights_absmax(model: ir.Model, linears: Sequence[Linear]) -> dict[LinearId, np.ndarray]:
     """For each linear the largest magnitude of each input channel's weights, (K,) float64; one weight at a time."""
-    found = {}
-    for linear in linears:
-        weight = np.abs(read_tensor(_stored(_initializer(model, linear.id.weight))))
-        found[linear.id] = weight.max(axis=1).astype(np.float64)
-    return found
+    return {
+        linear.id: np.abs(read_tensor(_stored(model, linear.id.weight))).max(axis=1).astype(np.float64)
+        for linear in linears
+    }
 
 
 def smooth_scales(
@@ -141,12 +135,12 @@ def fold_scales(model: ir.Model, linears: Sequence[Linear], scales: Mapping[str,
         scale = scales.get(linear.norm or "")
         if scale is None or linear.table is None or linear.scale_chunk is None or linear.shift_chunk is None:
             continue
-        _scale_lazily(_initializer(model, linear.id.weight), scale[:, None])
+        _scale_lazily(model, linear.id.weight, scale[:, None])
         if linear.table not in tables:
-            tables[linear.table] = np.ones(_shape(_initializer(model, linear.table))[1:])
+            tables[linear.table] = np.ones(_stored(model, linear.table).shape.numpy()[1:])
         tables[linear.table][[linear.scale_chunk, linear.shift_chunk]] = 1 / scale
     for name, factor in tables.items():
-        _scale_lazily(_initializer(model, name), factor)
+        _scale_lazily(model, name, factor)
 
 
 def smoothed_stats(
@@ -158,24 +152,21 @@ def smoothed_stats(
     and where the channels are alike there are no outliers left to clip.
     """
     shared: dict[tuple[int, str], LinearStats] = {}
-    found = {}
+    scaled = {}
     for linear in linears:
         old, norm = stats[linear.id], linear.norm or ""
         if norm in scales:
             key = (id(old), norm)
             if key not in shared:
                 shared[key] = _scaled_stats(old, scales[norm])
-            found[linear.id] = shared[key]
-    return found
+            scaled[linear.id] = shared[key]
+    return scaled
 
 
 def _scaled_stats(stats: LinearStats, scale: np.ndarray) -> LinearStats:
-    if stats.channel_low is None or stats.channel_high is None:
-        raise UsageError("this calibration does not know the channels' extremes", fix="calibrate again")
     low = (stats.channel_low / scale).astype(np.float32)
     high = (stats.channel_high / scale).astype(np.float32)
     return LinearStats(
-        points=stats.points,
         low=np.minimum(low.min(axis=1), 0).astype(np.float64),
         high=np.maximum(high.max(axis=1), 0).astype(np.float64),
         channel_absmax=(stats.channel_absmax / scale).astype(np.float32),
@@ -194,26 +185,20 @@ def _by_norm(linears: Sequence[Linear]) -> dict[str, list[Linear]]:
     return groups
 
 
-def _initializer(model: ir.Model, name: str | None) -> ir.Value:
-    return model.graph.initializers[name or ""]
+def _stored(model: ir.Model, name: str) -> ir.TensorProtocol:
+    stored = model.graph.initializers[name].const_value
+    assert stored is not None, f"'{name}' has no value"
+    return stored
 
 
-def _stored(value: ir.Value) -> ir.TensorProtocol:
-    if value.const_value is None:
-        raise ValueError(f"'{value.name}' has no value")
-    return value.const_value
-
-
-def _shape(value: ir.Value) -> tuple[int, ...]:
-    return tuple(int(length) for length in _stored(value).shape.numpy())
-
-
-def _scale_lazily(value: ir.Value, factor: np.ndarray) -> None:
+def _scale_lazily(model: ir.Model, name: str, factor: np.ndarray) -> None:
     """Multiply an initializer by a factor, which is broadcast to it, when it is written."""
-    stored = _stored(value)
+    stored = _stored(model, name)
 
     def read() -> ir.TensorProtocol:
         array = read_tensor(stored)
         return ir.tensor((array * factor).astype(array.dtype), name=stored.name)
 
-    value.const_value = ir.LazyTensor(read, dtype=stored.dtype, shape=ir.Shape(_shape(value)), name=stored.name)
+    model.graph.initializers[name].const_value = ir.LazyTensor(
+        read, dtype=stored.dtype, shape=ir.Shape(stored.shape.numpy()), name=stored.name
+    )

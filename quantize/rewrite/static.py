@@ -1,33 +1,29 @@
-"""Static 8-bit linears: Q/DQ around the input, a dequantized int8 weight.
+"""Static 8-bit linears: Q/DQ around the input, a dequantized 8-bit weight.
 
 Requires: the targets' input ranges, from calibration.
 Ensures: each target's product reads ``DequantizeLinear(QuantizeLinear(x))``, one pair for all linears that read x, and
-``DequantizeLinear(int8 weight)``, one scale per output channel. The product's result stays in floating point, so that
+``DequantizeLinear(8-bit weight)``, one scale per output channel. The product's result stays in floating point, so that
 onnxruntime makes one integer product with float result of it; biases stay as they were.
 
-Inputs are unsigned with a zero point (what VNNI multiplies), or int8 without one if the recipe is symmetric (what
-TensorRT wants). With ``step_ranges`` the parameters are a table that ``step`` indexes, which onnxruntime fuses all the
-same. In a float16 graph the unsigned products are float32 between two casts: onnxruntime has no integer product with a
-float16 result, and would dequantize every weight at every run.
+Integer inputs are unsigned with a zero point (what VNNI multiplies), or int8 without one if the recipe is symmetric
+(what TensorRT wants). With ``step_ranges`` the parameters are a table that ``step`` indexes, which onnxruntime fuses
+all the same. In a float16 graph the unsigned products are float32 between two casts: onnxruntime has no integer product
+with a float16 result, and would dequantize every weight at every run.
+
+E4M3, for tensor cores of Hopper and Ada, has one constant scale for all steps (the largest magnitude becomes 448;
+TensorRT takes no other). onnxruntime computes it on a CPU too: exactly, but slowly, for checking.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from livemoments.quantize.recipes import Recipe
-from livemoments.quantize.rewrite.graph_edit import (
-    GraphEditor,
-    LastResult,
-    Target,
-    add_channel_weight,
-    add_quantize_pair,
-    float_type,
-    step_input,
-)
+from livemoments.quantize.rewrite.graph_edit import GraphEditor, LastResult, Target, as_scale
 from livemoments.quantize.rewrite.input_ranges import (
     INT8_MAX,
     StatsOf,
@@ -35,49 +31,75 @@ from livemoments.quantize.rewrite.input_ranges import (
     symmetric_scale,
     unsigned_parameters,
 )
-from livemoments.quantize.rewrite.round_weights import int8_channels
+from livemoments.quantize.rewrite.round_weights import E4M3_MAX, ChannelWeights, fp8_channels, int8_channels
 
 
-def rewrite_static(model: ir.Model, targets: Sequence[Target], recipe: Recipe, stats: StatsOf | None) -> None:
-    """Apply the rewrite; ``model`` is changed in place."""
+def rewrite_static(
+    model: ir.Model, targets: Sequence[Target], recipe: Recipe, stats: StatsOf | None, *, fp8: bool = False
+) -> None:
+    """Apply the rewrite, to int8 or to E4M3; ``model`` is changed in place."""
     editor, memory = GraphEditor(model), LastResult()
-    step = step_input(model) if recipe.step_ranges else None
+    steps = [value for value in model.graph.inputs if value.name == "step"] if recipe.step_ranges and not fp8 else []
     inputs: dict[str, ir.Value] = {}
     for target in targets:
-        key, kind = target.data.name or "", float_type(target)
-        wide = kind if recipe.symmetric else ir.DataType.FLOAT
+        key, kind, place = target.data.name or "", target.float_type, target.node
+        wide = kind if fp8 or recipe.symmetric else ir.DataType.FLOAT
         if key not in inputs:
-            inputs[key] = _quantized_input(editor, target, recipe, stats, step, wide)
-        weight = add_channel_weight(editor, target, memory, int8_channels, ir.DataType.INT8, kind=wide)
+            low, high = input_range(stats, target.linear, per_point=bool(steps))
+            inputs[key] = _quantized_input(editor, target, *_parameters(low, high, recipe, fp8), steps, wide)
+        weight = _dequantized_weight(editor, target, memory, wide, fp8)
         if wide == kind:
-            target.node.replace_input_with(0, inputs[key])
-            target.node.replace_input_with(1, weight)
+            place.replace_input_with(0, inputs[key])
+            place.replace_input_with(1, weight)
         else:
-            _replace_between_casts(editor, target, inputs[key], weight, wide)
+            like = place.outputs[0]
+            product = editor.before(place, "MatMul", [inputs[key], weight], f"{target.name}.product", wide, like=like)
+            editor.replace(place, editor.cast(place, product, f"{target.name}.narrow", kind, like))
 
 
-def _replace_between_casts(
-    editor: GraphEditor, target: Target, data: ir.Value, weight: ir.Value, wide: ir.DataType
-) -> None:
-    kind, like = float_type(target), target.node.outputs[0]
-    (product,) = editor.before(target.node, "MatMul", [data, weight], [f"{target.name}.product"], [wide], like=like)
-    names = [f"{target.name}.narrow"]
-    (narrow,) = editor.before(target.node, "Cast", [product], names, [kind], like=like, to=int(kind))
-    editor.replace(target.node, narrow)
+def _parameters(low: np.ndarray, high: np.ndarray, recipe: Recipe, fp8: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Scales float32 and zero points, in the type to quantize to, for ranges (P,)."""
+    if fp8:
+        return symmetric_scale(low, high, E4M3_MAX), np.zeros(len(low), ml_dtypes.float8_e4m3fn)
+    if recipe.symmetric:
+        return symmetric_scale(low, high, INT8_MAX), np.zeros(len(low), np.int8)
+    return unsigned_parameters(low, high)
 
 
 def _quantized_input(
-    editor: GraphEditor,
-    target: Target,
-    recipe: Recipe,
-    stats: StatsOf | None,
-    step: ir.Value | None,
-    kind: ir.DataType,
+    editor: GraphEditor, target: Target, scale: np.ndarray, zero: np.ndarray, steps: list[ir.Value], kind: ir.DataType
 ) -> ir.Value:
-    low, high = input_range(stats, target.linear, per_point=step is not None)
-    if recipe.symmetric:
-        scale = symmetric_scale(low, high, INT8_MAX)
-        zero = np.zeros(len(scale), np.int8)
+    """Quantize a target's input and dequantize it again, in the float type ``kind``; a step picks among P scales."""
+    name, place = f"{target.name}.input", target.node
+    data = editor.cast(place, target.data, f"{name}.wide", kind, target.data)
+    arrays = {"scale": as_scale(scale, kind), "zero": zero}
+    if not steps:
+        parameters = [editor.constant(f"{name}.{part}", array.reshape(())) for part, array in arrays.items()]
     else:
-        scale, zero = unsigned_parameters(low, high)
-    return add_quantize_pair(editor, target, scale, zero, step, kind=kind)
+        tables = {part: editor.constant(f"{name}.{part}s", array) for part, array in arrays.items()}
+        parameters = [
+            editor.before(place, "Gather", [table, *steps], f"{name}.{part}", table.dtype or kind)
+            for part, table in tables.items()
+        ]
+    codes_type = ir.DataType.from_numpy(zero.dtype)
+    codes = editor.before(place, "QuantizeLinear", [data, *parameters], f"{name}.quantized", codes_type, like=data)
+    return editor.before(place, "DequantizeLinear", [codes, *parameters], f"{name}.dequantized", kind, like=data)
+
+
+def _dequantized_weight(
+    editor: GraphEditor, target: Target, memory: LastResult, kind: ir.DataType, fp8: bool
+) -> ir.Value:
+    """Store a target's weight quantized, one scale per output channel, and dequantize it in the float type ``kind``."""
+    name, columns = target.linear.id.weight, (target.linear.out_features,)
+    dtype = ir.DataType.FLOAT8E4M3FN if fp8 else ir.DataType.INT8
+
+    def result() -> ChannelWeights:
+        return memory.of(name, lambda: (fp8_channels if fp8 else int8_channels)(target.read_weight()))
+
+    values = editor.lazy(f"{name}.values", lambda: result().values, dtype, (target.linear.in_features, *columns))
+    scale = editor.lazy(f"{name}.scale", lambda: as_scale(result().scale, kind), kind, columns)
+    zero = editor.constant(f"{name}.zero", np.zeros(columns, dtype.numpy()))
+    inputs = [values, scale, zero]
+    return editor.before(
+        target.node, "DequantizeLinear", inputs, f"{name}.dequantized", kind, like=target.weight, axis=1
+    )

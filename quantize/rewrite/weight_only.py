@@ -13,13 +13,14 @@ import numpy as np
 import onnx_ir as ir
 
 from livemoments.quantize.recipes import Recipe
-from livemoments.quantize.rewrite.graph_edit import GraphEditor, LastResult, Target, as_scale, float_type, read_weight
+from livemoments.quantize.rewrite.graph_edit import GraphEditor, LastResult, Target, as_scale
 from livemoments.quantize.rewrite.input_ranges import StatsOf
 from livemoments.quantize.rewrite.round_weights import BlockWeights, quantize_blocks
 
 DOMAIN = "com.microsoft"
 _INT8_COMPUTE = 4
 """``accuracy_level``: the input is quantized to int8 by blocks while the product runs."""
+_UINT8 = ir.DataType.UINT8
 
 
 def rewrite_weights(
@@ -36,42 +37,28 @@ def rewrite_weights(
 def _product(
     editor: GraphEditor, target: Target, recipe: Recipe, stats: StatsOf | None, bits: int, memory: LastResult
 ) -> ir.Value:
-    linear, weight = target.linear, target.weight
-    name, kind, size = linear.id.weight, float_type(target), recipe.block_size
-    rows, columns = linear.in_features, linear.out_features
+    name, kind, size = target.linear.id.weight, target.float_type, recipe.block_size
+    rows, columns = target.linear.in_features, target.linear.out_features
     blocks = -(-rows // size)
-    seen = None if stats is None else stats.get(linear.id)
+    seen = None if stats is None else stats.get(target.linear.id)
+    importance = None if seen is None else np.asarray(seen.second_moment, np.float32)
+    form = {"bits": bits, "block_size": size}
+
+    def quantize() -> BlockWeights:
+        symmetric, method = recipe.symmetric, recipe.method
+        return quantize_blocks(target.read_weight(), symmetric=symmetric, method=method, importance=importance, **form)
 
     def result() -> BlockWeights:
-        return memory.of(
-            name,
-            lambda: quantize_blocks(
-                read_weight(weight),
-                bits=bits,
-                block_size=size,
-                symmetric=recipe.symmetric,
-                method=recipe.method,
-                importance=None if seen is None else np.asarray(seen.second_moment, np.float32),
-            ),
-        )
+        return memory.of(name, quantize)
 
-    shape = (columns, blocks, size * bits // 8)
-    values = editor.lazy(f"{name}.values", lambda: result().values, ir.DataType.UINT8, shape)
+    values = editor.lazy(f"{name}.values", lambda: result().values, _UINT8, (columns, blocks, size * bits // 8))
     scale = editor.lazy(f"{name}.scale", lambda: as_scale(result().scale, kind), kind, (columns, blocks))
-    inputs: list[ir.Value | None] = [target.data, values, scale]
+    inputs = [target.data, values, scale]
     if not recipe.symmetric:  # without one, the middle is the zero point
-        zero_shape = (columns, -(-blocks * bits // 8))
-        inputs.append(editor.lazy(f"{name}.zero", lambda: result().zero, ir.DataType.UINT8, zero_shape))
-    attributes = {"K": rows, "N": columns, "bits": bits, "block_size": size}
-    if recipe.int8_compute:
-        attributes["accuracy_level"] = _INT8_COMPUTE
+        shape = (columns, -(-blocks * bits // 8))
+        inputs.append(editor.lazy(f"{name}.zero", lambda: result().zero, _UINT8, shape))
+    attributes = {"K": rows, "N": columns, **form} | ({"accuracy_level": _INT8_COMPUTE} if recipe.int8_compute else {})
+    like = target.node.outputs[0]
     return editor.before(
-        target.node,
-        "MatMulNBits",
-        inputs,
-        [f"{name}.product"],
-        [kind],
-        domain=DOMAIN,
-        like=target.node.outputs[0],
-        **attributes,
-    )[0]
+        target.node, "MatMulNBits", inputs, f"{name}.product", kind, like=like, domain=DOMAIN, **attributes
+    )

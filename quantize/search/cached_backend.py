@@ -61,7 +61,7 @@ class CallCache:
 
     def calls(self, stage: Stage) -> list[Call]:
         """A stage's distinct calls in their order."""
-        return [call for (own, _), call in self._calls.items() if own == stage]
+        return [call for (called, _), call in self._calls.items() if called == stage]
 
     def find(self, stage: Stage, inputs: Arrays) -> Call | None:
         """The call with these inputs, if it was made before."""

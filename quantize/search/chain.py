@@ -68,8 +68,8 @@ class SearchResult:
     Attributes:
         mix: what happens to each linear that was measured, in order.
         budget, goal: what was asked for.
-        measured_db: of the mix: PSNR from the source's photos, or the quality lost, as the budget says.
-        source_cost, cost: of the linears that were measured, in bytes or in weighted multiplications.
+        measured_db: what the mix costs: PSNR from the source's photos, or the quality lost, as the budget says.
+        source_cost, cost: cost of the measured linears, before and after, in bytes or in weighted multiplications.
         tried: every mix that was restored with, in that order.
     """
 
@@ -126,7 +126,7 @@ def search(
         reports: the sensitivity of the same layers to one action each.
         budget: what the photos may lose.
         source: the source's own score.
-        cost: of a layer under an action; :func:`livemoments.quantize.search.budget.layer_cost`.
+        cost: gives a layer's cost under an action (:func:`livemoments.quantize.search.layer_cost.layer_cost`).
         trial: restores with a mix.
         goal: what ``cost`` counts.
         most_restores: how many mixes may be tried.

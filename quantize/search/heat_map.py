@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
+import numpy as np
+
 from livemoments.quantize.search.sensitivity_report import LayerSensitivity, Sensitivity
 
 _RAMP = ("#fdf6e9", "#fcd9a6", "#f9a86f", "#ee6c5f", "#c43a73", "#862a80", "#3f1d6b", "#150e38")
 """From harmless to harmful; even steps of lightness, so that it survives greyscale print and colour blindness."""
+_RAMP_RGB = np.array([tuple(bytes.fromhex(colour[1:])) for colour in _RAMP]).T
 _INK, _QUIET, _PAPER, _EMPTY = "#1d1d27", "#6b6b7b", "#ffffff", "#f3f3f6"
 _FONT = "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif"
 
@@ -100,9 +103,9 @@ class _Scale:
 
     def colour(self, value: float) -> str:
         harm = min(max((self.high - value) / (self.high - self.low), 0.0), 1.0)
-        place = harm * (len(_RAMP) - 1)
-        index = min(int(place), len(_RAMP) - 2)
-        return _mix(_RAMP[index], _RAMP[index + 1], place - index)
+        places = range(len(_RAMP))
+        mixed = [np.interp(harm * places[-1], places, channel) for channel in _RAMP_RGB]
+        return "#" + "".join(f"{round(value):02x}" for value in mixed)
 
 
 class _Panel:
@@ -158,8 +161,8 @@ class _Panel:
     def _draw_cells(self, layer: LayerSensitivity, x: int, y: int) -> str:
         values = self._cells(layer)
         width = self._slot_px / len(values)
-        found = ", ".join(f"{value:.1f}" for value in values)
-        tip = f"<title>{escape(f'{layer.linear}: {found} dB')}</title>"
+        numbers = ", ".join(f"{value:.1f}" for value in values)
+        tip = f"<title>{escape(f'{layer.linear}: {numbers} dB')}</title>"
         cells = (
             _rect(x + place * width, y, width, _ROW_PX - 2, self._scale.colour(value))
             for place, value in enumerate(values)
@@ -202,12 +205,3 @@ def _text(
 ) -> str:
     style = f'font-size="{size}" font-weight="{weight}" text-anchor="{anchor}" fill="{fill}"'
     return f'<text x="{x:g}" y="{y:g}" {style}>{escape(text)}</text>\n'
-
-
-def _mix(first: str, second: str, share: float) -> str:
-    pairs = zip(_channels(first), _channels(second), strict=True)
-    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
-
-
-def _channels(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

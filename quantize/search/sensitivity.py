@@ -87,7 +87,7 @@ class SensitivityOptions:
         if stats is not None and recipe.smoothquant_alpha is not None:
             norms = {own.norm for own in linears if mix.get(own.id, Action.KEEP) in _SMOOTHED and own.norm is not None}
             group = [own for own in linears if own.norm in norms]
-            _, stats = smooth(model, group, stats, recipe.smoothquant_alpha)
+            stats = smooth(model, group, stats, recipe.smoothquant_alpha)
         rewrite(model, linears, mix, recipe, stats)
         return None
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from livemoments.errors import FileError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.quantize.actions import Action
-from livemoments.store.files import read_file
 
 SCHEMA = "livemoments/sensitivity/1"
 
@@ -51,12 +47,8 @@ class LayerSensitivity:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready data; infinite numbers are null."""
-        return {
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
             "linear": str(self.linear),
-            "block": self.block,
-            "kind": self.kind,
-            "in_features": self.in_features,
-            "out_features": self.out_features,
             "action": self.action.value,
             "sqnr_db": [_finite(value) for value in self.sqnr_db],
             "photo_psnr_db": _finite(self.photo_psnr_db),
@@ -66,27 +58,24 @@ class LayerSensitivity:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LayerSensitivity:
         """The inverse of :meth:`to_json`."""
-        return cls(
-            LinearId.parse(data["linear"]),
-            data["block"],
-            data["kind"],
-            data["in_features"],
-            data["out_features"],
-            Action(data["action"]),
-            tuple(map(_number, data["sqnr_db"])),
-            _number(data["photo_psnr_db"]),
-            tuple(map(_number, data["step_photo_psnr_db"])),
-        )
+        read: dict[str, Any] = {
+            "linear": LinearId.parse(data["linear"]),
+            "action": Action(data["action"]),
+            "sqnr_db": tuple(map(_number, data["sqnr_db"])),
+            "photo_psnr_db": _number(data["photo_psnr_db"]),
+            "step_photo_psnr_db": tuple(map(_number, data["step_photo_psnr_db"])),
+        }
+        return cls(**{**data, **read})
 
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """What :func:`measure_sensitivity` found.
+    """What :func:`livemoments.quantize.search.sensitivity.measure_sensitivity` measured.
 
     Attributes:
         recipe: the recipe whose settings were used.
         key: SHA-256 of everything that the numbers depend on.
-        timesteps: of the sampled points, in the order of the steps.
+        timesteps: the timesteps of the sampled points, in the order of the steps.
         layers: in the order of the stages and of their graphs.
     """
 
@@ -105,18 +94,6 @@ class Sensitivity:
             "layers": [layer.to_json() for layer in self.layers],
         }
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Sensitivity:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            UsageError: not such a report.
-        """
-        if data.get("schema") != SCHEMA:
-            raise UsageError(f"not a report of the schema {SCHEMA}")
-        layers = tuple(LayerSensitivity.from_json(layer) for layer in data["layers"])
-        return cls(data["recipe"], data["key"], tuple(data["timesteps"]), layers)
-
     def to_text(self, most: int | None = None) -> str:
         """A table, the layer that harms the photo most first; ``most`` rows of it."""
         rows = sorted(self.layers, key=lambda layer: (layer.photo_psnr_db, str(layer.linear)))[:most]
@@ -128,20 +105,6 @@ class Sensitivity:
             for row in rows
         ]
         return "\n".join(lines)
-
-
-def load_sensitivity(path: str | os.PathLike[str]) -> Sensitivity:
-    """Read a report that was written as JSON.
-
-    Raises:
-        FileError: it cannot be read, or is no such report.
-    """
-    try:
-        return Sensitivity.from_json(json.loads(read_file(path)))
-    except OSError as error:
-        raise FileError(path, f"cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, UsageError):
-        raise FileError(path, f"not a report of the schema {SCHEMA}", fix="measure the sensitivity again") from None
 
 
 def _finite(value: float) -> float | None:

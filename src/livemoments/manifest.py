@@ -24,6 +24,8 @@ Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 MAX_FILES = 20_000
 MAX_GRAPHS = 1_000
 MAX_POINTS = 10_000
+_NEVER_SMOOTHED = ("int8-dynamic", "int8-weights", "int4-weights", "fp8", "fp16")
+"""Recipes of releases that did not write ``smoothed``."""
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -140,7 +142,9 @@ class Manifest(_Entry):
     """``manifest.json``. ``tiles`` are the sizes (``WxH``) for which every tile stage has a graph.
 
     ``kv_layout`` is ``per-block`` (one tensor per block for keys and one for values) or ``stacked`` (one
-    ``reference_kv`` tensor (L,2,B,S,D)). ``recipe`` names the quantization recipe, ``None`` when there is none.
+    ``reference_kv`` tensor (L,2,B,S,D)). ``recipe`` names the quantization recipe, ``None`` when there is none;
+    ``smoothed`` says whether it moved scales from norms into weights (SmoothQuant); the manifests of exports, and those
+    of releases that did not say it, lack it.
     """
 
     schema_version: int
@@ -161,3 +165,14 @@ class Manifest(_Entry):
     calibration_sha256: str | None = None
     calibration_seed: int | None = None
     gpu_architecture: str | None = None
+    smoothed: bool | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def may_be_smoothed(self) -> bool:
+        """Whether scales may have been moved from norms into weights.
+
+        Where the manifest does not say it, the recipe's name decides; a user's own recipe may have moved them.
+        """
+        if self.smoothed is not msgspec.UNSET:
+            return self.smoothed
+        return self.recipe is not None and self.recipe not in _NEVER_SMOOTHED

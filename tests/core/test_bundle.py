@@ -45,6 +45,24 @@ def test_a_stages_digest_follows_its_files(bundle: Path, tmp_path: Path) -> None
     assert open_bundle(bundle).digest("flow") != open_bundle(other).digest("flow")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "smoothed", "expected"),
+    [
+        (None, None, False),
+        ("int8-weights", None, False),
+        ("int8", None, True),
+        ("my-recipe.toml", None, True),  # of a user, by a release that did not say it
+        ("my-recipe.toml", False, False),
+        ("int8-weights", True, True),
+    ],
+)
+def test_what_may_have_been_smoothed(bundle: Path, recipe: str | None, smoothed: bool | None, expected: bool) -> None:
+    assert "smoothed" not in json.loads((bundle / MANIFEST_NAME).read_bytes())  # older releases read an export
+    said = {} if smoothed is None else {"smoothed": smoothed}
+    edit_manifest(bundle, lambda manifest: manifest.update(recipe=recipe, **said))
+    assert open_bundle(bundle).manifest.may_be_smoothed is expected
+
+
 def test_a_size_without_a_graph_names_what_there_is(bundle: Path) -> None:
     edit_manifest(bundle, lambda m: m["stages"]["flow"]["graphs"][0].update(size="64x64"))
     opened = open_bundle(bundle)

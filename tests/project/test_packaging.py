@@ -39,8 +39,6 @@ PACKAGE_FOLDERS = [
     "src/livemoments",
     "validate",
 ]
-EXCEPTIONS = {("validate/ladder/local.py", "livemoments.quantize.recipes")}
-"""To go when the manifest says whether a bundle was smoothed."""
 NOT_SOURCES = {".git", ".venv", "build", "dist", "node_modules"}
 # Distributions of the extras, and what they are imported as.
 MODULES = {
@@ -204,8 +202,7 @@ def test_dependencies_point_one_way() -> None:
         banned = {f"livemoments.{name}" for name in names}
         for path in python_files(folder):
             for name in imports(path, inside_functions=True):
-                if (path.relative_to(ROOT).as_posix(), name) not in EXCEPTIONS:
-                    assert ".".join(name.split(".")[:2]) not in banned, f"{path.relative_to(ROOT)} imports {name}"
+                assert ".".join(name.split(".")[:2]) not in banned, f"{path.relative_to(ROOT)} imports {name}"
 
 
 def test_no_imports_go_in_circles() -> None:

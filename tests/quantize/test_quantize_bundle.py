@@ -107,6 +107,7 @@ def test_the_manifest_says_how_it_was_made(
     source, bundle = Bundle.open(tiny_bundle), make("int8")
     manifest = Bundle.open(bundle.path).manifest  # every hash compared
     assert (manifest.recipe, manifest.precision) == ("int8", "int8")
+    assert manifest.smoothed is True
     assert (manifest.calibration_sha256, manifest.calibration_seed) == (calibration.sha256, calibration.seed)
     assert manifest.source == source.manifest.source
     for stage in Stage:
@@ -169,6 +170,7 @@ def test_half_precision_is_what_the_exporter_makes(tmp_path: Path) -> None:
     # and one step further: 8-bit weights on top
     both = quantize_bundle(ours, tmp_path / "both", recipe="int8-weights", allow_slower=True)
     assert both.manifest.recipe == "int8-weights"
+    assert both.manifest.smoothed is False
 
 
 def test_quantizing_twice_is_refused(make: Callable[[str], Bundle], tmp_path: Path) -> None:

@@ -35,6 +35,13 @@ def test_every_shipped_recipe_loads_and_has_limits(name: str) -> None:
     assert set(load_limits(recipe.precision).stage_rel_l2) == {str(stage) for stage in Stage}
 
 
+def test_bundles_of_releases_that_did_not_say_what_is_smoothed_are_known_by_their_recipe(tiny_bundle: Path) -> None:
+    manifest = Bundle.open(tiny_bundle, verify_hashes=False).manifest
+    for name in NAMES:
+        old = msgspec.structs.replace(manifest, recipe=name)
+        assert old.may_be_smoothed == (load_recipe(name).smoothquant_alpha is not None), name
+
+
 def test_no_recipe_file_is_left_out() -> None:
     folder = ROOT / "quantize" / "recipes"
     assert {path.stem for path in folder.iterdir()} == set(NAMES)

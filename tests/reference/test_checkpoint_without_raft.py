@@ -35,7 +35,7 @@ from livemoments.runtime.flow import DisFlow
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size, Stage, Tile, whole_bundle
 from livemoments.validate.ladder.all_points import check_source
-from livemoments.validate.ladder.conditions import check_fits
+from livemoments.validate.ladder.recorded_conditions import check_fits
 from livemoments.validate.ladder.selfcheck import self_checks
 from livemoments.validate.recording.pipeline import record
 

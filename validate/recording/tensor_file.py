@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from livemoments.bundle import hash_file
 from livemoments.errors import EngineError, FileError, UsageError
 from livemoments.manifest import FileEntry
 from livemoments.store.files import sync_file
+from livemoments.store.hashed_folders import hash_file
 from livemoments.store.safetensors_file import write_safetensors
 from livemoments.validate.recording.schema import StorageType
 
@@ -139,5 +139,5 @@ def read_tensor(path: Path, name: str) -> np.ndarray:
         FileError: damaged or unreadable.
     """
     with _opened(path) as opened:
-        found: np.ndarray = opened.get_tensor(name)
-        return found
+        tensor: np.ndarray = opened.get_tensor(name)
+        return tensor

@@ -60,12 +60,17 @@ def cost_line(cost: Cost) -> str:
     return ", ".join(parts)
 
 
+def report_line(result: Rung | Check) -> str:
+    """One rung or check in one line: verdict, name, value, limit."""
+    return _line(result.status, _rung(result) if isinstance(result, Rung) else _check(result))
+
+
 def _lines(report: ValidationReport) -> Iterator[str]:
     for level in _LEVELS:
         yield from _rungs([rung for rung in report.ladder if rung.level == level])
     for check in report.checks:
         if check.status != "info":
-            yield _line(check.status, _check(check))
+            yield report_line(check)
     if report.bisection is not None:
         for suspect in report.bisection.suspects:
             place = " → ".join(filter(None, (suspect.stage, suspect.block, suspect.module, suspect.node, suspect.op)))
@@ -89,7 +94,7 @@ def _rungs(rungs: list[Rung]) -> Iterator[str]:
     failed = [rung for rung in rungs if rung.status == "fail"]
     others = [rung for rung in rungs if rung.status != "fail"]
     for rung in [*failed, *others[:_MOST_PER_LEVEL]]:
-        yield _line(rung.status, _rung(rung))
+        yield report_line(rung)
     if (more := len(others) - _MOST_PER_LEVEL) > 0:
         yield _line("info", f"and {more} more rungs of the level '{rungs[0].level}' within their limits")
 
@@ -112,7 +117,7 @@ def _rung(rung: Rung) -> str:
 def _check(check: Check) -> str:
     limit = format_limit(check.limit, check.unit, check.better)
     line = f"{check.name:<50} {format_value(check.value, check.unit)}{f' (limit {limit})' if limit else ''}"
-    return f"{line}  {check.detail}" if check.status == "fail" and check.detail else line
+    return f"{line}  {check.detail}" if check.detail and (check.status == "fail" or check.value is None) else line
 
 
 def _metric(metric: Metric) -> str:

@@ -16,7 +16,6 @@ from livemoments.progress import Progress
 if TYPE_CHECKING:
     from livemoments.bundle import Bundle
     from livemoments.quantize.pipeline import Quantized
-    from livemoments.quantize.search.budget import Goal
 
 
 @click.command("quantize", short_help="Make a bundle smaller and faster, with the loss measured.")
@@ -79,17 +78,10 @@ if TYPE_CHECKING:
 def command(
     bundle: Path,
     output: Path,
-    recipe: str,
-    calibration: Path | None,
-    budget: str | None,
-    goal: Goal,
-    work: Path | None,
-    seed: int,
-    allow_slower: bool,
     verify: str,
-    overwrite: bool,
     as_json: bool,
     progress: Progress,
+    **options: Any,
 ) -> None:
     """Quantize the transformers of BUNDLE to a new bundle.
 
@@ -113,19 +105,9 @@ def command(
         from livemoments.quantize.options import QuantizeOptions
         from livemoments.quantize.pipeline import quantize as run
 
-        options = QuantizeOptions(
-            recipe,
-            calibration,
-            budget,
-            goal,
-            seed=seed,
-            allow_slower=allow_slower,
-            verify=verify != "none",
-            work=work,
-            overwrite=overwrite,
-        )
+        chosen = QuantizeOptions(verify=verify != "none", **options)
         source = open_checked(bundle, progress)
-        result = run(source, output, options, progress=progress)
+        result = run(source, output, chosen, progress=progress)
     if as_json:
         speeds = [
             {"stage": s.stage, "size": s.size, "source_s": s.source_s, "quantized_s": s.quantized_s}

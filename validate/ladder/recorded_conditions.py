@@ -11,19 +11,17 @@ from livemoments.limits import PrecisionLimits
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.flow import FlowOfTile
-from livemoments.runtime.image_files.photo import read_photo
-from livemoments.runtime.noise import NoiseSource, RecordedNoise, SeededNoise, TileNoise
+from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import RestoreResult, restore
 from livemoments.runtime.sampler import Observer
 from livemoments.runtime.schedule import plan_steps
 from livemoments.types import Size, Tile
 from livemoments.validate.recording.cases import schedule_point
-from livemoments.validate.recording.schema import DETAILS, LR, REF, REF_LR
+from livemoments.validate.recording.schema import DETAILS
 from livemoments.validate.recording.store import Recording
 
 HALF_RECORDING_REL_L2 = 2e-3
 """What a recording in float16 cannot tell from nothing: its rounding (3e-4) of what goes in, and of what comes out."""
-_NOISE = ("lq.posterior_noise", "ref.posterior_noise", "noise")
 
 
 def check_fits(bundle: Bundle, recording: Recording) -> None:
@@ -69,16 +67,12 @@ def limits_for(limits: PrecisionLimits, recording: Recording) -> PrecisionLimits
     if recording.meta.dtype == "float32":
         return limits
 
-    def least(limit: float | None) -> float | None:
-        return None if limit is None else max(limit, HALF_RECORDING_REL_L2)
-
+    names = ("step_rel_l2", "block_rel_l2", "module_rel_l2", "exact_rel_l2")
+    held = {name: limit for name in names if (limit := getattr(limits, name)) is not None}
     return msgspec.structs.replace(
         limits,
         stage_rel_l2={stage: max(limit, HALF_RECORDING_REL_L2) for stage, limit in limits.stage_rel_l2.items()},
-        step_rel_l2=least(limits.step_rel_l2),
-        block_rel_l2=least(limits.block_rel_l2),
-        module_rel_l2=least(limits.module_rel_l2),
-        exact_rel_l2=least(limits.exact_rel_l2),
+        **{name: max(limit, HALF_RECORDING_REL_L2) for name, limit in held.items()},
     )
 
 
@@ -115,22 +109,19 @@ def restore_as_recorded(
         FileError: the recording lacks an image or a tile's noise.
     """
     settings = recording.meta.settings
-    photos = {role: recording.image_path(image, role) for role in (LR, REF, REF_LR)}
-    frame, photo, photo_frame = photos[LR], photos[REF], photos[REF_LR]
-    if frame is None or photo is None:
-        raise FileError(recording.path, f"holds no input images of '{image}'", fix="record again")
-    return restore(
-        bundle,
-        read_photo(frame),
-        read_photo(photo),
-        None if photo_frame is None else read_photo(photo_frame),
+    options = RestoreOptions(
         steps=settings.steps,
         compat="upstream" if settings.upstream else None,
         reference=settings.policy,
         tile=Size.parse(settings.tile),
         pad_small=not settings.upstream,
         bit_depth=8,
-        noise=_noise(recording, image),
+    )
+    return restore(
+        bundle,
+        recording.live_photo(image),
+        options,
+        noise=recording.noise(image),
         tile_flow=_flow(recording, image) if bundle.manifest.model.flow == "dis" else None,
         upscaled_size=Size.parse(recording.entry(image).size) if settings.upstream else None,
         observer=observer,
@@ -145,14 +136,3 @@ def _flow(recording: Recording, image: str) -> FlowOfTile:
         return recording.read(image, name)[0] if recording.has(image, name) else None
 
     return of_tile
-
-
-def _noise(recording: Recording, image: str) -> NoiseSource:
-    """The recorded noise; the seed's where the noise itself was not kept."""
-    found = {}
-    for index in range(len(recording.entry(image).tiles)):
-        names = [f"tile{index}.{name}" for name in _NOISE]
-        if recording.has(image, *names):
-            found[index] = TileNoise(*(recording.read(image, name)[0] for name in names))
-    seed = recording.meta.settings.seed
-    return SeededNoise(seed) if not found and seed is not None else RecordedNoise(found)

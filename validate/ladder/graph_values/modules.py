@@ -16,7 +16,7 @@ from livemoments.graphs.subgraphs import Network
 _WEIGHT = re.compile(r"^(.+)\.weight(?:\.values)?$")
 _ON_THE_WAY = ("Cast", "Mul", "Add", "Reshape", "Transpose")
 """What may lie between a product and the addition of its bias."""
-QUANTIZING = ("Cast", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+_QUANTIZING = ("Cast", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 """What may lie between an activation and the product that reads it."""
 PRODUCTS = ("MatMul", "MatMulInteger", "MatMulNBits", "Conv", "Gemm", "Mul")
 
@@ -43,33 +43,21 @@ def find_modules(network: Network) -> dict[str, ModuleOutput]:
 
     Weights that several products read (unrolled iterations) are left out, for one name stands for several values there.
     """
-    found: dict[str, ModuleOutput] = {}
-    for name in network.weights:
-        match = _WEIGHT.match(name)
-        if match is None:
-            continue
-        module = _module(network, match[1], name)
-        if module is not None:
-            found[module.name] = module
-    return dict(sorted(found.items(), key=lambda item: item[1].product))
+    weights = {match[1]: name for name in network.weights if (match := _WEIGHT.match(name))}
+    modules = [module for name, weight in weights.items() if (module := _module(network, name, weight)) is not None]
+    return {module.name: module for module in sorted(modules, key=lambda module: module.product)}
 
 
-def before_quantization(network: Network, value: str) -> str:
+def _before_quantization(network: Network, value: str) -> str:
     """The float activation that a quantized or cast one stands for; any other value is itself."""
-    while (maker := network.maker(value)) is not None and network.nodes[maker].op_type in QUANTIZING:
+    while (maker := network.maker(value)) is not None and network.nodes[maker].op_type in _QUANTIZING:
         value = network.nodes[maker].input[0]
     return value
 
 
-def prepares_weights(network: Network, index: int) -> bool:
-    """Whether a node's data is an initializer: it reshapes or dequantizes a weight."""
-    node = network.nodes[index]
-    return bool(node.input) and node.op_type not in ("Gather", "Expand") and node.input[0] in network.weights
-
-
 def _module(network: Network, name: str, weight: str) -> ModuleOutput | None:
     held, readers = weight, network.readers(weight)
-    while len(readers) == 1 and prepares_weights_only(network, readers[0], held):
+    while len(readers) == 1 and _prepares_weight(network, readers[0], held):
         held = network.nodes[readers[0]].output[0]
         readers = network.readers(held)
     readers = [index for index in readers if network.nodes[index].op_type in PRODUCTS]
@@ -80,10 +68,10 @@ def _module(network: Network, name: str, weight: str) -> ModuleOutput | None:
     data = next((value for value in node.input if value and value != held and value not in network.weights), None)
     if data is None:
         return None
-    return ModuleOutput(name, before_quantization(network, data), product, _end(network, name, product))
+    return ModuleOutput(name, _before_quantization(network, data), product, _end(network, name, product))
 
 
-def prepares_weights_only(network: Network, index: int, held: str) -> bool:
+def _prepares_weight(network: Network, index: int, held: str) -> bool:
     """Whether a node only changes the form of a weight: everything that it reads is stored."""
     node = network.nodes[index]
     return all(value in network.weights or value == held for value in node.input if value) and bool(node.output)

@@ -1,16 +1,17 @@
-"""One pass of one stage as it was recorded: what enters its graph, what leaves it, and what lies between."""
+"""One run of one stage as it was recorded: what enters its graph, what leaves it, and what lies between."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import BundleError
 from livemoments.types import Stage
-from livemoments.validate.recording.cases import RecordedCase, recorded_case, schedule_point
+from livemoments.validate.recording.cases import RecordedCase, keys_values_names, recorded_case, schedule_point
 from livemoments.validate.recording.store import Recording
 
 STEPPED = (Stage.REFERENCE, Stage.RESTORATION)
@@ -18,15 +19,15 @@ _SMALL_BYTES = 1 << 20
 """Tensors below this (rows of AdaLN tables) are read once."""
 
 
-class Pass:
+class RecordedRun:
     """One run of a stage for one tile, and for the transformers at one step.
 
     Args:
         recording: opened.
         image: a photo's name.
         tile: a tile's index.
-        bundle: whose graph it is compared with: gives the layout of keys and values, and the schedule.
-        stage: which.
+        bundle: the one that is compared: it gives the layout of keys and values, and the schedule.
+        stage: the stage that ran.
         step: the sampling step, for the transformers.
         part: for the VAE's encoder: ``lq`` or ``ref``.
     """
@@ -65,7 +66,7 @@ class Pass:
             BundleError: the bundle has no such timestep.
             FileError: the recording lacks something.
         """
-        found = recorded_case(
+        case = recorded_case(
             self._recording,
             self._image,
             self.tile,
@@ -76,12 +77,12 @@ class Pass:
             model=self._bundle.manifest.model,
         )
         if self.point is not None:
-            found.inputs["step"] = np.array(self.point, np.int64)
-        return found
+            case.inputs["step"] = np.array(self.point, np.int64)
+        return case
 
     @functools.cached_property
     def point(self) -> int | None:
-        """The bundle's schedule point of this pass, ``None`` for stages that take no step.
+        """The bundle's schedule point of this run, ``None`` for stages that take no step.
 
         Raises:
             BundleError: the bundle has no such timestep.
@@ -105,6 +106,11 @@ class Pass:
         """Whether what left the stage's modules was recorded."""
         return any(name.startswith("module.") for name in self._inner)
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether what left the stage's blocks was recorded."""
+        return any(name.startswith("block") for name in self._inner)
+
     def forget(self) -> None:
         """Drop the tensors that were read; they are read again when they are needed."""
         self.__dict__.pop("case", None)
@@ -126,43 +132,42 @@ class Pass:
         """One inner tensor, float32."""
         if name in self._small:
             return self._small[name]
-        found = self._recording.read(self._image, f"{self.prefix}.{name}")
-        if found.nbytes < _SMALL_BYTES:
-            self._small[name] = found
-        return found
+        value = self._recording.read(self._image, f"{self.prefix}.{name}")
+        if value.nbytes < _SMALL_BYTES:
+            self._small[name] = value
+        return value
 
 
-def passes(
-    recording: Recording, image: str, bundle: Bundle, stage: Stage, *, tiles: tuple[int, ...] | None = None
-) -> Iterator[Pass]:
-    """Every recorded pass of a stage: of each tile, and of each step at which the stage ran, in that order.
+def recorded_runs(recording: Recording, image: str, bundle: Bundle, stage: Stage) -> Iterator[RecordedRun]:
+    """Every recorded run of a stage: of each tile, and of each step at which the stage ran, in that order.
 
     Those whose inputs or outputs were not recorded are left out.
     """
-    meta, entry = recording.meta, recording.entry(image)
-    for tile in tiles if tiles is not None else range(len(entry.tiles)):
-        if not recording.has(image, f"tile{tile}.z_out"):
-            continue
-        if stage is Stage.VAE_ENCODER:
-            for part in ("lq", "ref"):
-                if recording.has(image, f"tile{tile}.{part}.image"):
-                    yield Pass(recording, image, tile, bundle, stage, part=part)
-            continue
-        if stage not in STEPPED:
-            if all(recording.has(image, f"tile{tile}.{name}") for name in _NEEDS[stage]):
-                yield Pass(recording, image, tile, bundle, stage)
-            continue
-        kv_steps = meta.settings.kv_steps()
-        for step in range(meta.settings.steps) if stage is Stage.RESTORATION else sorted(set(kv_steps)):
-            names = [f"tile{tile}.step{kv_steps[step]}.kv.transformer_blocks.0.attn.to_k"]
-            if stage is Stage.RESTORATION:
-                names += [f"tile{tile}.motion_bias", f"tile{tile}.step{step}.z"]
-            if recording.has(image, *names):
-                yield Pass(recording, image, tile, bundle, stage, step=step)
+    runs = list(_runs_of_a_tile(recording, bundle, stage))
+    for tile in range(len(recording.entry(image).tiles)):
+        for options, names in runs:
+            if recording.has(image, *(f"tile{tile}.{name}" for name in ("z_out", *names))):
+                yield RecordedRun(recording, image, tile, bundle, stage, **options)
 
 
-_NEEDS: Mapping[Stage, tuple[str, ...]] = {
-    Stage.FLOW: ("ref_lq.image", "lq.image", "flow"),
-    Stage.MOTION: ("flow", "motion_bias"),
-    Stage.VAE_DECODER: ("z_out", "decoded"),
+def _runs_of_a_tile(recording: Recording, bundle: Bundle, stage: Stage) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """What tells the runs of a tile apart, and what must have been recorded of each."""
+    if stage is Stage.VAE_ENCODER:
+        yield from (({"part": part}, [f"{part}.image"]) for part in ("lq", "ref"))
+    elif stage not in STEPPED:
+        yield {}, _NEEDS[stage]
+    else:
+        kv_steps = recording.meta.settings.kv_steps()
+        for step in range(len(kv_steps)) if stage is Stage.RESTORATION else sorted(set(kv_steps)):
+            names = ["motion_bias", f"step{step}.z"] if stage is Stage.RESTORATION else []
+            for block in range(bundle.manifest.model.num_blocks):
+                for pair in keys_values_names(f"step{kv_steps[step]}", block).values():
+                    names += pair
+            yield {"step": step}, names
+
+
+_NEEDS: Mapping[Stage, list[str]] = {
+    Stage.FLOW: ["ref_lq.image", "lq.image", "flow"],
+    Stage.MOTION: ["flow", "motion_bias"],
+    Stage.VAE_DECODER: ["z_out", "decoded"],
 }

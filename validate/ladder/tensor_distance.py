@@ -20,7 +20,7 @@ class Distance:
     Attributes:
         rel_l2: ``||value - reference|| / ||reference||``; NaN if either holds one.
         sqnr_db: ``-20 log10(rel_l2)``; infinite for equal tensors.
-        cosine: of the flattened tensors.
+        cosine: the cosine of the angle between the flattened tensors.
         max_abs: largest absolute difference.
         psnr_db: for images: against ``peak``; ``None`` for other tensors.
     """
@@ -32,7 +32,7 @@ class Distance:
     psnr_db: float | None = None
 
 
-def measure(value: np.ndarray, reference: np.ndarray, *, peak: float | None = None) -> Distance:
+def tensor_distance(value: np.ndarray, reference: np.ndarray, *, peak: float | None = None) -> Distance:
     """Compare two tensors of one shape.
 
     Args:
