@@ -21,7 +21,7 @@ from livemoments.validate.ladder.all_points import check_source
 from livemoments.validate.ladder.compare import compare
 from livemoments.validate.ladder.reproduction import check_reference
 from livemoments.validate.recording.golden_format import GoldenRecording
-from livemoments.validate.report.text import report_line
+from livemoments.validate.report.terminal_text import report_line
 
 
 @click.command(help=__doc__)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from livemoments.bundle import Bundle
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.checkpoint import Reference
@@ -21,33 +20,8 @@ from livemoments.reference.pipeline import (
 from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.inputs import RestoreInputs
 from livemoments.runtime.noise import NoiseSource, SeededNoise
-from livemoments.runtime.tiles.plan import TilePlan, plan_balanced
+from livemoments.runtime.tiles.plan import TilePlan
 from livemoments.types import ReferencePolicy, Tile
-
-
-def reference_photo(
-    reference: Reference,
-    bundle: Bundle,
-    inputs: RestoreInputs,
-    *,
-    seed: int,
-    policy: str,
-    progress: Progress = SILENT,
-) -> RestoredPhoto:
-    """Restore with PyTorch what ``livemoments.restore`` restores by default with a bundle.
-
-    Args:
-        reference: the loaded checkpoint.
-        bundle: gives the tile sizes, the overlap and the number of steps.
-        inputs: the images, as the runtime loaded them.
-        seed: of the noise, drawn as the runtime draws it.
-        policy: the reference policy's name.
-        progress: where to report.
-    """
-    manifest = bundle.manifest
-    plan = plan_balanced(inputs.size, bundle.tile_sizes, manifest.overlap, pad_small=True)
-    steps = manifest.schedule.default_steps
-    return restore_like_runtime(reference, inputs, plan, steps=steps, seed=seed, policy=policy, progress=progress)
 
 
 def restore_like_runtime(

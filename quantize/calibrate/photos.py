@@ -9,7 +9,7 @@ from pathlib import Path
 from livemoments.errors import ImageError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
-from livemoments.runtime import photo_set
+from livemoments.runtime import upstream_layout
 from livemoments.runtime.photo_index import index_photos
 
 
@@ -34,11 +34,11 @@ def read_set(
     first, total = next(iter(rejected.values())), len(photos) + len(rejected)
     problem = "a calibration photo cannot be used"
     if len(rejected) > 1:
-        names = photo_set.listed(list(rejected))
+        names = upstream_layout.listed(list(rejected))
         problem = f"{len(rejected)} of {total} calibration photos cannot be used: {names}; the first"
     raise ImageError(folder, f"{problem}: {first.message}", fix=first.fix or "replace them or take them out of the set")
 
 
 def set_sha256(photos: Sequence[LivePhoto[Path]]) -> str:
     """SHA-256 of a set: its photos' names and contents, in order."""
-    return photo_set.set_sha256({photo.name: photo.sha256 for photo in photos})
+    return upstream_layout.set_sha256({photo.name: photo.sha256 for photo in photos})

@@ -139,6 +139,8 @@ def _check_values(manifest: Manifest) -> None:
             )
         if not re.fullmatch(r"[1-9]\d{0,3}", steps) or len(plan) != int(steps):
             raise ValueError(f"a plan of {len(plan)} points is named '{steps}', which should be their number")
+    if schedule.indices and len(schedule.indices) != len(schedule.points):
+        raise ValueError(f"the schedule has {len(schedule.points)} points and {len(schedule.indices)} indices")
     if str(schedule.default_steps) not in schedule.plans:
         raise ValueError(f"the schedule has no plan for its own default of {schedule.default_steps} steps")
 

@@ -78,17 +78,19 @@ class SchedulePoint(_Entry):
     sigma: Annotated[float, Meta(ge=0, le=1)]
 
 
-class Schedule(_Entry):
+class Schedule(_Entry, omit_defaults=True):
     """The timesteps folded into the graphs, and which of them each step count uses.
 
     ``points`` are in descending sigma; the graphs' ``step`` input indexes them. ``plans["6"]`` lists the points
-    of six-step sampling. ``noise_level`` is 0.2: ``z_t = (1 - noise_level) z_lr + noise_level * noise``.
+    of six-step sampling. ``noise_level`` is 0.2: ``z_t = (1 - noise_level) z_lr + noise_level * noise``. ``indices``
+    are the points' places in the training schedule; bundles that were exported before they were kept have none.
     """
 
     points: Annotated[tuple[SchedulePoint, ...], Meta(min_length=1, max_length=MAX_POINTS)]
     plans: Annotated[dict[str, tuple[int, ...]], Meta(min_length=1, max_length=MAX_POINTS)]
     default_steps: Count
     noise_level: Annotated[float, Meta(ge=0, le=1)]
+    indices: Annotated[tuple[Count, ...], Meta(max_length=MAX_POINTS)] = ()
 
 
 class Graph(_Entry):

@@ -14,7 +14,7 @@ from livemoments.cli import cli, main
 
 COMMANDS = [
     *("demo", "make-checkpoint", "fetch", "make-prompt", "export", "sensitivity", "quantize"),
-    *("restore", "record", "validate", "synlive build", "synlive check", "inspect", "verify", "completion"),
+    *("frames", "restore", "record", "validate", "synlive build", "synlive check", "inspect", "verify", "completion"),
 ]
 JSON_COMMANDS = COMMANDS[:-1]
 RESTORE = ["restore", "b", "--frame", "f", "--photo", "p", "-o", "x.png"]
@@ -149,8 +149,8 @@ def test_a_bug_passes_through(
         (["make-prompt", "c", "-o", "d"], "livemoments.weights.prompt:make_prompt", "prompt"),
         (["make-checkpoint", "c"], "livemoments.reference.random_checkpoint:make_checkpoint", "reference"),
         (["demo"], "livemoments.demo:run_demo", "demo"),
-        (["validate", BUNDLE, "--checkpoint", "c"], "livemoments.validate.run:validate", "export"),
-        (["validate", BUNDLE], "livemoments.validate.run:validate", "validate"),
+        (["validate", BUNDLE, "--checkpoint", "c"], "livemoments.validate.run:validate_bundle", "export"),
+        (["validate", BUNDLE], "livemoments.validate.run:validate_bundle", "validate"),
     ],
 )
 def test_a_missing_extra_names_its_fix(

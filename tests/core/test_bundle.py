@@ -136,6 +136,7 @@ def _set(*keys: Any, value: object) -> Callable[[dict[str, Any]], None]:
         (lambda m: m["stages"].update(flux=m["stages"]["flow"]), "stages that do not exist: flux"),
         (_set("schedule", "plans", "6", value=[0, 1, 2, 3, 4, 99]), "its plan for 6 steps"),
         (_set("schedule", "plans", "6", value=[-1]), "its plan for 6 steps"),
+        (_set("schedule", "indices", value=[923]), "points and 1 indices"),
         (_set("schedule", "default_steps", value=5), "no plan for its own default of 5 steps"),
         (_set("schedule", "plans", "six", value=[0]), "named 'six'"),
         (_set("schedule", "plans", "6", value=[0] * 10**5), "a plan of 100000 points"),

@@ -16,7 +16,8 @@ from livemoments.errors import CheckpointError, UsageError
 from livemoments.reference.layout import locate_prompt
 from livemoments.reference.weights import read_tensor
 from livemoments.runtime.options import RestoreOptions
-from livemoments.validate.policy_cost import made_up_live_photo
+from livemoments.validate.made_up_photo import made_up_live_photo
+from livemoments.validate.options import ValidateOptions
 from livemoments.validate.prompt_cost import prompt_check
 
 OPTIONS = RestoreOptions(steps=3)
@@ -74,7 +75,7 @@ def test_a_prompt_that_cannot_be_the_other(tiny_bundle: Path, tiny_checkpoint: P
 
 def test_it_needs_the_checkpoint(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="another prompt needs the networks"):
-        livemoments.validate(tiny_bundle, prompt=tmp_path)
+        livemoments.validate_bundle(tiny_bundle, options=ValidateOptions(prompt=tmp_path))
     assert "--prompt needs --checkpoint" in run("validate", tiny_bundle, "--prompt", tmp_path).stderr
 
 
@@ -82,8 +83,8 @@ def test_it_needs_the_checkpoint(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_the_report_has_it(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     tokens, pooled = (read_tensor(file) for file in locate_prompt(tiny_checkpoint))
     folder = write_prompt(tmp_path / "other", tokens.flip(1), pooled)
-    options = {"levels": ("network",), "check_itself": False, "settings": OPTIONS}
-    report = livemoments.validate(tiny_bundle, tiny_checkpoint, prompt=folder, **options)
+    options = ValidateOptions(OPTIONS, levels=("network",), check_itself=False, prompt=folder)
+    report = livemoments.validate_bundle(tiny_bundle, tiny_checkpoint, options=options)
     (check,) = [check for check in report.checks if check.name == "prompt.psnr_db"]
     assert check.status == "info"
     assert check.value is not None

@@ -34,9 +34,8 @@ from livemoments.validate.ladder.graph_values.block_errors import BlockError, bl
 from livemoments.validate.ladder.graph_values.isolated_errors import IsolatedError, IsolatedErrors
 from livemoments.validate.ladder.recorded_conditions import check_fits, choose_image, limits_for
 from livemoments.validate.ladder.recorded_runs import STEPPED, RecordedRun, recorded_runs
-from livemoments.validate.ladder.rungs import finite
 from livemoments.validate.recording.store import Recording
-from livemoments.validate.report_data import Bisection, Rung, Suspect
+from livemoments.validate.report_data import Bisection, Rung, Suspect, finite_number
 
 JUMP = 5.0
 """Error of a boundary over that of the one before, from which on a block is suspect and rounding is not."""
@@ -96,9 +95,9 @@ class _Search:
         suspect = _suspect(
             stage=str(self.stage),
             point=run.point,
-            rel_l2=finite(error.distance.rel_l2),
+            rel_l2=finite_number(error.distance.rel_l2),
             limit=error.limit,
-            before=finite(max(entering, key=nan_last, default=0.0)),
+            before=finite_number(max(entering, key=nan_last, default=0.0)),
             block=value.block,
             module=isolated.module_of(faulty.index) or (value.module if " the " not in f" {value.what}" else None),
             node=node.name or None,
@@ -126,9 +125,9 @@ class _Search:
         suspect = _suspect(
             stage=str(self.stage),
             point=error.run.point,
-            rel_l2=finite(error.worst),
+            rel_l2=finite_number(error.worst),
             limit=self.limits.block_rel_l2 or 0.0,
-            before=finite(0.0 if error.isolated is not None else _error_before(error, self.boundaries)),
+            before=finite_number(0.0 if error.isolated is not None else _error_before(error, self.boundaries)),
             block=f"transformer_blocks.{error.block}",
         )
         why = "no module is named, for none was recorded; record with --detail modules"

@@ -19,10 +19,10 @@ from livemoments.validate.ladder.graph_values.block_errors import block_errors
 from livemoments.validate.ladder.graph_values.isolated_errors import IsolatedError, IsolatedErrors
 from livemoments.validate.ladder.recorded_conditions import check_fits, choose_image, limits_for, restore_as_recorded
 from livemoments.validate.ladder.recorded_runs import STEPPED, RecordedRun, recorded_runs
-from livemoments.validate.ladder.rungs import LEVELS, Level, WorstDistance
+from livemoments.validate.ladder.rungs import WorstDistance
 from livemoments.validate.ladder.tensor_distance import tensor_distance
 from livemoments.validate.recording.store import Recording
-from livemoments.validate.report_data import Rung
+from livemoments.validate.report_data import LEVELS, Level, Rung
 
 _RUNS_PER_NETWORK = 2
 """Of the stages that take no step; the whole photo has all of them."""

@@ -8,17 +8,9 @@ from typing import Literal
 
 from livemoments.types import Size
 from livemoments.validate.ladder.tensor_distance import Distance
-from livemoments.validate.report_data import Check, Rung
+from livemoments.validate.report_data import Check, Level, Rung, finite_number
 
-Level = Literal["block", "network", "step", "tile", "photo"]
-LEVELS: tuple[Level, ...] = ("block", "network", "step", "tile", "photo")
-"""From the smallest part to the whole."""
 _NOTHING = Distance(math.nan, math.nan, math.nan, math.nan)
-
-
-def finite(value: float | None) -> float | None:
-    """The number as a report holds it: ``None`` for NaN and infinity."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass
@@ -56,11 +48,11 @@ class WorstDistance:
             level=level,
             name=name,
             size=str(size),
-            rel_l2=finite(distance.rel_l2),
-            sqnr_db=finite(distance.sqnr_db),
-            cosine=finite(distance.cosine),
-            max_abs=finite(distance.max_abs),
-            psnr_db=finite(distance.psnr_db),
+            rel_l2=finite_number(distance.rel_l2),
+            sqnr_db=finite_number(distance.sqnr_db),
+            cosine=finite_number(distance.cosine),
+            max_abs=finite_number(distance.max_abs),
+            psnr_db=finite_number(distance.psnr_db),
             limit=limit,
             limit_of=self.of,
             status="info" if limit is None else "pass" if passed else "fail",
@@ -73,7 +65,7 @@ def held_to(name: str, value: float | None, limit: float | None, unit: str, deta
     passed = limit is None or (value is not None and value <= limit)
     return Check(
         name=name,
-        value=finite(value),
+        value=finite_number(value),
         limit=limit,
         unit=unit,
         better="lower",

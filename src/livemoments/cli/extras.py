@@ -20,6 +20,7 @@ OPTIONAL_MODULES = frozenset(
         "onnx",
         "onnx_ir",
         "onnxscript",
+        "pillow_heif",
         "piq",
         "pyiqa",
         "pynvml",
