@@ -46,6 +46,8 @@ def test_export_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bu
             "stages": None,
             "overwrite": False,
             "verify": "full",
+            "flow_sizes": (),
+            "blocks_per_package": 6,
         }
     options = "--precision fp16 --tile 256x128 --tile 64 --tile 64x64 --overlap 32 --steps 6,2 --reference every-2"
     more = "--kv-layout stacked --stages restoration,reference --overwrite --verify none -q"
@@ -62,6 +64,15 @@ def test_export_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bu
         "stages": (Stage.REFERENCE, Stage.RESTORATION),
         "overwrite": True,
         "verify": "none",
+        "flow_sizes": (),
+        "blocks_per_package": 6,
+    }
+    options = "--target coreml --flow-size 88x64 --flow-size 88x64 --blocks-per-package 4 -q"
+    assert run("export", "weights", "-o", "out", *options.split()).exit_code == 0
+    assert {name: backend.options[name] for name in ("target", "flow_sizes", "blocks_per_package")} == {
+        "target": "coreml",
+        "flow_sizes": (Size(64, 88),),
+        "blocks_per_package": 4,
     }
 
 
