@@ -11,7 +11,7 @@ from livemoments.types import ReferencePolicy, Size, Stage
 
 Verify = Literal["full", "sampled", "finite", "none"]
 
-TARGETS = ("onnx", "coreml")
+TARGETS = ("onnx", "tensorrt", "coreml")
 PRECISIONS = ("fp32", "fp16")
 VERIFY = ("full", "sampled", "finite", "none")
 KV_LAYOUTS = ("per-block", "stacked")
@@ -28,7 +28,10 @@ class ExportOptions:
     """The options of :func:`livemoments.export.pipeline.export_bundle`.
 
     Attributes:
-        target: ``onnx`` (for onnxruntime), or ``coreml``: packages for iOS 18 and macOS 15.
+        target: ``onnx``: graphs with onnxruntime's own form of attention, the fastest there. ``tensorrt``: graphs with
+            the standard one, so that they hold standard operators alone; onnxruntime runs these too, more slowly, and
+            engines are built from either (:mod:`livemoments.export.tensorrt.build`). ``coreml``: packages for iOS 18
+            and macOS 15.
         precision: ``fp32`` or ``fp16``; RAFT stays in float32.
         tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
             position table. ``None`` is the checkpoint's own training size (its ``tile``, else ``sample_size``):

@@ -62,6 +62,8 @@ MODULES = {
     "safetensors": "safetensors",
     "scikit-image": "skimage",
     "scikit-learn": "sklearn",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
     "torch": "torch",
     "transformers": "transformers",
 }

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 import click
 
 from livemoments.cli import (
+    build,
+    check,
     completion,
     demo,
     export,
@@ -107,6 +109,8 @@ for _module in (
     export,
     sensitivity,
     quantize,
+    check,
+    build,
     frames,
     restore,
     record,

@@ -29,6 +29,8 @@ OPTIONAL_MODULES = frozenset(
         "safetensors",
         "skimage",
         "sklearn",
+        "tensorrt",
+        "tensorrt_rtx",
         "torch",
         "transformers",
         "yaml",
