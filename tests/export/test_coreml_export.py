@@ -14,6 +14,7 @@ from export_support import make_nano
 from places import GOLDEN
 
 from livemoments.bundle import Bundle
+from livemoments.coreml.backend import CoreMlBackend
 from livemoments.coreml.interpreter import Interpreter
 from livemoments.coreml.package import Package
 from livemoments.distances import psnr_db
@@ -290,23 +291,32 @@ def test_a_photo_from_the_packages_is_that_of_the_onnx_bundle(
 @pytest.mark.process
 def test_the_golden_photo_from_packages_of_half_precision(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """All six stages, RAFT among them: every recorded intermediate within its limit, the photo at least 45 dB."""
-    from livemoments.validate.golden import Recording
-    from livemoments.validate.golden_runs import check_engine
+    from livemoments.validate.ladder.compare import compare
+    from livemoments.validate.recording.golden_format import GoldenRecording
 
-    recording = Recording(GOLDEN)
+    recording = GoldenRecording(GOLDEN)
+    settings = recording.meta.settings
     bundle = export(
         tiny_checkpoint,
         tmp_path / "bundle",
         precision="fp16",
-        tiles=(recording.tile,),
-        overlap=recording.overlap,
-        steps=(recording.steps,),
+        tiles=(Size.parse(settings.tile),),
+        overlap=settings.overlap,
+        steps=(settings.steps,),
         flow_sizes=[Size(64, 88)],
         blocks_per_package=2,
         verify="sampled",
         stages=None,
     )
-    rows = {row.name: row for row in check_engine(recording, bundle)}
-    assert [str(row) for row in rows.values() if not row.passed] == []
-    assert rows["photo.result"].unit == "dB"
-    assert rows["photo.result"].error is not None
+    rungs = compare(
+        bundle, recording, levels=("network", "step", "tile", "photo"), backend=CoreMlBackend("interpreter")
+    )
+    assert [rung for rung in rungs if rung.status not in ("pass", "info")] == []
+    photo = next(rung for rung in rungs if rung.name == "result")
+    assert photo.psnr_db is not None
+    assert photo.psnr_db >= 45
+    assert {rung.name for rung in rungs if rung.status == "pass"} >= {
+        "flow",
+        "z_out",
+        *(f"step{i}.velocity" for i in range(6)),
+    }
