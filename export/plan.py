@@ -33,9 +33,11 @@ from livemoments.export.stages import (
 from livemoments.export.weights import WeightSource
 from livemoments.manifest import Schedule
 from livemoments.reference.checkpoint import Configs, Prompt, load_flow
+from livemoments.reference.config import motion_sizes
 from livemoments.reference.layout import CheckpointFiles
-from livemoments.reference.motion import MotionEncoder, embedding_index, motion_sizes
-from livemoments.reference.weights import SafetensorsFolder, check_keys, read_state
+from livemoments.reference.motion import MotionEncoder, embedding_index
+from livemoments.reference.stored import SafetensorsFolder, check_keys
+from livemoments.reference.weights import read_state
 from livemoments.types import Size, Stage, TensorSpec
 
 ANY_SIZE = "any"

@@ -23,7 +23,7 @@ from livemoments.reference.checkpoint import Configs, Prompt, load_flow, load_mo
 from livemoments.reference.layout import CheckpointFiles
 from livemoments.reference.mmdit import BlockGuidance, BlockKV, ReferenceNet, RestorationNet
 from livemoments.reference.motion import embedding_index
-from livemoments.reference.weights import SafetensorsFolder
+from livemoments.reference.stored import SafetensorsFolder
 from livemoments.stage_inputs import IMAGE_STD
 from livemoments.types import Size, Stage
 

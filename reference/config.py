@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +89,7 @@ def read_transformer_config(path: Path) -> TransformerConfig:
         raise CheckpointError(path, "has qk_norm or dual attention layers: this is SD3.5, LiveMoments is SD3-medium")
     names = TransformerConfig.__dataclass_fields__
     values.setdefault("out_channels", values.get("in_channels"))
-    bad = [n for n in names if not isinstance(values.get(n), int) or isinstance(values.get(n), bool) or values[n] < 1]
+    bad = [name for name in names if not _is_count(values.get(name))]
     if bad:
         raise CheckpointError(path, f"missing or not a positive integer: {', '.join(bad)}")
     config = TransformerConfig(**{name: values[name] for name in names})
@@ -108,6 +110,10 @@ def read_vae_config(path: Path) -> VaeConfig:
     needed = ("latent_channels", "scaling_factor", "shift_factor", "block_out_channels")
     if missing := [name for name in needed if values.get(name) is None]:
         raise CheckpointError(path, f"lacks {', '.join(missing)}")
+    counts = [values["latent_channels"], *_list(values["block_out_channels"])]
+    factors = [values["scaling_factor"], values["shift_factor"]]
+    if not all(_is_count(count) for count in counts) or not all(type(f) in (int, float) for f in factors):
+        raise CheckpointError(path, f"one of {', '.join(needed)} is no number of its kind")
     raw = {name: value for name, value in values.items() if not name.startswith("_")}
     return VaeConfig(
         latent_channels=int(values["latent_channels"]),
@@ -116,6 +122,14 @@ def read_vae_config(path: Path) -> VaeConfig:
         scale=2 ** (len(values["block_out_channels"]) - 1),
         raw=raw,
     )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) and value else [None]
 
 
 def read_schedule_config(path: Path) -> ScheduleConfig:
@@ -128,3 +142,17 @@ def read_schedule_config(path: Path) -> ScheduleConfig:
     if not isinstance(values.get("shift"), int | float) or not isinstance(values.get("num_train_timesteps"), int):
         raise CheckpointError(path, "lacks shift or num_train_timesteps")
     return ScheduleConfig(shift=float(values["shift"]), num_train_timesteps=values["num_train_timesteps"])
+
+
+def motion_sizes(shapes: Mapping[str, Sequence[int]]) -> tuple[tuple[int, ...], int]:
+    """Widths and depth of the encoder that a state dict belongs to, for
+    :class:`~livemoments.reference.motion.MotionEncoder`.
+
+    Keys that do not fit are left for the strict comparison to name.
+    """
+    strided = sorted(
+        int(m[1]) for key in shapes if (m := re.fullmatch(r"blocks\.0\.(\d{1,4})\.weight", key)) and shapes[key]
+    )
+    widths = tuple(int(shapes[f"blocks.0.{index}.weight"][0]) for index in strided)
+    depth = len({key.split(".")[1] for key in shapes if key.startswith("blocks.") and key.count(".") == 3})
+    return widths, depth

@@ -45,7 +45,7 @@ class RestoreOptions:
         threads: within an operator; ``None``: ``OMP_NUM_THREADS``, else one per core.
         kv_cache: a folder in which keys and values outlive the run, found again by content.
         bit_depth: 8 or 16 bits per channel of the result; ``None``: the photo's.
-        quality: the quality of a JPEG or WebP file, 1 to 100.
+        quality: the quality of a JPEG, WebP or HEIC file, 1 to 100.
     """
 
     seed: int = 0
@@ -161,12 +161,16 @@ class RestoreOptions:
                 fix=f"export again with --tile {self.tile}, or leave --tile out",
             )
 
-    def open_backend(self) -> Backend:
-        """The back-end that these options name.
+    def open_backend(self, bundle: Bundle | None = None) -> Backend:
+        """The back-end that these options name, for the bundle's kind of graphs; without one, for ONNX graphs.
 
         Raises:
-            UsageError: the installed onnxruntime has no such provider.
+            UsageError: the installed onnxruntime, or this system, has no such provider.
         """
+        if bundle is not None and bundle.manifest.target == "coreml":
+            from livemoments.coreml.backend import CoreMlBackend
+
+            return CoreMlBackend(self.provider)
         from livemoments.runtime.backends.ort import OrtBackend
 
         return OrtBackend(self.provider, self.threads)

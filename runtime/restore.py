@@ -24,6 +24,7 @@ from livemoments.runtime.inputs import ImageSource, RestoreInputs, load_inputs
 from livemoments.runtime.keys_values.codecs import find_codec
 from livemoments.runtime.keys_values.content_cache import KvCache
 from livemoments.runtime.keys_values.step_store import open_store
+from livemoments.runtime.live_file import LiveFile
 from livemoments.runtime.noise import NoiseSource
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restoration import Restoration, describe, plan_tiles
@@ -71,6 +72,7 @@ def restore(
     progress: Progress = SILENT,
     upscaled_size: Size | None = None,
     backend: Backend | None = None,
+    live_file: LiveFile | None = None,
 ) -> RestoreResult: ...
 
 
@@ -88,6 +90,7 @@ def restore(
     progress: Progress = SILENT,
     upscaled_size: Size | None = None,
     backend: Backend | None = None,
+    live_file: LiveFile | None = None,
     **options: Any,
 ) -> RestoreResult: ...
 
@@ -105,6 +108,7 @@ def restore(
     progress: Progress = SILENT,
     upscaled_size: Size | None = None,
     backend: Backend | None = None,
+    live_file: LiveFile | None = None,
     **options: Any,
 ) -> RestoreResult:
     """Restore a video frame to the quality of its key photo.
@@ -125,6 +129,7 @@ def restore(
         progress: where progress is shown.
         upscaled_size: the result's size where it is not the photo's.
         backend: replaces the options' provider and threads.
+        live_file: what is written around the picture of a Live Photo.
         options: the attributes of :class:`livemoments.runtime.options.RestoreOptions`.
 
     Raises:
@@ -155,7 +160,7 @@ def restore(
             match_profiles=not run.like_upstream,
         )
     plan = plan_tiles(run, inputs.size)
-    backend = backend or chosen.open_backend()
+    backend = backend or chosen.open_backend(opened)
     blender, corners = restore_tiles(run, inputs, plan, backend)
     depth = chosen.bit_depth or (8 if run.like_upstream else inputs.photo.bit_depth)
     image = _finish(run, inputs, blender, depth)
@@ -164,11 +169,20 @@ def restore(
         "seed": None if noise is not None else chosen.seed,
         "provider": f"{backend.name}:{backend.provider}",
         **describe(run, inputs, plan, corners),
+        **({} if live_file is None else {"origin": dict(live_file.origin)}),
     }
     if output is not None:
         with run.timings.measure("write"):
             text = {"Software": metadata["package"], "livemoments": json.dumps(metadata)}
-            lost = write_image(output, image, like=inputs.photo, quality=chosen.quality, text=text)
+            lost = write_image(
+                output,
+                image,
+                like=inputs.photo,
+                quality=chosen.quality,
+                text=text,
+                trailer=b"" if live_file is None else live_file.trailer,
+                keeps_video_claims=live_file is not None and live_file.keeps_video_claims,
+            )
         metadata["not_carried_over"] = list(lost)
     written = None if output is None else Path(output)
     return RestoreResult(image, metadata, run.timings, written, plan, tuple(corners))

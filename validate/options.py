@@ -54,6 +54,8 @@ class ValidateOptions:
         levels: rungs of the parity ladder.
         find_fault: bisect: name the first block, module and ONNX node that leaves the reference.
         check_itself: checks that need no reference: batches, tile order, repetition.
+        prompt: another prompt's folder, as ``livemoments make-prompt`` writes it: what it would change of the
+            checkpoint's photo is reported; needs a checkpoint.
         cost_runs: timed runs of each stage; 0 measures no cost.
         baseline: an earlier ``report.json``; what is worse beyond noise fails.
         limits: a limits file instead of the shipped ``validate/limits.toml``.
@@ -65,13 +67,14 @@ class ValidateOptions:
     levels: tuple[Level, ...] = LEVELS
     find_fault: bool = False
     check_itself: bool = True
+    prompt: Path | None = None
     cost_runs: int = 0
     baseline: str | os.PathLike[str] | None = None
     limits: str | os.PathLike[str] | None = None
     formats: tuple[str, ...] = FORMATS
     command: str = ""
 
-    def check(self, *, has_reference: bool) -> None:
+    def check(self, *, has_reference: bool, has_checkpoint: bool) -> None:
         """Refuse what would fail later, after the work.
 
         Raises:
@@ -79,6 +82,8 @@ class ValidateOptions:
         """
         if self.find_fault and not has_reference:
             raise UsageError("to bisect, there must be a reference", fix="name a checkpoint or a recording")
+        if self.prompt is not None and not has_checkpoint:
+            raise UsageError("another prompt needs the networks in PyTorch", fix="name the checkpoint")
         if self.cost_runs < 0:
             raise UsageError(f"{self.cost_runs} timed runs are not possible", fix="use 1 or more, or 0 for no cost")
         if unknown := [level for level in self.levels if level not in LEVELS]:

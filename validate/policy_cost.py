@@ -17,7 +17,8 @@ from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
 from livemoments.validate.report_data import Check
 
-_STITCHED_PEAK = 2.0
+STITCHED_PEAK = 2.0
+"""Of stitched pixels, which lie in [-1, 1]."""
 
 
 def policy_check(
@@ -39,7 +40,7 @@ def policy_check(
         _stitched(bundle, replace(settings, reference=name, pad_small=True), live, backend, progress)
         for name in (str(policy), "per-step")
     )
-    value = psnr_db(own, exact, peak=_STITCHED_PEAK)
+    value = psnr_db(own, exact, peak=STITCHED_PEAK)
     return Check(
         name="policy.psnr_db",
         value=value if math.isfinite(value) else None,

@@ -7,7 +7,7 @@ import datetime
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,6 +51,7 @@ from livemoments.validate.report_data import (
     Cost,
     DatasetInfo,
     ImageResult,
+    Level,
     Metric,
     Rung,
     ValidationReport,
@@ -103,7 +104,8 @@ def validate_bundle(
     options = options or ValidateOptions()
     if checkpoint is not None and recording is not None:
         raise UsageError("a checkpoint and a recording are two references", fix="name one of them")
-    options.check(has_reference=checkpoint is not None or recording is not None)
+    has_checkpoint = checkpoint is not None
+    options.check(has_reference=has_checkpoint or recording is not None, has_checkpoint=has_checkpoint)
     if output is not None:
         if os.path.lexists(output) and not Path(output).is_dir():
             raise OutputError(output, "is a file", fix="name a folder for the report, or a .json file")
@@ -117,9 +119,10 @@ def validate_bundle(
     reference = None if checkpoint is None else f"checkpoint {Path(checkpoint).name}"
     if recorded is not None:
         reference = f"recording {recorded.path.name} of {recorded.meta.source.name}"
+    origin = None if checkpoint is None else Path(checkpoint)
     validation = _Validation(opened, options, recorded, live_photo, backend, progress)
-    ladder, bisection = validation.compare_with_reference(None if checkpoint is None else Path(checkpoint))
-    checks = [*validation.check_itself(), *validation.check_policy()]
+    ladder, bisection = validation.compare_with_reference(origin)
+    checks = [*validation.check_itself(), *validation.check_policy(), *validation.check_prompt(origin)]
     with _report_folder(output) as folder:
         results = _DataResults() if images is None else validation.restore_images(images, folder)
         cost = cost or validation.measure_cost()
@@ -159,6 +162,19 @@ class _DataResults:
     checks: tuple[Check, ...] = ()
 
 
+def _whole_stages(bundle: Bundle, levels: Collection[Level], find_fault: bool, progress: Progress) -> tuple[Level, ...]:
+    """The rungs that need no look into a stage: only ONNX graphs are cut.
+
+    Raises:
+        UsageError: the bundle is to be bisected.
+    """
+    if find_fault:
+        raise UsageError(f"{bundle.path} holds Core ML packages, which are not bisected", fix="leave --bisect out")
+    if "block" in levels:
+        progress.say("the rung 'block' is left out: Core ML packages are run as a whole")
+    return tuple(level for level in levels if level != "block")
+
+
 @dataclass
 class _Validation:
     """The parts of a validation, each of which says its outcome."""
@@ -173,11 +189,13 @@ class _Validation:
     def __post_init__(self) -> None:
         self.settings = self.options.restore
         self.limits = load_limits(self.bundle.manifest.precision, self.options.limits)
-        self.backend = self.own_backend or self.settings.open_backend()
+        self.backend = self.own_backend or self.settings.open_backend(self.bundle)
 
     def compare_with_reference(self, checkpoint: Path | None) -> tuple[tuple[Rung, ...], Bisection | None]:
         """The parity ladder, and where the engine leaves the reference if that was asked for."""
         levels, find_fault = self.options.levels, self.options.find_fault
+        if self.bundle.manifest.target == "coreml":
+            levels = _whole_stages(self.bundle, levels, find_fault, self.progress)
         bisection: Bisection | None = None
         if checkpoint is not None:
             from livemoments.validate.against_checkpoint import compare_with_checkpoint
@@ -218,6 +236,18 @@ class _Validation:
         """What the reference policy costs, if it is not exact."""
         check = policy_check(self.bundle, self.settings, self._any_live_photo(), self.backend, self.progress)
         return () if check is None else (check,)
+
+    def check_prompt(self, checkpoint: Path | None) -> tuple[Check, ...]:
+        """What another prompt would change of the checkpoint's photo, if one was named."""
+        if self.options.prompt is None or checkpoint is None:
+            return ()
+        from livemoments.validate.prompt_cost import prompt_check
+
+        live, prompt = self._any_live_photo(), self.options.prompt
+        check = prompt_check(self.bundle, checkpoint, prompt, self.settings, live, self.progress)
+        price = "the same photo" if check.value is None else f"{check.value:.1f} dB from the other one"
+        self.progress.say(f"prompt: {price}")
+        return (check,)
 
     def restore_images(self, data: DataOptions, folder: Path) -> _DataResults:
         """The data set, image by image."""

@@ -46,9 +46,12 @@ def test_export_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bu
             "stages": None,
             "overwrite": False,
             "verify": "full",
+            "blocks_per_package": 6,
+            "flow_sizes": (),
         }
     options = "--precision fp16 --tile 256x128 --tile 64 --tile 64x64 --overlap 32 --steps 6,2 --reference every-2"
-    more = "--kv-layout stacked --stages restoration,reference --overwrite --verify none -q"
+    more = "--kv-layout stacked --stages restoration,reference --overwrite --verify none -q "
+    more += "--blocks-per-package 2 --flow-size 1440x1080"
     assert run("export", "weights", "-o", "out", *options.split(), *more.split()).exit_code == 0
     del backend.options["progress"]
     assert backend.options == {
@@ -62,6 +65,8 @@ def test_export_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bu
         "stages": (Stage.REFERENCE, Stage.RESTORATION),
         "overwrite": True,
         "verify": "none",
+        "blocks_per_package": 2,
+        "flow_sizes": (Size(1080, 1440),),
     }
 
 
@@ -208,7 +213,7 @@ def validation(status: Status | None) -> ValidationReport:
 
 def test_validate_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, tmp_path: Path) -> None:
     backend = stand_in(monkeypatch, "livemoments.validate.run:validate_bundle", validation("pass"))
-    clip = ("--frame", "f", "--photo", "p", "--photo-frame", "v")
+    clip = ("--prompt", "q", "--frame", "f", "--photo", "p", "--photo-frame", "v")
     data = ("--dataset", "d", "--set", "synlive260", "--limit", 9, "--allow-failed", 2, "--fresh", "--no-pictures")
     work = (
         "--engine",
@@ -264,6 +269,7 @@ def test_validate_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: 
             levels=("step", "photo"),
             find_fault=True,
             check_itself=False,
+            prompt=Path("q"),
             cost_runs=7,
             baseline=Path("old.json"),
             limits=Path("l.toml"),
@@ -335,3 +341,39 @@ def test_demo_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (backend.positional, backend.options["photo"]) == ((Path("out"),), Path("p"))
     stand_in(monkeypatch, "livemoments.demo:run_demo", Report(False))
     assert run("demo").exit_code == 1
+
+
+def test_export_builds_engines_of_the_bundle_that_it_wrote(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    backend = stand_in(monkeypatch, "livemoments.export.pipeline:export_bundle", bundle)
+    builder = stand_in(monkeypatch, "livemoments.export.tensorrt.build:build_engines", (bundle, []))
+    checked: list[tuple[str, tuple[str, ...]]] = []
+    monkeypatch.setattr("livemoments.cli.export.check_engine", lambda *given: checked.append(given))
+    options = ["--target", "tensorrt", "--engine", "rtx", "--sm", "8.9, 12.0"]
+    result = run("export", "weights", "-o", "out", *options)
+    assert result.exit_code == 0, result.output
+    assert checked == [("rtx", ("8.9", "12.0"))]
+    assert backend.options["target"] == "tensorrt"
+    assert not {"engine", "sm"} & set(backend.options)
+    folder, wanted = builder.positional
+    assert folder == bundle.path
+    assert (wanted.library, wanted.sm, wanted.stages) == ("rtx", ("8.9", "12.0"), None)
+
+
+def test_build_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    builder = stand_in(monkeypatch, "livemoments.export.tensorrt.build:build_engines", (bundle, []))
+    assert run("build", "b", "--engine", "rtx").exit_code == 0
+    wanted = builder.positional[1]
+    assert (wanted.sm, wanted.batch, wanted.stages, wanted.tiles, wanted.flow_sizes) == ((), 1, None, None, ())
+    assert (wanted.flags, wanted.optimization_level, wanted.timing_cache) == ((), None, None)
+    assert (wanted.rebuild, wanted.check_memory) == (False, True)
+    sizes = "--stages flow,motion --tile 64 --tile 64x64 --flow-size 640x480 --batch 2 --optimization-level 5"
+    flags = "--weight-streaming --refit --strip-weights --version-compatible --hardware-compatible"
+    more = "--timing-cache t --rebuild --no-memory-check --json"
+    result = run("build", "b", "--engine", "tensorrt", *sizes.split(), *flags.split(), *more.split())
+    assert json.loads(result.stdout) == {"bundle": str(bundle.path), "engines": []}
+    wanted = builder.positional[1]
+    assert (wanted.library, wanted.batch, wanted.stages) == ("tensorrt", 2, (Stage.FLOW, Stage.MOTION))
+    assert (wanted.tiles, wanted.flow_sizes) == ((Size(64, 64),), (Size(480, 640),))
+    assert [f"--{flag}" for flag in wanted.flags] == flags.split()
+    assert (wanted.optimization_level, wanted.timing_cache) == (5, Path("t"))
+    assert (wanted.rebuild, wanted.check_memory) == (True, False)

@@ -30,7 +30,8 @@ from livemoments.reference.mmdit import BlockGuidance
 from livemoments.reference.motion import embedding_index
 from livemoments.reference.random_checkpoint import make_checkpoint
 from livemoments.reference.random_weights import CHUNK_ELEMENTS, Fill, draw, fill_of, stream_key
-from livemoments.reference.weights import SafetensorsFolder, read_pickled
+from livemoments.reference.stored import SafetensorsFolder
+from livemoments.reference.weights import read_pickled
 from livemoments.store.safetensors_file import write_safetensors
 
 ODD = CheckpointSizes(

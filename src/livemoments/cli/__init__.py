@@ -15,11 +15,16 @@ from typing import Any, NoReturn
 import click
 
 from livemoments.cli import (
+    build,
+    check,
     completion,
     demo,
     export,
+    fetch,
+    frames,
     inspect_bundle,
     make_checkpoint,
+    make_prompt,
     quantize,
     record,
     restore,
@@ -87,6 +92,8 @@ def cli(context: click.Context, max_pixels: int | None) -> None:
 
     \b
     With the published weights:
+      livemoments fetch CHECKPOINT
+      livemoments make-prompt CHECKPOINT/sd3 -o CHECKPOINT/prompt
       livemoments export CHECKPOINT -o BUNDLE --precision fp16
       livemoments restore BUNDLE --frame frame.png --photo photo.jpg -o restored.png
     """
@@ -97,9 +104,14 @@ def cli(context: click.Context, max_pixels: int | None) -> None:
 for _module in (
     demo,
     make_checkpoint,
+    fetch,
+    make_prompt,
     export,
     sensitivity,
     quantize,
+    check,
+    build,
+    frames,
     restore,
     record,
     validate,

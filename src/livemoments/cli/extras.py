@@ -12,13 +12,16 @@ OPTIONAL_MODULES = frozenset(
     {
         "DISTS_pytorch",
         "av",
+        "coremltools",
         "diffusers",
+        "huggingface_hub",
         "jinja2",
         "lpips",
         "matplotlib",
         "onnx",
         "onnx_ir",
         "onnxscript",
+        "pillow_heif",
         "piq",
         "pyiqa",
         "pynvml",
@@ -26,7 +29,10 @@ OPTIONAL_MODULES = frozenset(
         "safetensors",
         "skimage",
         "sklearn",
+        "tensorrt",
+        "tensorrt_rtx",
         "torch",
+        "transformers",
         "yaml",
     }
 )

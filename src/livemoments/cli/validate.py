@@ -48,6 +48,13 @@ class _LevelsType(click.ParamType):
     "--checkpoint", type=PATH, help="The checkpoint that BUNDLE was exported from: the reference, by PyTorch."
 )
 @click.option("--recording", type=PATH, help="Instead: what 'livemoments record' kept of it; needs no PyTorch.")
+@click.option(
+    "--prompt",
+    metavar="DIR",
+    type=PATH,
+    help="Another prompt, of 'make-prompt': report how far the checkpoint's photo with it is from its own. Needs "
+    "--checkpoint.",
+)
 @click.option("--frame", metavar="IMAGE", type=FILE, help="A video frame to restore both ways; goes with --photo.")
 @click.option("--photo", metavar="IMAGE", type=FILE, help="The key photo beside it.  [default: a made-up pair]")
 @click.option(
@@ -151,6 +158,8 @@ def command(
         raise click.UsageError("--photo-frame needs --frame and --photo")
     if checkpoint is not None and recording is not None:
         raise click.UsageError("--checkpoint and --recording are two references: name one")
+    if options["prompt"] is not None and checkpoint is None:
+        raise click.UsageError("--prompt needs --checkpoint")
     if options["dataset"] is None and (options["set_name"] or options["limit"]):
         raise click.UsageError("--set and --limit need --dataset")
     if options["find_fault"] and checkpoint is None and recording is None:
@@ -177,6 +186,7 @@ def command(
                 levels=options["levels"],
                 find_fault=options["find_fault"],
                 check_itself=options["self_checks"],
+                prompt=options["prompt"],
                 cost_runs=options["runs"] if options["cost"] else 0,
                 baseline=options["baseline"],
                 limits=options["limits"],
