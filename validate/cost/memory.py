@@ -8,7 +8,6 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -217,11 +216,7 @@ def _check(cost: ProcessCost) -> None:
             f"'livemoments restore' was ended by signal {-cost.returncode} after {cost.wall_s:.0f} s",
             fix="if memory ran out, use smaller tiles or a machine with more",
         )
-    raise EngineError(f"'livemoments restore' failed in a process of its own: {_reason(cost.stderr)}")
-
-
-def _reason(stderr: str) -> str:
-    lines: Sequence[str] = [line for line in stderr.splitlines() if line.strip()]
-    return next(
-        (line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[-1] if lines else ""
-    )
+    lines = [line for line in cost.stderr.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    reason = (*errors, *lines[-1:], "")[0]
+    raise EngineError(f"'livemoments restore' failed in a process of its own: {reason}")

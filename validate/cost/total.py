@@ -67,7 +67,8 @@ def measure_cost(
         )
         memory = runtime_memory(backend)
         with progress.task("Restoring in a fresh process"), tempfile.TemporaryDirectory() as folder:
-            files = photo or _synthetic_photo(bundle, sizes[0], settings, Path(folder))
+            frame, picture = batch_photo(bundle, sizes[0], settings.batch, seed=settings.seed)
+            files = photo or write_live_photo(LivePhoto(frame, picture, frame), Path(folder))
             fresh = restore_afresh(bundle, files, settings, gpu=gpu, no_gpu=no_gpu)
     return _cost(
         state,
@@ -154,11 +155,6 @@ def cost_checks(cost: Cost) -> tuple[Check, ...]:
         for name, value, unit, detail in rows
         if value is not None
     )
-
-
-def _synthetic_photo(bundle: Bundle, tile: Size, settings: RestoreOptions, folder: Path) -> LivePhoto[Path]:
-    frame, photo = batch_photo(bundle, tile, settings.batch, seed=settings.seed)
-    return write_live_photo(LivePhoto(frame, photo, frame), folder)
 
 
 def _energy_method(energy_j: float | None, provider: str, no_gpu: str) -> str:
