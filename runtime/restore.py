@@ -182,7 +182,7 @@ def restore_tiles(
     ordered = OrderedBlender(blender)
     cache = None if run.options.kv_cache is None else KvCache(run.options.kv_cache, find_codec(run.options.kv_dtype))
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(EnginePool(run.bundle, backend, plan.tile, run.timings))
+        pool = stack.enter_context(EnginePool(run.bundle, backend, plan.tile, run.timings, one_phase=run.one_phase))
         sampler = _make_sampler(run, pool, cache, stack)
         per_group = run.options.batch * sampler.batches_per_group(run.options.batch)
         flow = flow_estimator(run.flow, pool)
@@ -233,7 +233,7 @@ def _restore_group(
 
 def _make_sampler(run: Restoration, pool: EnginePool, cache: KvCache | None, stack: contextlib.ExitStack) -> Sampler:
     schedule = run.bundle.manifest.schedule
-    if run.policy.name != "phase-split":
+    if run.policy.name != "phase-split" and not run.one_phase:
         return ResidentSampler(pool, schedule, run.steps, run.policy, cache=cache, observer=run.observer)
     store = stack.enter_context(
         open_store(run.options.kv_store, codec=run.options.kv_dtype, budget_bytes=run.options.kv_budget_bytes)

@@ -14,7 +14,8 @@ from livemoments.cli import cli, main
 
 COMMANDS = [
     *("demo", "make-checkpoint", "export", "sensitivity", "quantize"),
-    *("restore", "record", "validate", "synlive build", "synlive check", "inspect", "verify", "completion"),
+    *("restore", "record", "validate", "synlive build", "synlive check", "inspect", "verify", "devices"),
+    "completion",
 ]
 JSON_COMMANDS = COMMANDS[:-1]
 RESTORE = ["restore", "b", "--frame", "f", "--photo", "p", "-o", "x.png"]

@@ -17,6 +17,7 @@ import click
 from livemoments.cli import (
     completion,
     demo,
+    devices,
     export,
     inspect_bundle,
     make_checkpoint,
@@ -106,6 +107,7 @@ for _module in (
     synlive,
     inspect_bundle,
     verify_bundle,
+    devices,
     completion,
 ):
     cli.add_command(_module.command)

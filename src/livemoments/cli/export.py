@@ -12,6 +12,7 @@ from livemoments.cli.bundles import DIS_BY_DESIGN, bundle_bytes, bundle_document
 from livemoments.cli.extras import needs_extra
 from livemoments.cli.options import COUNTS, PATH, POLICY, SIZE, STAGES, overwrite_option, result_options
 from livemoments.cli.output import human_bytes, stdout_is_ours, write_json
+from livemoments.cli.profile_option import profile_option
 from livemoments.types import ReferencePolicy, Size, Stage
 
 
@@ -76,6 +77,7 @@ from livemoments.types import ReferencePolicy, Size, Stage
     "the last. finite: every graph only runs once. none: nothing. The manifest records what was measured.",
 )
 @overwrite_option
+@profile_option
 @result_options
 def command(checkpoint: Path, output: Path, policy: ReferencePolicy, as_json: bool, **options: Any) -> None:
     """Export CHECKPOINT to a bundle that runs without PyTorch.

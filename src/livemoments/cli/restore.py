@@ -22,6 +22,7 @@ from livemoments.cli.options import (
     threads_option,
 )
 from livemoments.cli.output import human_seconds, plural, stdout_is_ours, write_json
+from livemoments.cli.profile_option import profile_option
 from livemoments.errors import OutputError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import Progress
@@ -78,6 +79,14 @@ if TYPE_CHECKING:
 @click.option("--pad-small", is_flag=True, help="Extend a photo that is smaller than a tile, instead of refusing it.")
 @no_pcr_option
 @click.option(
+    "--residency",
+    type=click.Choice(["all", "phases"]),
+    default="all",
+    show_default=True,
+    help="phases: only the engines of the phase at work are loaded (flow and encoder; ReferenceNet; RestorationNet; "
+    "decoder), whatever the policy. The same picture, less memory, more loading.",
+)
+@click.option(
     "--kv-store",
     type=click.Choice(["host", "disk"]),
     default="host",
@@ -119,6 +128,7 @@ if TYPE_CHECKING:
 )
 @provider_option
 @threads_option
+@profile_option
 @result_options
 def command(
     bundle: Path,

@@ -24,6 +24,7 @@ from livemoments.cli.options import (
     threads_option,
 )
 from livemoments.cli.output import stdout_is_ours, write_json
+from livemoments.cli.profile_option import profile_option
 from livemoments.cli.reports import check_writable, write_report
 from livemoments.progress import Progress
 from livemoments.types import Size
@@ -130,6 +131,7 @@ class _LevelsType(click.ParamType):
 @no_pcr_option
 @provider_option
 @threads_option
+@profile_option
 @result_options
 def command(
     bundle: Path,
