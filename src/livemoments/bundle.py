@@ -75,12 +75,13 @@ class Bundle:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify_hashes: bool = True) -> Bundle:
+    def open(cls, path: str | os.PathLike[str], *, verify_hashes: bool = True, weights: bool = True) -> Bundle:
         """Open a bundle and check it.
 
         Args:
             path: the bundle's folder.
             verify_hashes: read every file and compare its SHA-256 (sizes are compared in any case).
+            weights: the weights' files must be there; otherwise only the manifest and the graphs, to look at them.
 
         Raises:
             BundleError: not a bundle, an unknown schema version, a malformed manifest, a path that leaves the folder,
@@ -90,7 +91,11 @@ class Bundle:
         folder = Path(path)
         manifest = _read_manifest(folder)
         _check_paths(folder, manifest)
+        graphs = [graph for entry in manifest.stages.values() for graph in entry.graphs]
+        unread = set() if weights else {name for graph in graphs for name in graph.weights}
         for name, entry in manifest.files.items():
+            if name in unread:
+                continue
             _check_file(folder, name, entry, verify_hash=verify_hashes)
         return cls(folder, manifest)
 

@@ -14,7 +14,7 @@ from livemoments.cli import cli, main
 
 COMMANDS = [
     *("demo", "make-checkpoint", "export", "sensitivity", "quantize"),
-    *("restore", "record", "validate", "synlive build", "synlive check", "inspect", "verify", "devices"),
+    *("restore", "record", "validate", "synlive build", "synlive check", "inspect", "verify", "devices", "plan"),
     "completion",
 ]
 JSON_COMMANDS = COMMANDS[:-1]

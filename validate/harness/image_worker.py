@@ -15,6 +15,7 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import BundleError, EngineError, ImageError, ResourceError, UsageError
+from livemoments.heap import give_back_large_blocks
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
@@ -24,7 +25,6 @@ from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.resize import WindowView
 from livemoments.runtime.restore import restore, to_integers
-from livemoments.validate.harness.heap import give_back_large_blocks
 from livemoments.validate.harness.image_files import ImageFiles, Role
 from livemoments.validate.harness.kept_engines import KeptEngines
 from livemoments.validate.harness.key import bundle_digest

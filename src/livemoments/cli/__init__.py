@@ -21,6 +21,7 @@ from livemoments.cli import (
     export,
     inspect_bundle,
     make_checkpoint,
+    plan,
     quantize,
     record,
     restore,
@@ -108,6 +109,7 @@ for _module in (
     inspect_bundle,
     verify_bundle,
     devices,
+    plan,
     completion,
 ):
     cli.add_command(_module.command)

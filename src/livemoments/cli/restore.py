@@ -161,9 +161,11 @@ def command(
             raise OutputError(output, f"is also {name}; it would be overwritten", fix="choose another -o")
     started = time.perf_counter()
     with stdout_is_ours():
+        from livemoments.heap import give_back_large_blocks
         from livemoments.runtime.options import RestoreOptions
         from livemoments.runtime.restore import restore
 
+        give_back_large_blocks()
         chosen = RestoreOptions(**options, bit_depth=None if bit_depth is None else int(bit_depth))
         live = LivePhoto(frame, photo, photo_frame)
         result = restore(open_checked(bundle, progress), live, chosen, output=output, progress=progress)
