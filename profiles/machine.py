@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -91,6 +92,13 @@ def usable_memory_bytes() -> int:
     total = int(describe_machine()["memory_bytes"])
     limit = memory_limit_bytes()
     return total if limit is None else min(total, limit)
+
+
+def usable_cores() -> int:
+    """The processor's cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpu(machine: dict[str, str | int]) -> Device:

@@ -136,12 +136,14 @@ class Achieved(_Table):
     """Rates that a record shows; they replace peak rate times efficiency.
 
     Attributes:
-        fp32_tflops: of products in float32, over all cores that the record used.
+        cores: of a CPU, on which they were reached; more cores are taken to be faster in proportion.
+        fp32_tflops: of products in float32, everything else that a network does counted in.
         fp16_tflops: likewise in float16.
         int8_tops: likewise in int8.
         bandwidth_gb_s: of memory.
     """
 
+    cores: Count | None = None
     fp32_tflops: Rate | None = None
     fp16_tflops: Rate | None = None
     int8_tops: Rate | None = None

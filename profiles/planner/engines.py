@@ -136,16 +136,23 @@ class Rates:
         return compute if self.bytes_s is None else max(compute, cost.moved_bytes / self.bytes_s)
 
 
-def rates_of(profile: Profile) -> Rates:
-    """A profile's measured rates where it has them, else its peaks times the efficiency that it states."""
+def rates_of(profile: Profile, cores: int | None = None) -> Rates:
+    """A profile's measured rates where it has them, else its peaks times the efficiency that it states.
+
+    Args:
+        profile: of the device.
+        cores: of a CPU that will be used; ``None``: as many as the record had.
+    """
     chip, achieved, share = profile.chip, profile.achieved, profile.efficiency
+    cores = profile.engine.threads or cores or achieved.cores
+    scale = 1.0 if achieved.cores is None or cores is None else cores / achieved.cores
     flops: dict[str, float] = {}
     peaks = {"fp32": chip.tf32_tflops or chip.fp32_tflops, "fp16": chip.fp16_tflops, "int8": chip.int8_tops}
     peaks["fp8"] = chip.fp8_tflops
     measured = {"fp32": achieved.fp32_tflops, "fp16": achieved.fp16_tflops, "int8": achieved.int8_tops}
     for unit, peak in peaks.items():
         if (rate := measured.get(unit)) is not None:
-            flops[unit] = rate * 1e12
+            flops[unit] = rate * 1e12 * scale
         elif peak is not None:
             flops[unit] = peak * share.matrix * 1e12
     bandwidth = achieved.bandwidth_gb_s
@@ -154,6 +161,8 @@ def rates_of(profile: Profile) -> Rates:
     link = None if chip.link_gb_s is None else chip.link_gb_s * share.link * 1e9
     if any(rate is not None for rate in measured.values()):
         basis = "rates that records show"
+        if achieved.cores is not None:
+            basis += f" with {achieved.cores} cores, in proportion for {cores}"
     elif flops:
         basis = f"{share.matrix:.0%} of the peak rate and {share.memory:.0%} of the bandwidth, assumed"
     else:

@@ -226,13 +226,14 @@ def _value_of(
     if not all(_is_small(known[name].elements, known[name].dtype) for name in node.output if name in known):
         return None
     inputs = {name: values[name] for name in node.input if name}
+    given = [
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in inputs.items()
+    ]
     graph = onnx.helper.make_graph(
         [node],
         "one",
-        [
-            onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-            for n, a in inputs.items()
-        ],
+        given,
         [onnx.helper.make_empty_tensor_value_info(name) for name in node.output],
     )
     model = onnx.helper.make_model(graph, opset_imports=opsets)

@@ -1,8 +1,8 @@
 """How much memory a graph's tensors need while it runs, by the rules of onnxruntime's sequential planner.
 
 An output takes over an input's buffer where the operator only renames memory, or is elementwise and nobody reads that
-input afterwards; else a buffer that is free and has the same shape; else a new one. A buffer is given back after its last
-reader. One that will be taken over again later is held meanwhile, which is why the peak exceeds the live tensors.
+input afterwards; else a buffer that is free and has the same shape; else a new one. A buffer is given back after its
+last reader. One that will be taken over later is held meanwhile, which is why the peak exceeds the live tensors.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def lifetimes(graph: CostGraph) -> Lifetimes:
             plan.place[name] = index
             plan.buffers[index].readers += readers.get(name, 0)
             plan.buffers[index].last = position
-        _release(plan, node, readers, position)
+        _release(plan, node, position)
     held = _held(plan, len(graph.nodes))
     work = [total + workspace_bytes(node, graph) for total, node in zip(held, graph.nodes, strict=True)]
     peak = max(work, default=0)
@@ -139,7 +139,7 @@ def moved_bytes(node: Node, graph: CostGraph) -> int:
     return written + sum(graph.tensors[name].bytes for name in dict.fromkeys(node.inputs) if name)
 
 
-def _release(plan: _Planner, node: Node, readers: dict[str, int], position: int) -> None:
+def _release(plan: _Planner, node: Node, position: int) -> None:
     """After a node: what it read last, and what nobody reads, is free to be taken over."""
     for name in node.inputs:
         if name in plan.place:

@@ -1,8 +1,8 @@
 """A graph as onnxruntime's CPU provider rewrites it, as far as that changes what lies in memory.
 
-Convolutions in float32 whose output channels fill a block run in a blocked layout (NCHWc): what comes from another layout
-is reordered into a copy, and back for whoever reads it otherwise; an activation behind a convolution and a sum that has
-no other reader become part of it. ``x * sigmoid(x)`` becomes one operator.
+Convolutions in float32 whose output channels fill a block run in a blocked layout (NCHWc): what comes from another
+layout is reordered into a copy, and back for whoever reads it otherwise; an activation behind a convolution and a sum
+that has no other reader become part of it. ``x * sigmoid(x)`` becomes one operator.
 """
 
 from __future__ import annotations

@@ -33,9 +33,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         tiles: how many.
         batch: of them at once.
         reference: the policy.
+        flow: ``engine`` or ``dis``.
         residency: ``all`` or ``phases``.
         kv_store: where stored keys and values lie.
-        exact: the picture is that of ``per-step``.
+        exact: the picture is that of ``per-step`` with the bundle's own flow.
         peak_bytes: of the memory that the budget is for.
         host_peak_bytes: of the process.
         seconds: in all; ``None`` where the profile has no rate.
@@ -50,6 +51,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     tiles: int
     batch: int
     reference: str
+    flow: str
     residency: str
     kv_store: str
     exact: bool
@@ -70,14 +72,13 @@ class Plans(msgspec.Struct, frozen=True, kw_only=True):
         photo: the result's size.
         frame: the video frames'.
         steps: of sampling.
-        flow: ``engine`` or ``dis``.
         engine: what runs the graphs.
         measured: whether this engine's predicted memory was ever compared with measured peaks.
         rates: where the seconds come from.
         budget_bytes: of memory; ``None``: none was given or known.
         max_seconds: of time.
         stages: what one run of each stage over one tile costs, for the chosen plan's tile.
-        chosen: the fastest that fits; ``None``: none does.
+        chosen: the fastest that fits, an approximate one only where no exact one does; ``None``: none does.
         plans: the chosen one first, then by what they take.
     """
 
@@ -85,7 +86,6 @@ class Plans(msgspec.Struct, frozen=True, kw_only=True):
     photo: str
     frame: str
     steps: int
-    flow: str
     engine: str
     measured: bool
     rates: str
@@ -113,6 +113,7 @@ class PlanRequest:
         reference: the policy; ``None``: the profile's, and phase-split in place of per-step, which is as exact.
         steps: ``None``: the profile's, else the bundle's.
         tile: only this size of the bundle.
+        cores: of the CPU that will be used; ``None``: as many as the profile's rates were reached with.
     """
 
     photo: Size
@@ -122,6 +123,7 @@ class PlanRequest:
     reference: str | None = None
     steps: int | None = None
     tile: Size | None = None
+    cores: int | None = None
 
 
 class Costs:
@@ -158,17 +160,18 @@ def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
         known = ", ".join(bundle.manifest.schedule.plans)
         raise UsageError(f"the bundle's schedule has no plan for {steps} steps; it has {known}")
     photo_flow = costs.of(Stage.FLOW, _padded(frame)) if flow == "engine" else None
-    model, rates = engine_model(profile), rates_of(profile)
+    model, rates = engine_model(profile), rates_of(profile, request.cores)
     budget = request.max_memory_bytes or profile.budget_bytes
     found = []
     for work in _works(bundle, profile, request, frame, steps, on_engine=flow == "engine"):
         per_stage = {
             stage: costs.of(stage, work.tile, work.batch)
             for stage in bundle.manifest.model.stages
-            if stage is not Stage.FLOW or flow == "engine"
+            if stage is not Stage.FLOW or work.flow_on_engine
         }
-        segments = timeline(work, per_stage, model, rates, photo_flow)
-        found.append(_plan(work, per_stage, segments, budget, request.max_seconds, on_host=model.shares_host))
+        segments = timeline(work, per_stage, model, rates, photo_flow if work.flow_on_engine else None)
+        plan = _plan(work, per_stage, segments, budget, request.max_seconds, on_host=model.shares_host)
+        found.append(msgspec.structs.replace(plan, exact=plan.exact and plan.flow == flow))
     fitting = [plan for plan in found if plan.fits]
     chosen = min(fitting, key=_preference, default=None)
     rest = sorted((plan for plan in found if plan is not chosen), key=lambda plan: plan.peak_bytes)
@@ -178,7 +181,6 @@ def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
         photo=str(request.photo),
         frame=str(frame),
         steps=steps,
-        flow=flow,
         engine=model.name,
         measured=model.measured,
         rates=rates.basis,
@@ -192,9 +194,9 @@ def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
     )
 
 
-def _preference(plan: Plan) -> tuple[float, bool, bool, int]:
-    """The least time; where none is known, or it is the same, what loads the fewest engines and takes the least."""
-    return (plan.seconds or 0.0, plan.residency != "all", plan.kv_store != "host", plan.peak_bytes)
+def _preference(plan: Plan) -> tuple[bool, float, bool, bool, int]:
+    """Exact first, then the least time; then what loads engines once, and what takes the least memory."""
+    return (not plan.exact, plan.seconds or 0.0, plan.residency != "all", plan.kv_store != "host", plan.peak_bytes)
 
 
 def _works(
@@ -217,7 +219,8 @@ def _works(
             layout = plan_balanced(request.photo, [size], overlap, pad_small=True)
         if batch > max(1, len(layout.tiles)):
             continue
-        for one, by_phases, on_disk in itertools.product(policies, (False, True), (False, True)):
+        flows = (True, False) if on_engine else (False,)
+        for one, by_phases, on_disk, raft in itertools.product(policies, (False, True), (False, True), flows):
             work = Work(
                 photo=request.photo,
                 frame=frame,
@@ -229,7 +232,7 @@ def _works(
                 by_phases=by_phases,
                 kv_on_disk=on_disk,
                 kv_budget_bytes=int(profile.restore.kv_budget_gb * 1e9),
-                flow_on_engine=on_engine,
+                flow_on_engine=raft,
             )
             # phases make phase-split of per-step; a store is needed only where something is stored
             if (by_phases and one.name == "phase-split") or (on_disk and not work.stores):
@@ -266,6 +269,7 @@ def _plan(
         tiles=work.tiles,
         batch=work.batch,
         reference=str(work.policy),
+        flow="engine" if work.flow_on_engine else "dis",
         residency="phases" if work.by_phases else "all",
         kv_store="disk" if work.kv_on_disk else "host",
         exact=work.policy.exact,

@@ -1,4 +1,4 @@
-"""The memory timeline of a plan as an SVG picture: one stacked bar a stage, the budget as a line. For print: no scripts."""
+"""The memory timeline of a plan as an SVG picture, for print: one stacked bar a stage, the budget as a line."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ _SHOWN = 8
 def plans_text(plans: Plans) -> str:
     """For a terminal."""
     lines = [
-        f"{plans.photo} photo, frames {plans.frame}, {plans.steps} steps, flow by {plans.flow}; profile {plans.profile}",
+        f"{plans.photo} photo, frames {plans.frame}, {plans.steps} steps; profile {plans.profile}",
         f"  memory: {plans.engine}, {'compared with measured peaks' if plans.measured else 'assumed, never measured'}",
         f"  time: {plans.rates}",
         "",
@@ -63,8 +63,6 @@ def what_would_fit(plans: Plans) -> str:
     nearest = plans.nearest
     biggest = max(nearest.segments, key=lambda segment: _held(segment, nearest))
     ways = [f"allow {_bytes(nearest.peak_bytes)} (the peak is in '{biggest.label}')"]
-    if biggest.label == "flow":
-        ways.append("--flow dis in the profile")
     ways.append("export smaller tiles (export --tile)")
     if biggest.label in ("reference", "restoration"):
         ways.append("quantize the bundle (int8-weights, int4-weights)")
@@ -79,6 +77,11 @@ def _verdict(plans: Plans) -> list[str]:
     return [
         f"fits: {_bytes(plan.peak_bytes)}{room}, {_seconds(plan.seconds)}, {_flops(plan.flops)} in {plan.tiles} tiles",
         f"  {_words(plan)}",
+        *(
+            []
+            if plan.exact
+            else ["  approximate: no plan fits that gives the picture of per-step and the bundle's flow"]
+        ),
         f"  livemoments restore BUNDLE {' '.join(plan.arguments)} …",
     ]
 
@@ -86,8 +89,8 @@ def _verdict(plans: Plans) -> list[str]:
 def _words(plan: Plan) -> str:
     engines = "all engines loaded" if plan.residency == "all" else "one phase's engines at a time"
     store = ", keys and values on disk" if plan.kv_store == "disk" else ""
-    exact = "" if plan.exact else ", approximate"
-    return f"{plan.tiles} tiles of {plan.tile}, {plan.batch} at once, {plan.reference}{exact}, {engines}{store}"
+    flow = "RAFT" if plan.flow == "engine" else "DIS"
+    return f"{plan.tiles} tiles of {plan.tile}, {plan.batch} at once, {plan.reference}, {flow}, {engines}{store}"
 
 
 def _label(segment: Segment) -> str:

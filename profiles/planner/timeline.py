@@ -121,7 +121,7 @@ class _Run:
         self.runs[stage] += times
         engines: dict[str, int] = {}
         for other, loaded in self.opened.items():
-            seen = self.costs[other] if other in self.costs else cost
+            seen = self.costs.get(other, cost)
             engines[str(other)] = loaded + (0 if other is stage else self.model.kept_bytes(seen, self.runs[other]))
         engines["activations"] = self.model.running_bytes(cost, self.runs[stage])
         self.add(str(stage), group, self._seconds(cost, times, load_bytes), engines)

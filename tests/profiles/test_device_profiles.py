@@ -82,11 +82,15 @@ def test_every_public_number_has_a_source(name: str) -> None:
 
 def test_the_records_say_what_the_profiles_say() -> None:
     policies = json.loads((ROOT / "benchmarks/results/policies-fp32.json").read_text())
-    (avx2,) = load_profile("cpu-avx2").measured
+    rate, avx2 = load_profile("cpu-avx2").measured
     assert str(policies["variants"]["per-step"]["times_as_fast_as_upstream"]) in avx2.says
-    recipes = json.loads((ROOT / "benchmarks/results/quantize.json").read_text())["recipes"]
-    ratio = recipes["int8"]["times_as_fast_as_fp32_engine"]["median"]
-    assert f"{ratio:.2f} times" in load_profile("cpu-amx").measured[0].says
+    assert f"{policies['variants']['per-step']['tile_s']['min']:.3f} s" in rate.says
+    quantize = json.loads((ROOT / "benchmarks/results/quantize.json").read_text())
+    ratio = quantize["recipes"]["int8"]["times_as_fast_as_fp32_engine"]["median"]
+    rate, recipe = load_profile("cpu-amx").measured
+    assert f"{ratio:.2f} times" in recipe.says
+    assert f"{quantize['baselines']['fp32']['step_ms']['min']:.0f} ms with fp32" in rate.says
+    assert f"int8 {quantize['recipes']['int8']['step_ms']['min']} ms" in rate.says
 
 
 # A user's own

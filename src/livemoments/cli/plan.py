@@ -90,7 +90,7 @@ def command(
     """
     with stdout_is_ours(), needs_extra("planning", "plan"):
         from livemoments.profiles.apply import find_profile
-        from livemoments.profiles.machine import usable_memory_bytes
+        from livemoments.profiles.machine import usable_cores, usable_memory_bytes
         from livemoments.profiles.planner.plan import PlanRequest, make_plans
         from livemoments.profiles.planner.svg import plan_svg
         from livemoments.profiles.planner.text import plans_text, shortfall, what_would_fit
@@ -107,6 +107,7 @@ def command(
             reference=None if reference is None else str(reference),
             steps=steps,
             tile=tile,
+            cores=usable_cores(),
         )
         plans = make_plans(Bundle.open(bundle, verify_hashes=False, weights=False), device, request)
         if svg is not None:
