@@ -22,6 +22,7 @@ BATCHES = (1, 2, 4, 8)
 """Tiles at once that are tried besides the profile's."""
 _FRAME_LONGER_SIDE = 1920  # of a phone's video
 _FLOW_MULTIPLE_PX = 8
+_AS_FAST = 1.02  # a prediction tells no more apart
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +174,7 @@ def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
         plan = _plan(work, per_stage, segments, budget, request.max_seconds, on_host=model.shares_host)
         found.append(msgspec.structs.replace(plan, exact=plan.exact and plan.flow == flow))
     fitting = [plan for plan in found if plan.fits]
-    chosen = min(fitting, key=_preference, default=None)
+    chosen = _choose(fitting)
     rest = sorted((plan for plan in found if plan is not chosen), key=lambda plan: plan.peak_bytes)
     shown = Size.parse((chosen or rest[0]).tile)
     return Plans(
@@ -194,9 +195,17 @@ def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
     )
 
 
-def _preference(plan: Plan) -> tuple[bool, float, bool, bool, int]:
-    """Exact first, then the least time; then what loads engines once, and what takes the least memory."""
-    return (not plan.exact, plan.seconds or 0.0, plan.residency != "all", plan.kv_store != "host", plan.peak_bytes)
+def _choose(fitting: Sequence[Plan]) -> Plan | None:
+    """The fastest; of those that are as fast, or of all where no time is known, the one with the least memory.
+
+    Approximate ones count only where there are no others.
+    """
+    exact = [plan for plan in fitting if plan.exact] or fitting
+    if not exact:
+        return None
+    least = min(plan.seconds or 0.0 for plan in exact)
+    quick = [plan for plan in exact if (plan.seconds or 0.0) <= least * _AS_FAST]
+    return min(quick, key=lambda plan: (plan.peak_bytes, plan.residency != "all", plan.kv_store != "host"))
 
 
 def _works(

@@ -108,8 +108,10 @@ class _Run:
     stored_bytes: int = 0
     waiting_bytes: int = 0
 
-    def run(self, stage: Stage, group: int | None, times: int, *, cost: StageCost | None = None) -> None:
-        """Open a stage if it is not, run it ``times`` times."""
+    def run(
+        self, stage: Stage, group: int | None, times: int, *, cost: StageCost | None = None, copied_bytes: int = 0
+    ) -> None:
+        """Open a stage if it is not, and run it ``times`` times, with ``copied_bytes`` of its inputs copied."""
         cost = cost or self.costs[stage]
         load_bytes = 0
         if stage not in self.opened:
@@ -123,7 +125,7 @@ class _Run:
         for other, loaded in self.opened.items():
             seen = self.costs.get(other, cost)
             engines[str(other)] = loaded + (0 if other is stage else self.model.kept_bytes(seen, self.runs[other]))
-        engines["activations"] = self.model.running_bytes(cost, self.runs[stage])
+        engines["activations"] = self.model.running_bytes(cost, self.runs[stage]) + copied_bytes
         self.add(str(stage), group, self._seconds(cost, times, load_bytes), engines)
 
     def _seconds(self, cost: StageCost, times: int, load_bytes: int) -> float | None:
@@ -231,7 +233,8 @@ def _group(run: _Run, group: int, count: int, *, is_last: bool) -> None:
         run.run(Stage.REFERENCE, group, work.points * count)
         run.close(Stage.REFERENCE)
         run.run(Stage.MOTION, group, count)
-        run.run(Stage.RESTORATION, group, work.steps * count)
+        kv = costs[Stage.REFERENCE].output_bytes
+        run.run(Stage.RESTORATION, group, work.steps * count, copied_bytes=kv)
         run.close(Stage.REFERENCE, Stage.RESTORATION)
         run.stored_bytes = 0
     else:
