@@ -2,8 +2,8 @@
 
     python benchmarks/plan_memory.py [--networks tiny small mid]
 
-Method. For each network one photo; for each way of restoring it the planner's predicted peak, and the peak resident set of
-a fresh 'livemoments restore' with one thread that was given exactly the plan's arguments (getrusage, read from the
+Method. For each network one photo; for each way of restoring it the planner's predicted peak, and the peak resident set
+of a fresh 'livemoments restore' with one thread that was given exactly the plan's arguments (getrusage, read from the
 system). The bar is 10 % of the measured peak. `tiny` and `mid` are random checkpoints (RAFT included), `small` is the
 trained one that ships.
 """
@@ -67,6 +67,8 @@ def compare(work: Path, network: str, bundle: Path) -> list[dict[str, Any]]:
     for plan in plans.plans:
         way = (plan.reference, plan.residency, plan.batch)
         if way not in WAYS or plan.kv_store != "host" or plan.flow != usual:
+            continue
+        if TILES[network] and Size.parse(plan.tile) not in TILES[network]:
             continue
         measured = measure(bundle, images, plan)
         ratio = plan.peak_bytes / measured

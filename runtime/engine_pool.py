@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from livemoments.bundle import Bundle
+from livemoments.heap import give_back_freed
 from livemoments.manifest import Graph
 from livemoments.runtime.backends.base import Array, Backend, Engine
 from livemoments.types import Size, Stage
@@ -141,9 +142,12 @@ class EnginePool:
             return engine.run(engine.cast(inputs), keep=keep)
 
     def close(self, *stages: Stage) -> None:
-        """Close these stages' engines, or all of them if none is named."""
-        for key in [key for key in self._engines if not stages or key[0] in stages]:
-            self._engines.pop(key).close()
+        """Close these stages' engines, or all of them if none is named, and give their memory back to the system."""
+        closed = [self._engines.pop(key) for key in list(self._engines) if not stages or key[0] in stages]
+        for engine in closed:
+            engine.close()
+        if closed:
+            give_back_freed()
 
     def __enter__(self) -> EnginePool:
         return self

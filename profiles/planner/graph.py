@@ -111,7 +111,11 @@ def cost_graph(model: onnx.ModelProto, axes: Mapping[str, int], path: Path | str
     graph = model.graph
     _set_axes(graph, axes)
     weights = {tensor.name: Tensor(tuple(tensor.dims), tensor.data_type) for tensor in graph.initializer}
-    known = _infer(model)
+    try:
+        known = _infer(model)
+    except onnx.shape_inference.InferenceError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BundleError(path, f"its shapes cannot be found: {reason}", fix="export the bundle again") from None
     kept = _needed(graph)
     nodes, used = [], set()
     for number, node in enumerate(graph.node):

@@ -19,3 +19,14 @@ def give_back_large_blocks() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES))
+
+
+def give_back_freed() -> bool:
+    """Have glibc return what is free inside its heap to the system too; elsewhere nothing is done.
+
+    A closed engine leaves thousands of freed blocks below the limit above: 40 MB after RAFT's, which stay resident
+    otherwise. Takes some milliseconds.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    return bool(ctypes.CDLL(None).malloc_trim(0))

@@ -1,4 +1,4 @@
-"""What the planner counts in a graph: shapes, operations (against torch's own counter), lifetimes (worked out by hand)."""
+"""What the planner counts in a graph: shapes, operations against torch's counter, lifetimes worked out by hand."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is no ONNX graph"):
         read_graph(file, {"batch": 1})
     nodes = [helper.make_node("Unheard", ["x"], ["y"], domain="nowhere")]
-    with pytest.raises(BundleError, match="the shape of 'y' cannot be found"):
+    with pytest.raises(BundleError, match="its shapes cannot be found"):
         graph_of(nodes, ["y"], {"x": (2, 2)})
 
 
