@@ -34,9 +34,9 @@ from common import photograph, run_worker, summary, write_record
 from livemoments.bundle import Bundle
 from livemoments.distances import sqnr_db
 from livemoments.live_photo import LivePhoto
-from livemoments.quantize.probe import Probe, open_probe
 from livemoments.quantize.recipes import Recipe, load_recipe
-from livemoments.quantize.sensitivity import stage_sqnr_db
+from livemoments.quantize.search.photo_loss import PhotoLoss, open_photo_loss
+from livemoments.quantize.search.sensitivity import stage_sqnr_db
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.keys_values.codecs import KV_DTYPES, find_codec
@@ -89,12 +89,11 @@ def find_recipe(name: str) -> Recipe:
 
 def quantize(work: Path, recipe: str, budget: str) -> dict[str, Any]:
     """The worker: one recipe; what it did to how many layers."""
-    from livemoments.quantize.calibration import calibrate
+    from livemoments.quantize.calibrate.run import calibrate_for
     from livemoments.quantize.pipeline import quantize as run
-    from livemoments.quantize.to_budget import quantize_to_budget
 
     if budget:
-        done, mix = quantize_to_budget(
+        done = run(
             work / SOURCE,
             work / f"{recipe} {budget}",
             recipe=recipe,
@@ -105,25 +104,19 @@ def quantize(work: Path, recipe: str, budget: str) -> dict[str, Any]:
             allow_slower=True,
             overwrite=True,
         )
-        return {"actions": dict(done.actions), "search": mix.found.to_json()}
+        return {"actions": dict(done.layers), "search": done.search.to_json() if done.search else None}
     found = find_recipe(recipe)
     calibration = None
     started = time.perf_counter()
     if found.needs_calibration:
-        calibration = calibrate(
-            work / SOURCE,
-            work / "photos",
-            observer=found.observer,
-            percentile=found.percentile,
-            work=work / "calibration",
-        )
+        calibration = calibrate_for(found, Bundle.open(work / SOURCE), work / "photos", work=work / "calibration")
     calibrated = time.perf_counter()
     done = run(
         work / SOURCE, work / recipe, recipe=found, calibration=calibration, allow_slower=True, check_speed=False,
         overwrite=True,
     )  # fmt: skip
     return {
-        "actions": dict(done.actions),
+        "actions": dict(done.layers),
         "calibration_s": round(calibrated - started, 1),
         "quantize_s": round(time.perf_counter() - calibrated, 1),
     }
@@ -136,7 +129,7 @@ def stage_bytes(bundle: Bundle, *stages: Stage) -> int:
 
 
 def probe_photo() -> LivePhoto[Photo]:
-    """A simulated Live Photo of a photograph that calibration does not see; a probe cuts one tile from its middle."""
+    """A simulated Live Photo of a photograph that calibration does not see; one tile is cut from its middle."""
     clip = simulate_live_photo(photograph(round(TILE.height * _MARGIN), round(TILE.width * _MARGIN)), seed=9)
     return clip.map(Photo)
 
@@ -146,7 +139,7 @@ def compare(work: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     source = Bundle.open(work / SOURCE)
     rows: dict[str, dict[str, Any]] = {}
     transformers = (Stage.REFERENCE, Stage.RESTORATION)
-    with open_probe(source, [probe_photo()], parent=work) as probe:
+    with open_photo_loss(source, [probe_photo()], parent=work) as loss:
         for name in names:
             bundle = Bundle.open(work / name)
             row: dict[str, Any] = {
@@ -158,28 +151,28 @@ def compare(work: Path, names: list[str]) -> dict[str, dict[str, Any]]:
             }
             for stage in transformers:
                 with OrtBackend().open(bundle, stage, TILE) as engine:
-                    values = stage_sqnr_db(engine, probe.calls(stage), probe.points)
+                    values = stage_sqnr_db(engine, loss.calls(stage), loss.points)
                 row[f"{stage}_sqnr_db"] = round(min(values), 2)
-            row["photo_psnr_db"] = round(probe.score_bundle(bundle, OrtBackend()).psnr_db, 2)
+            row["photo_psnr_db"] = round(loss.score_bundle(bundle, OrtBackend()).psnr_db, 2)
             rows[name] = row
             print(f"{name:<16} photo {row['photo_psnr_db']:.1f} dB", flush=True)
-        rows["kv"] = compare_kv(probe)
+        rows["kv"] = compare_kv(loss)
     return rows
 
 
-def compare_kv(probe: Probe) -> dict[str, Any]:
+def compare_kv(loss: PhotoLoss) -> dict[str, Any]:
     """What storing keys and values costs: their own SQNR, bytes a number, and the photo."""
     from livemoments.runtime.restore import restore
 
-    photo = probe.photos[0]
+    photo = loss.photos[0]
 
     def image(dtype: str) -> np.ndarray:
         return restore(
-            probe.bundle, photo.frame, photo.photo, photo.photo_frame, reference="phase-split", kv_dtype=dtype,
+            loss.bundle, photo.frame, photo.photo, photo.photo_frame, reference="phase-split", kv_dtype=dtype,
             bit_depth=16, pad_small=True,
         ).image  # fmt: skip
 
-    tensors = [array for call in probe.calls(Stage.REFERENCE) for array in call.outputs.values()]
+    tensors = [array for call in loss.calls(Stage.REFERENCE) for array in call.outputs.values()]
     exact = image("native")
     rows = {}
     for dtype in KV_DTYPES[1:]:

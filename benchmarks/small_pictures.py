@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from livemoments.runtime.image_files.photo import read_photo, write_image
-from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.runtime.restore import restore
+from livemoments.runtime.upstream_layout import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 
 CROP_PX, ZOOM, GAP_PX, CAPTION_PX, FONT_PX = 96, 3, 8, 30, 17
 LABEL_PLACES = [(x, sign * y) for y in (6, 20, 34, 48, 62, 76, 90) for x in (6, -40) for sign in (1, -1.6)]

@@ -45,18 +45,18 @@ from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_checkpoint
 from livemoments.cli.progress import reporter
 from livemoments.export.pipeline import export_bundle
-from livemoments.quantize.calibration import calibrate
+from livemoments.quantize.calibrate.run import calibrate
 from livemoments.quantize.pipeline import quantize_bundle
 from livemoments.quantize.recipes import load_recipe
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.image_files.photo import read_photo, write_image
 from livemoments.runtime.options import RestoreOptions
-from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
+from livemoments.runtime.upstream_layout import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size
 from livemoments.validate.cost.latency import measure_tiles
-from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.embedded import NAMES, write_embedded_set
-from livemoments.validate.run import validate
+from livemoments.validate.options import ValidateOptions
+from livemoments.validate.run import validate_bundle
 from livemoments.validate.synlive.build import build_set
 from livemoments.validate.synlive.clips import images_in
 
@@ -178,11 +178,10 @@ def prepare(checkpoint: Path, work: Path, *, quick: bool) -> dict[str, Variant]:
 def measure(variant: Variant, dataset: Path, work: Path) -> dict[str, float]:
     """Mean PSNR (y, dB) and SSIM (y) of the restored photos, and of the upscaled frames."""
     data = with_unrelated_reference(dataset, work / "unrelated" / dataset.name) if variant.unrelated else dataset
-    report = validate(
+    report = validate_bundle(
         variant.bundle,
-        data=DataPlan(data),
-        check_itself=False,
-        settings=RestoreOptions(**variant.settings),
+        data=data,
+        options=ValidateOptions(restore=RestoreOptions(**variant.settings), check_itself=False),
         progress=reporter(),
     )
     found = {metric.name: metric for metric in report.metrics}

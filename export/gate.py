@@ -19,12 +19,9 @@ from livemoments.export.plan import StageGraph
 from livemoments.export.references import Arrays, Case
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
+from livemoments.stage_inputs import draw_input
 from livemoments.types import Stage, TensorSpec
 
-_MAPPED_BYTES = 1 << 30
-"""Weights beyond this stay mapped from the file: onnxruntime's further optimizations would copy them all."""
-_FREE = {"batch": 1, "height": 128, "width": 128}
-"""What free axes are in the check without a reference."""
 _ALIVE = 1e-3
 """A channel counts as alive in the reference when it varies by this share of the whole tensor."""
 
@@ -35,14 +32,9 @@ def open_session(path: Path) -> Any:
     Raises:
         EngineError: onnxruntime does not accept the graph.
     """
-    options = ort.session_options()
-    weights = sum(file.stat().st_size for file in path.parent.iterdir() if file.suffix != ".onnx")
-    if weights > _MAPPED_BYTES:
-        options.graph_optimization_level = ort.import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.enable_cpu_mem_arena = False  # an arena keeps what a half-precision network's casts once needed
-        options.enable_mem_pattern = False
+    weights_bytes = sum(file.stat().st_size for file in path.parent.iterdir() if file.suffix != ".onnx")
     try:
-        return ort.open_session(path, options)
+        return ort.open_session(path, ort.session_options(weights_bytes=weights_bytes))
     except Exception as error:  # onnxruntime raises whatever its C++ side does
         raise EngineError(f"{path}: onnxruntime does not load the exported graph ({error})") from None
 
@@ -116,14 +108,9 @@ def dead_channels(got: np.ndarray, want: np.ndarray, axis: int) -> int:
 
 
 def random_inputs(specs: Sequence[TensorSpec], seed: int = 0) -> Arrays:
-    """Standard normal inputs of one tile for a graph, step 0: for the check without a reference."""
+    """Inputs of one tile for a graph, step 0: for the check without a reference."""
     rng = np.random.default_rng(seed)
-    found: Arrays = {}
-    for spec in specs:
-        shape = [_FREE.get(axis, 0) if isinstance(axis, str) else axis for axis in spec.shape]
-        is_step = spec.dtype == "int64"
-        found[spec.name] = np.zeros(shape, np.int64) if is_step else rng.standard_normal(shape, dtype=np.float32)
-    return found
+    return {spec.name: draw_input(spec, rng) for spec in specs}
 
 
 def check_finite_outputs(stage: Stage, outputs: Mapping[str, np.ndarray]) -> None:

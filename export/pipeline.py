@@ -197,8 +197,8 @@ def _export_stages(
                 written.append(plan)
             parity = []
             for plan, size in zip(written, own_sizes, strict=True):
-                found = _check(references, folder / f"{plan.size}.onnx", plan, size, options)
-                parity += [] if found is None else [found]
+                measured = _check(references, folder / f"{plan.size}.onnx", plan, size, options)
+                parity += [] if measured is None else [measured]
                 task.advance(note=f"{stage} {plan.size} checked")
             entries[str(stage)] = StageEntry(
                 precision="fp32" if stage == Stage.FLOW else options.precision,
@@ -261,8 +261,8 @@ def _source(planner: Planner) -> Source:
 
 
 def _toolchain() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _TOOLS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions

@@ -33,9 +33,11 @@ from livemoments.export.stages import (
 from livemoments.export.weights import WeightSource
 from livemoments.manifest import Schedule
 from livemoments.reference.checkpoint import Configs, Prompt, load_flow
+from livemoments.reference.config import motion_sizes
 from livemoments.reference.layout import CheckpointFiles
-from livemoments.reference.motion import MotionEncoder, embedding_index, motion_sizes
-from livemoments.reference.weights import SafetensorsFolder, check_keys, read_state
+from livemoments.reference.motion import MotionEncoder, embedding_index
+from livemoments.reference.stored import SafetensorsFolder, check_keys
+from livemoments.reference.weights import read_state
 from livemoments.types import Size, Stage, TensorSpec
 
 ANY_SIZE = "any"
@@ -185,8 +187,8 @@ class Planner:
     def _motion(self, size: Size) -> StageGraph:
         path = self.files.motion_encoder
         state = read_state(path)
-        found = {key: tuple(value.shape) for key, value in state.items()}
-        widths, depth = motion_sizes(found)
+        shapes = {key: tuple(value.shape) for key, value in state.items()}
+        widths, depth = motion_sizes(shapes)
         cell = self.configs.vae.scale * self.configs.transformer.patch_size
         if 2 ** len(widths) != cell:
             raise CheckpointError(path, f"shrinks a flow by {2 ** len(widths)}, one token covers {cell} px")
@@ -195,7 +197,7 @@ class Planner:
             raise CheckpointError(path, f"is {widths[-1]} wide with {depth} blocks; {blocks} blocks of {dim} need more")
         with torch.device("meta"):
             encoder = MotionEncoder(widths, depth)
-            check_keys(path, {k: tuple(v.shape) for k, v in encoder.state_dict().items()}, found)
+            check_keys(path, {k: tuple(v.shape) for k, v in encoder.state_dict().items()}, shapes)
             module = MotionStage(encoder, dim, blocks).to(self.dtype)
         weights = WeightSource(state, path)
         folder = SafetensorsFolder(self.files.transformer)

@@ -23,12 +23,12 @@ from livemoments.reference.checkpoint import Configs, Prompt, load_flow, load_mo
 from livemoments.reference.layout import CheckpointFiles
 from livemoments.reference.mmdit import BlockGuidance, BlockKV, ReferenceNet, RestorationNet
 from livemoments.reference.motion import embedding_index
-from livemoments.reference.weights import SafetensorsFolder
+from livemoments.reference.stored import SafetensorsFolder
+from livemoments.stage_inputs import IMAGE_STD
 from livemoments.types import Size, Stage
 
 Arrays = dict[str, np.ndarray]
 
-"""Standard deviation of the flow that the motion encoder is tried with: hand shake between two frames."""
 _CPU = torch.device("cpu")
 
 
@@ -92,21 +92,21 @@ class References:
         return np.random.default_rng([self.seed, *name.encode(), size.height, size.width])
 
     def _images(self, name: str, size: Size) -> np.ndarray:
-        return np.clip(natural_image(self._rng(name, size), self.batch, 3, size) * 0.5, -1, 1)
+        return np.clip(natural_image(self._rng(name, size), self.batch, 3, size) * IMAGE_STD, -1, 1)
 
     def _latents(self, size: Size) -> Arrays:
         """``z_lr``, ``z_ref`` and ``z_t``: scaled posterior samples of two images, and the first with noise."""
         vae = load_vae(self.files, self.configs.vae, torch.float32, _CPU)
-        found: Arrays = {}
+        case: Arrays = {}
         for name in ("z_lr", "z_ref"):
             with torch.inference_mode():
                 mean, std = vae.encode(torch.from_numpy(self._images(name, size)))
             noise = self._rng(f"{name} noise", size).standard_normal(mean.shape).astype(np.float32)
-            found[name] = vae.scale(mean + std * torch.from_numpy(noise)).numpy()
-        noise = self._rng("noise", size).standard_normal(found["z_lr"].shape).astype(np.float32)
+            case[name] = vae.scale(mean + std * torch.from_numpy(noise)).numpy()
+        noise = self._rng("noise", size).standard_normal(case["z_lr"].shape).astype(np.float32)
         level = self.schedule.noise_level
-        found["z_t"] = (1 - level) * found["z_lr"] + level * noise
-        return found
+        case["z_t"] = (1 - level) * case["z_lr"] + level * noise
+        return case
 
     def _flow(self, size: Size) -> Case:
         raft = load_flow(self.files, _CPU)
@@ -133,8 +133,8 @@ class References:
     def _embed_motion(self, size: Size) -> tuple[list[Tensor], np.ndarray]:
         """The embedding of every block, and the stage's output."""
         encoder = load_motion_encoder(self.files, self.configs.transformer, torch.float32, _CPU)
-        found = encoder(torch.from_numpy(self._tile_flow(size)))
-        embeddings = [found[embedding_index(block)] for block in range(self.configs.transformer.num_layers)]
+        by_scale = encoder(torch.from_numpy(self._tile_flow(size)))
+        embeddings = [by_scale[embedding_index(block)] for block in range(self.configs.transformer.num_layers)]
         weights = self._source(Stage.RESTORATION)
         bias = [
             F.layer_norm(motion, motion.shape[-1:])

@@ -165,9 +165,9 @@ def _rename_io(model: ir.Model, graph: StageGraph) -> None:
     for value, spec in zip(model.graph.outputs, graph.outputs, strict=True):
         value.name = spec.name
     wanted = [spec.name for spec in graph.inputs]
-    found = [value.name for value in model.graph.inputs[: len(wanted)]]
-    if found != wanted:
-        raise RuntimeError(f"the traced graph takes {found}, not {wanted}")
+    actual = [value.name for value in model.graph.inputs[: len(wanted)]]
+    if actual != wanted:
+        raise RuntimeError(f"the traced graph takes {actual}, not {wanted}")
 
 
 def _bind_weights(model: ir.Model, graph: StageGraph, hidden: list[ir.Value], own: dict[str, torch.Tensor]) -> None:
@@ -208,9 +208,9 @@ def _name_axes(model: ir.Model, graph: StageGraph) -> None:
     """Give the tracer's symbols the names of the free axes; drop the shapes of intermediate values that mix them."""
     names: dict[str | None, str] = {}
     for value, spec in zip(model.graph.inputs, graph.inputs, strict=True):
-        for found, axis in zip(value.shape or (), spec.shape, strict=True):
-            if isinstance(found, ir.SymbolicDim) and isinstance(axis, str):
-                names[found.value] = axis
+        for dim, axis in zip(value.shape or (), spec.shape, strict=True):
+            if isinstance(dim, ir.SymbolicDim) and isinstance(axis, str):
+                names[dim.value] = axis
     for node in model.graph:
         for value in node.outputs:
             if value.shape is None:

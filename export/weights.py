@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from livemoments.errors import CheckpointError
-from livemoments.reference.weights import SafetensorsFolder, check_finite
+from livemoments.reference.stored import SafetensorsFolder
+from livemoments.reference.weights import check_finite
 
 M = TypeVar("M", bound=nn.Module)
 

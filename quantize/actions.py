@@ -30,5 +30,5 @@ class Action(enum.Enum):
         return self in (Action.INT8_STATIC, Action.FP8)
 
 
-LayerPlan = Mapping[LinearId, Action]
+Mix = Mapping[LinearId, Action]
 """What happens to each linear; those that are not named are kept."""

@@ -1,4 +1,4 @@
-"""Quantize a bundle: plan, calibrate, rewrite and check one stage after the other, then the manifest.
+"""Quantize a bundle: decide, calibrate, rewrite and check one stage after the other, then the manifest.
 
 Weights go from the source's files to the new ones one tensor at a time, so memory does not grow with the network until
 the finished engines are run.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +21,20 @@ from livemoments.bundle import Bundle, write_bundle
 from livemoments.errors import MissingExtraError, ResourceError, UsageError
 from livemoments.manifest import Manifest, StageParity
 from livemoments.progress import SILENT, Progress
+from livemoments.quantize.options import QuantizeOptions
 from livemoments.store.errors import disk_full, is_full
 from livemoments.types import Stage
 from livemoments.version import __version__
 
 if TYPE_CHECKING:
     from livemoments.graphs.linears import Linear
-    from livemoments.quantize.actions import LayerPlan
-    from livemoments.quantize.calibration_result import CalibrationResult
-    from livemoments.quantize.guards import StageSpeed
+    from livemoments.live_photo import LivePhoto
+    from livemoments.quantize.acceptance import StageSpeed
+    from livemoments.quantize.actions import Mix
+    from livemoments.quantize.calibrate.result import CalibrationResult
     from livemoments.quantize.recipes import Recipe
+    from livemoments.quantize.search.chain import SearchResult
+    from livemoments.runtime.image_files.photo import Photo
 
 _TOOLS = ("onnx-ir", "onnxruntime", "numpy", "ml-dtypes")
 
@@ -40,89 +45,98 @@ class Quantized:
 
     Attributes:
         bundle: the new bundle, opened.
-        actions: how many linears became what, by action.
-        speeds: of the stages that were timed; empty if the recipe is not meant for this machine's processor.
+        layers: how many linears became what, by action.
+        speeds: the times of the stages that were timed; empty if the recipe is not meant for this machine's processor.
+        search: how the mix was found, where there was a budget.
     """
 
     bundle: Bundle
-    actions: Mapping[str, int]
+    layers: Mapping[str, int]
     speeds: tuple[StageSpeed, ...]
+    search: SearchResult | None = None
 
 
 def quantize_bundle(
     bundle: Bundle | str | os.PathLike[str],
     output: str | os.PathLike[str],
+    options: QuantizeOptions | None = None,
     *,
-    recipe: str | os.PathLike[str] | Recipe,
-    **options: Any,
+    progress: Progress = SILENT,
+    **keywords: Any,
 ) -> Bundle:
-    """:func:`quantize` for those who only want the bundle; the same options."""
-    return quantize(bundle, output, recipe=recipe, **options).bundle
+    """Quantize a bundle; the same as :func:`quantize` for those who only want the bundle, opened."""
+    return quantize(bundle, output, options, progress=progress, **keywords).bundle
 
 
 def quantize(
     bundle: Bundle | str | os.PathLike[str],
     output: str | os.PathLike[str],
+    options: QuantizeOptions | None = None,
     *,
-    recipe: str | os.PathLike[str] | Recipe,
-    calibration: CalibrationResult | str | os.PathLike[str] | None = None,
-    plan: LayerPlan | None = None,
-    seed: int = 0,
-    allow_slower: bool = False,
-    check_speed: bool = True,
-    verify: bool = True,
-    work: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
     progress: Progress = SILENT,
+    **keywords: Any,
 ) -> Quantized:
     """Quantize a bundle, and say what was measured.
 
+    Called with options, ``quantize(bundle, output, QuantizeOptions("int8", "photos"))``, or with their attributes as
+    keywords, ``quantize(bundle, output, recipe="int8", calibration="photos")``.
+
     Args:
         bundle: a float bundle.
-        output: the new bundle's folder.
-        recipe: the name of a shipped recipe, a TOML file, or a recipe.
-        calibration: a set of photos (a folder ``lr/``, ``ref/``), a saved calibration (a file), or its result.
-        plan: what happens to each linear; ``None``: what the recipe says.
-        seed: of calibration's noise.
-        allow_slower: accept engines that are slower than the source's.
-        check_speed: time the transformers against the source's, if the recipe is meant to be fast on a CPU.
-        verify: run the new engines against the source's; without, neither parity nor speed is known.
-        work: a folder that keeps what calibration saw of each photo; an interrupted call goes on from there.
-        overwrite: replace an older bundle.
-        progress: where to report.
+        output: the new bundle's folder; checked before the work begins.
+        options: how it is quantized.
+        progress: where progress is shown.
+        keywords: the attributes of :class:`livemoments.quantize.options.QuantizeOptions`, in place of ``options``.
 
     Raises:
         UsageError: a recipe that does not exist or would do nothing, a source that is quantized already, a calibration
-            that is missing or does not fit.
+            that is missing or does not fit, a budget that cannot be measured.
         BundleError, FileError, ImageError: source, recipe or calibration set cannot be read.
         EngineError: an output is not finite, dead or saturated.
         ParityError: an output is too far from the source's.
-        CheckFailedError: the result is slower than the source.
+        CheckFailedError: the result is slower than the source, or no mix keeps the budget.
         OutputError: the destination exists or cannot be written.
         ResourceError: memory or disk ran out.
         MissingExtraError: the extra ``export`` is not installed.
     """
     _need_extra()
-    from livemoments.quantize.guards import check_plan, check_source
-    from livemoments.quantize.guards import check_speed as refuse_slower
-    from livemoments.quantize.recipes import load_recipe, plan_layers
+    from livemoments.quantize.acceptance import check_mix, check_source, refuse_slower
+    from livemoments.quantize.recipes import load_recipe, recipe_mix
+    from livemoments.quantize.search.find_mix import check_budget
+    from livemoments.quantize.search.trial_photos import read_trial_photos
     from livemoments.quantize.write_stage import copy_stage, quantize_stage
 
-    chosen = load_recipe(recipe)
+    if options is None:
+        options = QuantizeOptions(**keywords)
+    elif keywords:
+        raise TypeError("give the options as QuantizeOptions or as keywords, not both")
+    recipe, budget = load_recipe(options.recipe), options.limit
     source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    check_source(source, chosen)
-    linears = _find_linears(source)
-    actions = plan_layers(chosen, linears) if plan is None else plan
-    check_plan(actions, chosen, source)
-    with _resource_errors(Path(output)), write_bundle(output, overwrite=overwrite) as writer:
-        observed = _calibration(source, chosen, calibration, actions, seed, work, progress)
-        stats = None if observed is None else observed.stats
+    check_source(source, recipe)
+    mix = recipe_mix(recipe, _find_linears(source)) if options.mix is None else options.mix
+    check_mix(mix, recipe, source)
+    with _resource_errors(Path(output)), write_bundle(output, overwrite=options.overwrite) as writer:
+        photos: list[LivePhoto[Photo]] = []
+        if budget is not None:
+            photos = read_trial_photos(
+                options.calibration,  # type: ignore[arg-type]  # a folder: the options have checked it
+                options.photos,
+                with_truth=budget.of_quality,
+                seed=options.seed,
+                progress=progress,
+            )
+        observed = _calibration(source, recipe, mix, options, progress)
+        search = None
+        if budget is not None:
+            search = _search(source, recipe, observed, photos, options, progress)
+            mix = search.mix
         entries = {}
-        touched = _touched(source, chosen, actions)
+        touched = _touched(source, recipe, mix)
         with progress.task("quantizing", total=len(source.manifest.stages)) as task:
             for name, entry in source.manifest.stages.items():
                 if Stage(name) in touched:
-                    entries[name] = quantize_stage(source, writer.folder, Stage(name), chosen, actions, stats)
+                    stats = None if observed is None else observed.stats
+                    entries[name] = quantize_stage(source, writer.folder, Stage(name), recipe, mix, stats)
                 else:
                     copy_stage(source, writer.folder, entry)
                     entries[name] = entry
@@ -130,21 +144,26 @@ def quantize(
         manifest = msgspec.structs.replace(
             source.manifest,
             producer=f"livemoments-deploy {__version__}",
-            precision=chosen.precision,
+            precision=recipe.precision,
             stages=entries,
             toolchain=source.manifest.toolchain | _toolchain(),
-            recipe=chosen.name,
+            recipe=recipe.name,
+            smoothed=recipe.smoothquant_alpha is not None,
             calibration_sha256=None if observed is None else observed.sha256,
             calibration_seed=None if observed is None else observed.seed,
             files={},
         )
         speeds: tuple[StageSpeed, ...] = ()
-        if verify:
-            timed = check_speed and "cpu" in chosen.devices
-            manifest, speeds = _verify(source, writer.folder, manifest, chosen, touched, timed, progress)
-            refuse_slower(speeds, chosen, allow_slower=allow_slower)
-        writer.commit(msgspec.structs.replace(manifest, files=writer.hash_files()))
-    return Quantized(Bundle.open(output, verify_hashes=False), _count(actions), speeds)
+        if options.verify:
+            timed = options.check_speed and "cpu" in recipe.devices
+            manifest, speeds = _verify(source, writer.folder, manifest, recipe, touched, timed, progress)
+            refuse_slower(speeds, recipe, allow_slower=options.allow_slower)
+        manifest = msgspec.structs.replace(manifest, files=writer.hash_files())
+        if budget is not None:
+            check_budget(source, Bundle(writer.folder, manifest), photos, budget, seed=options.seed)
+        writer.commit(manifest)
+    layers = Counter(action.value for action in mix.values())
+    return Quantized(Bundle.open(output, verify_hashes=False), dict(layers), speeds, search)
 
 
 def _need_extra() -> None:
@@ -174,54 +193,63 @@ def _find_linears(bundle: Bundle) -> list[Linear]:
 
     from livemoments.graphs.linears import find_linears
 
-    found = []
-    for name, entry in bundle.manifest.stages.items():
-        found += find_linears(ir.load(bundle.path / entry.graphs[0].path), name)
-    return found
+    return [
+        linear
+        for name, entry in bundle.manifest.stages.items()
+        for linear in find_linears(ir.load(bundle.path / entry.graphs[0].path), name)
+    ]
 
 
 def _calibration(
-    bundle: Bundle,
-    recipe: Recipe,
-    calibration: CalibrationResult | str | os.PathLike[str] | None,
-    plan: LayerPlan,
-    seed: int,
-    work: str | os.PathLike[str] | None,
-    progress: Progress,
+    bundle: Bundle, recipe: Recipe, mix: Mix, options: QuantizeOptions, progress: Progress
 ) -> CalibrationResult | None:
-    from livemoments.quantize.calibration import calibrate
-    from livemoments.quantize.calibration_result import CalibrationResult
+    from livemoments.quantize.calibrate.result import CalibrationResult
+    from livemoments.quantize.calibrate.run import calibrate_for
 
+    calibration = options.calibration
     if calibration is None:
-        if recipe.needs_calibration or any(action.needs_calibration for action in plan.values()):
+        if recipe.needs_calibration or any(action.needs_calibration for action in mix.values()):
             raise UsageError(
                 f"recipe '{recipe.name}' needs a calibration set",
                 fix="pass --calibration DIR, a folder with lr/ (frames) and ref/ (photos) of the same names",
             )
         return None
+    if options.budget is not None and not recipe.needs_calibration:
+        return None  # the set is there for the loss alone
     if isinstance(calibration, CalibrationResult):
-        found = calibration
+        result = calibration
     elif Path(calibration).is_file():
-        found = CalibrationResult.load(calibration)
+        result = CalibrationResult.load(calibration)
     else:
-        found = calibrate(
-            bundle,
-            calibration,
-            seed=seed,
-            observer=recipe.observer,
-            percentile=recipe.percentile,
-            work=work,
-            progress=progress,
-        )
-    found.check_fits(bundle)
-    return found
+        result = calibrate_for(recipe, bundle, calibration, seed=options.seed, work=options.work, progress=progress)
+    result.check_fits(bundle)
+    return result
 
 
-def _touched(bundle: Bundle, recipe: Recipe, plan: LayerPlan) -> list[Stage]:
+def _search(
+    bundle: Bundle,
+    recipe: Recipe,
+    observed: CalibrationResult | None,
+    photos: list[LivePhoto[Photo]],
+    options: QuantizeOptions,
+    progress: Progress,
+) -> SearchResult:
+    from livemoments.quantize.search.find_mix import find_mix
+    from livemoments.quantize.search.photo_loss import open_photo_loss
+    from livemoments.quantize.search.sensitivity import SensitivityOptions
+
+    assert options.limit is not None
+    work = options.work_folder
+    how = SensitivityOptions(recipe, observed, work=work)
+    with open_photo_loss(bundle, photos, seed=options.seed, parent=work) as loss:
+        return find_mix(loss, how, options.limit, goal=options.goal, progress=progress)
+
+
+def _touched(bundle: Bundle, recipe: Recipe, mix: Mix) -> list[Stage]:
     """The stages that change, in the order in which a tile passes them."""
     from livemoments.quantize.actions import Action
 
-    names = {linear.stage for linear, action in plan.items() if action is not Action.KEEP}
+    names = {linear.stage for linear, action in mix.items() if action is not Action.KEEP}
     if recipe.half:
         names |= {str(stage) for stage in Stage if stage is not Stage.FLOW}
     return [stage for stage in Stage if str(stage) in names and str(stage) in bundle.manifest.stages]
@@ -237,7 +265,7 @@ def _verify(
     progress: Progress,
 ) -> tuple[Manifest, tuple[StageSpeed, ...]]:
     """Compare and time the touched stages; the manifest with what was measured."""
-    from livemoments.quantize.guards import compare_stage, time_stage
+    from livemoments.quantize.acceptance import compare_stage, time_stage
     from livemoments.quantize.sample_inputs import SampleInputs
     from livemoments.runtime.backends.ort import OrtBackend
 
@@ -250,10 +278,7 @@ def _verify(
         for stage in touched:
             parity: list[StageParity] = []
             for size in sizes:
-                with contextlib.ExitStack() as stack:
-                    before, after = (
-                        stack.enter_context(backend.open(bundle, stage, size)) for bundle in (source, quantized)
-                    )
+                with backend.open(source, stage, size) as before, backend.open(quantized, stage, size) as after:
                     parity.append(compare_stage(before, after, samples, stage, size, recipe.precision))
                     if timed and size == smallest and stage in (Stage.REFERENCE, Stage.RESTORATION):
                         _, inputs = next(samples.cases(stage, size))
@@ -263,16 +288,9 @@ def _verify(
     return msgspec.structs.replace(manifest, stages=entries), tuple(speeds)
 
 
-def _count(plan: LayerPlan) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for action in plan.values():
-        counts[action.value] = counts.get(action.value, 0) + 1
-    return counts
-
-
 def _toolchain() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _TOOLS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions

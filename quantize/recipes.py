@@ -12,13 +12,15 @@ import msgspec
 
 from livemoments.errors import FileError, UsageError
 from livemoments.graphs.linears import Linear
-from livemoments.quantize.actions import Action, LayerPlan
+from livemoments.quantize.actions import Action, Mix
 from livemoments.store.files import read_file
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block lengths that onnxruntime's ``MatMulNBits`` accepts."""
 NAMES = ("fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "int8-tensorrt", "fp8")
 """The recipes that ship, in the order in which they are listed."""
+FLOAT_RECIPES = (None, "fp16")
+"""What a manifest says of bundles that can be quantized: their weights are still floats."""
 _PRECISION = {
     Action.KEEP: "fp16",
     Action.INT8_STATIC: "int8",
@@ -37,7 +39,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         summary: one sentence for lists.
         action: what happens to every linear that is not kept.
         half: the whole graph becomes float16 (the action is ``keep`` then).
-        stages: whose linears are quantized.
+        stages: the stages whose linears are quantized.
         devices: the kinds of engine it is meant to be fast on (``cpu``, ``cuda``, ``tensorrt``, ``coreml``).
         keep: patterns of the weights that keep their precision (``*`` and ``?`` as in file names).
         block_size: inputs that share a scale, for the weight-only actions.
@@ -46,7 +48,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         int8_compute: weight-only products quantize their input by blocks while they run (8 bit): faster, less exact.
         smoothquant_alpha: how much of the activations' spread moves into the weights, 0 to 1; ``None``: nothing.
         observer: how activations' ranges are chosen from what calibration saw.
-        percentile: of the values that lie within the range, for the observer of that name.
+        percentile: share of the values, in percent, that lies within the range, for the observer of that name.
         step_ranges: every point of the schedule has its own activation ranges, looked up by ``step`` (at no cost in
             onnxruntime; engines that want constant ranges need ``false``).
     """
@@ -103,14 +105,14 @@ def load_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
     else:
         raise UsageError(f"there is no recipe '{name}'", fix=f"use {', '.join(NAMES)}, or name a .toml file")
     try:
-        found = msgspec.toml.decode(text, type=Recipe)
+        decoded = msgspec.toml.decode(text, type=Recipe)
     except (msgspec.MsgspecError, ValueError) as error:
         raise FileError(name, f"not a recipe: {error}", fix="see docs/quantization.md") from None
-    _check(found, name)
-    return found
+    _check(decoded, name)
+    return decoded
 
 
-def plan_layers(recipe: Recipe, linears: Iterable[Linear]) -> LayerPlan:
+def recipe_mix(recipe: Recipe, linears: Iterable[Linear]) -> Mix:
     """What a recipe does to each linear. Pure.
 
     Returns:

@@ -11,16 +11,14 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.manifest import Graph
-from livemoments.natural_images import FLOW_STD_PX, natural_image
 from livemoments.runtime.backends.base import to_host
 from livemoments.runtime.backends.ort import OrtBackend
+from livemoments.stage_inputs import draw_input
 from livemoments.types import Size, Stage, TensorSpec
 
 Arrays = Mapping[str, np.ndarray]
 
 _STEPPED = (Stage.REFERENCE, Stage.RESTORATION)
-_IMAGE_STD = 0.5
-_UNKNOWN_STD = 0.3
 
 
 class SampleInputs:
@@ -30,7 +28,7 @@ class SampleInputs:
 
     Args:
         bundle: the source.
-        seed: of the noise.
+        seed: the seed of the noise.
     """
 
     def __init__(self, bundle: Bundle, seed: int = 0) -> None:
@@ -56,11 +54,7 @@ class SampleInputs:
             for earlier, at in ((Stage.REFERENCE, point), (Stage.MOTION, None)):
                 given |= self._outputs(earlier, size, at)
         return {
-            spec.name: np.array(point, np.int64)
-            if spec.dtype == "int64"
-            else given[spec.name]
-            if spec.name in given
-            else self._draw(spec, stage, size)
+            spec.name: given[spec.name] if spec.name in given else self._draw(spec, stage, size, point)
             for spec in graph.inputs
         }
 
@@ -75,12 +69,6 @@ class SampleInputs:
             self.learn(stage, size, point, {name: to_host(array) for name, array in outputs.items()})
         return self._given[stage, size, point]
 
-    def _draw(self, spec: TensorSpec, stage: Stage, size: Size) -> np.ndarray:
-        shape = tuple(1 if isinstance(axis, str) else axis for axis in spec.shape)
+    def _draw(self, spec: TensorSpec, stage: Stage, size: Size, point: int | None) -> np.ndarray:
         rng = np.random.default_rng([self._seed, *f"{stage} {spec.name} {size}".encode()])
-        if spec.name in ("image", "latent", "flow") and len(shape) == 4:
-            drawn = natural_image(rng, shape[0], shape[1], Size(shape[2], shape[3]))
-            if spec.name == "image":
-                return np.clip(drawn * _IMAGE_STD, -1, 1)
-            return drawn * np.float32(FLOW_STD_PX if spec.name == "flow" else 1.0)
-        return rng.standard_normal(shape, dtype=np.float32) * np.float32(_UNKNOWN_STD)
+        return draw_input(spec, rng, size=size, point=point or 0)

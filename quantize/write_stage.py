@@ -16,12 +16,12 @@ from livemoments.export.to_onnx import WEIGHTS_NAME, WeightsFile
 from livemoments.graphs.linears import LinearId, find_linears
 from livemoments.graphs.tensors import read_tensor
 from livemoments.manifest import Graph, StageEntry
-from livemoments.quantize.actions import LayerPlan
-from livemoments.quantize.calibration_result import LinearStats
+from livemoments.quantize.actions import Mix
+from livemoments.quantize.calibrate.result import LinearStats
 from livemoments.quantize.recipes import Recipe
-from livemoments.quantize.rewrite import rewrite
-from livemoments.quantize.smooth import smooth
-from livemoments.quantize.to_fp16 import half_specs, to_fp16
+from livemoments.quantize.rewrite.half import half_specs, to_fp16
+from livemoments.quantize.rewrite.run import rewrite
+from livemoments.quantize.rewrite.smoothquant import smooth
 from livemoments.types import Stage
 
 
@@ -37,17 +37,17 @@ def quantize_stage(
     folder: Path,
     stage: Stage,
     recipe: Recipe,
-    plan: LayerPlan,
+    mix: Mix,
     stats: Mapping[LinearId, LinearStats] | None,
 ) -> StageEntry:
     """Rewrite and write every graph of a stage beside one file of weights.
 
     Args:
         bundle: the source.
-        folder: the new bundle's.
-        stage: which.
-        recipe: how.
-        plan: what happens to each linear.
+        folder: the new bundle's folder.
+        stage: the stage to rewrite.
+        recipe: how its linears are quantized.
+        mix: what happens to each linear.
         stats: what calibration saw in the source.
 
     Returns:
@@ -61,8 +61,8 @@ def quantize_stage(
             model = ir.load(bundle.path / graph.path)
             linears, known = find_linears(model, str(stage)), stats
             if recipe.smoothquant_alpha is not None and known is not None:
-                _, known = smooth(model, linears, known, recipe.smoothquant_alpha)
-            rewrite(model, linears, plan, recipe, known)
+                known = smooth(model, linears, known, recipe.smoothquant_alpha)
+            rewrite(model, linears, mix, recipe, known)
             if recipe.half:
                 to_fp16(model)
             path = f"{stage}/{graph.size}.onnx"
@@ -85,8 +85,8 @@ def _save(model: ir.Model, path: Path, weights: WeightsFile) -> None:
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
-            own = ir.LazyTensor(partial(_read, tensor), dtype=tensor.dtype, shape=tensor.shape, name=name)
-            value.const_value = weights.add(own, name)
+            lazy = ir.LazyTensor(partial(_read, tensor), dtype=tensor.dtype, shape=tensor.shape, name=name)
+            value.const_value = weights.add(lazy, name)
         elif isinstance(tensor, ir.LazyTensor):
             value.const_value = weights.add(tensor, name)
     ir.save(model, path)

@@ -17,6 +17,7 @@ from livemoments.reference.config import (
     ScheduleConfig,
     TransformerConfig,
     VaeConfig,
+    motion_sizes,
     read_schedule_config,
     read_transformer_config,
     read_vae_config,
@@ -24,13 +25,12 @@ from livemoments.reference.config import (
 from livemoments.reference.flow import Dis, raft_from_state
 from livemoments.reference.layout import CheckpointFiles, locate
 from livemoments.reference.mmdit import ReferenceNet, RestorationNet
-from livemoments.reference.motion import MotionEncoder, motion_sizes
+from livemoments.reference.motion import MotionEncoder
 from livemoments.reference.raft import RAFT, Correlation
+from livemoments.reference.stored import SafetensorsFolder, check_keys
 from livemoments.reference.vae import Vae
 from livemoments.reference.weights import (
-    SafetensorsFolder,
     check_finite,
-    check_keys,
     is_finite,
     read_pickled,
     read_state,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,12 +69,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(path, "no such file", fix="name a checkpoint in upstream's layout (docs/checkpoints.md)")
     try:
-        found = json.loads(path.read_text("utf-8"))
+        document = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(path, f"not readable as JSON ({error})", fix="download the file again") from None
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise CheckpointError(path, "holds no JSON object", fix="download the file again")
-    return found
+    return document
 
 
 def read_transformer_config(path: Path) -> TransformerConfig:
@@ -82,15 +84,15 @@ def read_transformer_config(path: Path) -> TransformerConfig:
         CheckpointError: a size is missing or not a positive integer, the sizes contradict each other, or the network
             has features of later SD3 versions (qk-norm, dual attention) that LiveMoments does not use.
     """
-    found = read_json(path)
-    if found.get("qk_norm") is not None or found.get("dual_attention_layers"):
+    values = read_json(path)
+    if values.get("qk_norm") is not None or values.get("dual_attention_layers"):
         raise CheckpointError(path, "has qk_norm or dual attention layers: this is SD3.5, LiveMoments is SD3-medium")
     names = TransformerConfig.__dataclass_fields__
-    found.setdefault("out_channels", found.get("in_channels"))
-    bad = [n for n in names if not isinstance(found.get(n), int) or isinstance(found.get(n), bool) or found[n] < 1]
+    values.setdefault("out_channels", values.get("in_channels"))
+    bad = [name for name in names if not _is_count(values.get(name))]
     if bad:
         raise CheckpointError(path, f"missing or not a positive integer: {', '.join(bad)}")
-    config = TransformerConfig(**{name: found[name] for name in names})
+    config = TransformerConfig(**{name: values[name] for name in names})
     if config.caption_projection_dim != config.dim:
         raise CheckpointError(
             path, f"caption_projection_dim is {config.caption_projection_dim}, heads x head size is {config.dim}"
@@ -104,18 +106,30 @@ def read_vae_config(path: Path) -> VaeConfig:
     Raises:
         CheckpointError: a field is missing.
     """
-    found = read_json(path)
+    values = read_json(path)
     needed = ("latent_channels", "scaling_factor", "shift_factor", "block_out_channels")
-    if missing := [name for name in needed if found.get(name) is None]:
+    if missing := [name for name in needed if values.get(name) is None]:
         raise CheckpointError(path, f"lacks {', '.join(missing)}")
-    raw = {name: value for name, value in found.items() if not name.startswith("_")}
+    counts = [values["latent_channels"], *_list(values["block_out_channels"])]
+    factors = [values["scaling_factor"], values["shift_factor"]]
+    if not all(_is_count(count) for count in counts) or not all(type(f) in (int, float) for f in factors):
+        raise CheckpointError(path, f"one of {', '.join(needed)} is no number of its kind")
+    raw = {name: value for name, value in values.items() if not name.startswith("_")}
     return VaeConfig(
-        latent_channels=int(found["latent_channels"]),
-        scaling_factor=float(found["scaling_factor"]),
-        shift_factor=float(found["shift_factor"]),
-        scale=2 ** (len(found["block_out_channels"]) - 1),
+        latent_channels=int(values["latent_channels"]),
+        scaling_factor=float(values["scaling_factor"]),
+        shift_factor=float(values["shift_factor"]),
+        scale=2 ** (len(values["block_out_channels"]) - 1),
         raw=raw,
     )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) and value else [None]
 
 
 def read_schedule_config(path: Path) -> ScheduleConfig:
@@ -124,7 +138,21 @@ def read_schedule_config(path: Path) -> ScheduleConfig:
     Raises:
         CheckpointError: ``shift`` or ``num_train_timesteps`` is missing.
     """
-    found = read_json(path)
-    if not isinstance(found.get("shift"), int | float) or not isinstance(found.get("num_train_timesteps"), int):
+    values = read_json(path)
+    if not isinstance(values.get("shift"), int | float) or not isinstance(values.get("num_train_timesteps"), int):
         raise CheckpointError(path, "lacks shift or num_train_timesteps")
-    return ScheduleConfig(shift=float(found["shift"]), num_train_timesteps=found["num_train_timesteps"])
+    return ScheduleConfig(shift=float(values["shift"]), num_train_timesteps=values["num_train_timesteps"])
+
+
+def motion_sizes(shapes: Mapping[str, Sequence[int]]) -> tuple[tuple[int, ...], int]:
+    """Widths and depth of the encoder that a state dict belongs to, for
+    :class:`~livemoments.reference.motion.MotionEncoder`.
+
+    Keys that do not fit are left for the strict comparison to name.
+    """
+    strided = sorted(
+        int(m[1]) for key in shapes if (m := re.fullmatch(r"blocks\.0\.(\d{1,4})\.weight", key)) and shapes[key]
+    )
+    widths = tuple(int(shapes[f"blocks.0.{index}.weight"][0]) for index in strided)
+    depth = len({key.split(".")[1] for key in shapes if key.startswith("blocks.") and key.count(".") == 3})
+    return widths, depth

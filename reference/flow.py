@@ -18,7 +18,8 @@ from torch import Tensor
 from livemoments.dis import dis_flow_between
 from livemoments.errors import UsageError
 from livemoments.reference.raft import CELL_PX, ITERATIONS, MIN_SIDE_PX, RAFT, ContextNorm, Correlation
-from livemoments.reference.weights import check_finite, check_keys
+from livemoments.reference.stored import check_keys
+from livemoments.reference.weights import check_finite
 
 _PREFIX = "module."
 """Published checkpoints were saved from a data-parallel wrapper, which puts this before every key."""

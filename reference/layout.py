@@ -61,6 +61,31 @@ class CheckpointFiles:
                     yield f"{field.name}/{file.name}", file
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was found of a checkpoint, whole or not.
+
+    Attributes:
+        root: its folder.
+        config: the ``inference_config.yml`` that names its parts, ``None`` where they were looked for in the folder.
+        flow: what estimates the flow; with ``dis`` there is no part ``raft``.
+        places: by part, in the order of :class:`CheckpointFiles`: what could be it. None is missing, several ambiguous.
+        keys: by part, the key of ``config`` that names it; empty without one.
+        lacking: why a part that ``config`` should name was not found, by part.
+        tile: what the configuration says of tiles, pixels.
+        overlap: and of their overlap.
+    """
+
+    root: Path
+    config: Path | None
+    flow: FlowNetwork
+    places: dict[str, list[Path]]
+    keys: dict[str, str]
+    lacking: dict[str, str]
+    tile: int | None
+    overlap: int | None
+
+
 def locate(path: str | Path) -> CheckpointFiles:
     """Find the files of a checkpoint.
 
@@ -74,6 +99,37 @@ def locate(path: str | Path) -> CheckpointFiles:
         CheckpointError: something is missing or ambiguous (one error lists everything that is), or ``flow`` is neither
             ``raft`` nor ``dis``.
     """
+    found = survey(path)
+    path = Path(path) if found.config is None else found.config
+    missing = [name for name, places in found.places.items() if not places]
+    if missing and found.config is not None:
+        absent = sorted({key for name, key in found.keys.items() if name in missing and name not in found.lacking})
+        if absent:
+            raise CheckpointError(path, f"lacks the keys {', '.join(absent)}")
+        raise CheckpointError(path, found.lacking[missing[0]], fix=f"correct {found.keys[missing[0]]}")
+    if missing:
+        fix = f"'livemoments inspect {path}' says what each is, and the command that brings it"
+        raise CheckpointError(path, f"not a LiveMoments checkpoint: found no {', '.join(missing)}", fix=fix)
+    for name, places in found.places.items():
+        if len(places) > 1:
+            names = ", ".join(str(f.relative_to(path)) for f in places)
+            raise CheckpointError(path, f"several files could be the {name}: {names}", fix="keep one of them there")
+    chosen = {name: places[0] for name, places in found.places.items()}
+    return CheckpointFiles(
+        root=found.root, raft=chosen.pop("raft", None), tile=found.tile, overlap=found.overlap, **chosen
+    )
+
+
+def survey(path: str | Path) -> Survey:
+    """Look for the parts of a checkpoint; what is missing or ambiguous is said, not refused.
+
+    Args:
+        path: as :func:`locate`. Where a folder lacks a part and has an ``inference_config.yml``, that one counts.
+
+    Raises:
+        CheckpointError: there is nothing, or nothing readable, of that name; ``flow``, ``tile`` or ``overlap`` have
+            values that they cannot have.
+    """
     path = Path(path)
     check_utf8(path, CheckpointError)
     if not path.exists():
@@ -81,7 +137,7 @@ def locate(path: str | Path) -> CheckpointFiles:
     if path.is_file():
         if path.suffix not in (".yml", ".yaml"):
             raise CheckpointError(path, "neither a folder nor an inference_config.yml", fix=_LAYOUT_FIX)
-        return _from_config(path)
+        return _survey_config(path)
     config = path / CONFIG_NAME
     settings = read_inference_config(config) if config.is_file() else {}
     flow = _flow_of(config, settings)
@@ -92,30 +148,41 @@ def locate(path: str | Path) -> CheckpointFiles:
         "transformer_ref": _find(path, lambda folder: folder / "transformer_ref"),
         "motion_encoder": _match(path, "*motion*.pt", "*motion*.pth") + _match(path, "*motion*.safetensors"),
         "raft": _match(path, "*raft*.pth", "*raft*.pt"),
-        "prompt_embeds": [
-            file
-            for suffix in _TENSOR_SUFFIXES
-            for file in _match(path, f"*prompt_embeds*{suffix}")
-            if "pooled" not in file.name
-        ],
-        "pooled_prompt_embeds": [
-            file for suffix in _TENSOR_SUFFIXES for file in _match(path, f"*pooled_prompt_embeds*{suffix}")
-        ],
+        **_prompt_places(path),
     }
     if flow == "dis":
         del places["raft"]
-    lacking = [name for name, found in places.items() if not found]
-    if lacking and config.is_file():
-        return _from_config(config)
-    if lacking:
-        raise CheckpointError(path, f"not a LiveMoments checkpoint: found no {', '.join(lacking)}", fix=_LAYOUT_FIX)
+    if not all(places.values()) and config.is_file():
+        return _survey_config(config)
+    return Survey(path, None, flow, places, {}, {}, *_tiling_of(config, settings))
+
+
+def locate_prompt(folder: str | Path) -> tuple[Path, Path]:
+    """The embeddings of a prompt that lies by itself, as ``livemoments make-prompt`` writes it.
+
+    Returns:
+        The files of the tokens' and of the pooled embeddings.
+
+    Raises:
+        CheckpointError: one is missing, or there are several.
+    """
+    folder = Path(folder)
+    check_utf8(folder, CheckpointError)
+    places = _prompt_places(folder) if folder.is_dir() else {"prompt_embeds": []}
     for name, found in places.items():
-        if len(found) > 1:
-            names = ", ".join(str(f.relative_to(path)) for f in found)
-            raise CheckpointError(path, f"several files could be the {name}: {names}", fix="keep one of them there")
-    chosen = {name: found[0] for name, found in places.items()}
-    tile, overlap = _tiling_of(config, settings)
-    return CheckpointFiles(root=path, raft=chosen.pop("raft", None), tile=tile, overlap=overlap, **chosen)
+        if len(found) != 1:
+            message = f"found {'several files' if found else 'no file'} that could be {name}"
+            raise CheckpointError(folder, message, fix="make a prompt with 'livemoments make-prompt SD3 -o DIR'")
+    return places["prompt_embeds"][0], places["pooled_prompt_embeds"][0]
+
+
+def _prompt_places(root: Path) -> dict[str, list[Path]]:
+    named = {
+        name: [file for suffix in _TENSOR_SUFFIXES for file in _match(root, f"*{name}*{suffix}")]
+        for name in ("prompt_embeds", "pooled_prompt_embeds")
+    }
+    named["prompt_embeds"] = [file for file in named["prompt_embeds"] if "pooled" not in file.name]
+    return named
 
 
 def _find(root: Path, place: Callable[[Path], Path]) -> list[Path]:
@@ -130,7 +197,7 @@ def _match(root: Path, *patterns: str) -> list[Path]:
     return []
 
 
-def _from_config(path: Path) -> CheckpointFiles:
+def _survey_config(path: Path) -> Survey:
     settings = read_inference_config(path)
     keys = {
         "vae": ("SD3_weight_path", "vae"),
@@ -142,20 +209,23 @@ def _from_config(path: Path) -> CheckpointFiles:
         "prompt_embeds": ("prompt_embeds_path", ""),
         "pooled_prompt_embeds": ("pooled_prompt_embeds_path", ""),
     }
-    if _flow_of(path, settings) == "dis":
+    flow = _flow_of(path, settings)
+    if flow == "dis":
         del keys["raft"]
-    if missing := sorted({key for key, _ in keys.values() if not isinstance(settings.get(key), str)}):
-        raise CheckpointError(path, f"lacks the keys {', '.join(missing)}")
-    places: dict[str, Path] = {}
+    places: dict[str, list[Path]] = {}
+    lacking: dict[str, str] = {}
     for name, (key, child) in keys.items():
+        places[name] = []
+        if not isinstance(settings.get(key), str):
+            continue
         given = Path(settings[key])
         candidates = [base / given / child if child else base / given for base in (path.parent, Path.cwd())]
-        found = next((c for c in candidates if c.exists()), None)
-        if found is None:
-            raise CheckpointError(path, f"{key}: {candidates[0]} does not exist", fix=f"correct {key}")
-        places[name] = found
-    tile, overlap = _tiling_of(path, settings)
-    return CheckpointFiles(root=path.parent, raft=places.pop("raft", None), tile=tile, overlap=overlap, **places)
+        if (found := next((c for c in candidates if c.exists()), None)) is not None:
+            places[name] = [found]
+        else:
+            lacking[name] = f"{key}: {candidates[0]} does not exist"
+    named = {name: key for name, (key, _) in keys.items()}
+    return Survey(path.parent, path, flow, places, named, lacking, *_tiling_of(path, settings))
 
 
 def _flow_of(path: Path, settings: Mapping[str, Any]) -> FlowNetwork:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -53,14 +53,3 @@ class MotionEncoder(nn.Module):
 def embedding_index(block: int) -> int:
     """Which embedding serves a transformer block."""
     return block // _BLOCKS_PER_EMBEDDING
-
-
-def motion_sizes(shapes: Mapping[str, Sequence[int]]) -> tuple[tuple[int, ...], int]:
-    """Widths and depth of the encoder that a state dict belongs to, for :class:`MotionEncoder`.
-
-    Keys that do not fit are left for the strict comparison to name.
-    """
-    strided = sorted(int(key.split(".")[2]) for key in shapes if key.startswith("blocks.0.") and key.endswith("weight"))
-    widths = tuple(int(shapes[f"blocks.0.{index}.weight"][0]) for index in strided)
-    depth = len({key.split(".")[1] for key in shapes if key.startswith("blocks.") and key.count(".") == 3})
-    return widths, depth

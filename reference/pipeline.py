@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -255,13 +255,3 @@ def sample(
         following = sigmas[step + 1] if step + 1 < settings.steps else 0.0
         z = z + (following - sigmas[step]) * velocity
     return z
-
-
-def recorded_noise(arrays: Mapping[str, np.ndarray]) -> NoiseOfTile:
-    """The noise of a golden recording: ``tile{i}.lq.posterior_noise``, ``.ref.posterior_noise``, ``.noise``."""
-
-    def of_tile(tile: Tile, shape: tuple[int, ...]) -> TileNoise:
-        names = ("lq.posterior_noise", "ref.posterior_noise", "noise")
-        return TileNoise(*(torch.from_numpy(arrays[f"tile{tile.index}.{name}"]).reshape(shape) for name in names))
-
-    return of_tile

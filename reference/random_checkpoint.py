@@ -25,9 +25,10 @@ from livemoments.progress import SILENT, Progress, Task
 from livemoments.reference.checkpoint_sizes import COMPONENTS, SIZES, CheckpointSizes, Component
 from livemoments.reference.layout import CONFIG_NAME, FLOW_KEY
 from livemoments.reference.random_weights import CHUNK_ELEMENTS, draw, fill_of, stream_key
-from livemoments.reference.streamed_safetensors import ITEM_BYTES, write_sharded
+from livemoments.reference.shards import DTYPES, write_sharded
 from livemoments.store.errors import output_errors
 from livemoments.store.folders import StagedFolder, check_destination, stage_folder
+from livemoments.store.safetensors_file import ITEM_BYTES
 from livemoments.types import FlowNetwork
 from livemoments.version import __version__
 
@@ -143,8 +144,8 @@ def _check_request(
     sizes.check()
     if seed < 0:
         raise UsageError(f"the seed {seed} is negative", fix="use 0 or more")
-    if dtype not in ITEM_BYTES:
-        raise UsageError(f"'{dtype}' is not a type of weights", fix=f"use one of {', '.join(ITEM_BYTES)}")
+    if dtype not in DTYPES:
+        raise UsageError(f"'{dtype}' is not a type of weights", fix=f"use one of {', '.join(DTYPES)}")
     if unknown := sorted(set(only or ()) - set(COMPONENTS)):
         raise UsageError(f"no such component: {', '.join(unknown)}", fix=f"use some of {', '.join(COMPONENTS)}")
     if absent := sorted(set(only or ()) - set(sizes.components)):

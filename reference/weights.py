@@ -1,85 +1,17 @@
-"""Reading weights: sharded safetensors one tensor at a time, pickles with ``weights_only=True``, all keys checked."""
+"""Reading weights: safetensors, pickles with ``weights_only=True``; what is no dense, finite tensor is refused."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors import safe_open
 
 from livemoments.errors import CheckpointError
-from livemoments.reference.config import read_json
+from livemoments.reference.stored import AGAIN, LISTED, SAFETENSORS, open_safetensors
 
-SAFETENSORS = ".safetensors"
-_LISTED = 6
 _COUNTER = "num_batches_tracked"
-_AGAIN = "download the file again, and compare its size and hash with the publisher's"
-
-
-class SafetensorsFolder(Mapping[str, torch.Tensor]):
-    """The tensors of a diffusers folder (one ``.safetensors``, or shards with an index), read on demand.
-
-    Nothing is loaded at construction; :attr:`shapes` comes from the headers. Each ``folder[key]`` reads one tensor,
-    in the type it is stored in.
-
-    Raises:
-        CheckpointError: no weights, a missing shard, a zero-byte or truncated file, a key the index misplaces.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._file_of: dict[str, Path] = {}
-        self._open: dict[Path, safe_open] = {}
-        for file in self._files():
-            handle = _open_safetensors(file)
-            self._open[file] = handle
-            for key in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
-                if key in self._file_of:
-                    raise CheckpointError(file, f"holds '{key}', which {self._file_of[key].name} holds too")
-                self._file_of[key] = file
-                self.shapes[key] = tuple(handle.get_slice(key).get_shape())
-
-    def _files(self) -> Sequence[Path]:
-        if indices := sorted(self.folder.glob("*.safetensors.index.json")):
-            shards = sorted(set(read_json(indices[0]).get("weight_map", {}).values()))
-            if not shards:
-                raise CheckpointError(indices[0], "lists no shards", fix=_AGAIN)
-            if missing := [name for name in shards if not (self.folder / name).is_file()]:
-                raise CheckpointError(self.folder, f"missing shards: {', '.join(missing)}", fix=_AGAIN)
-            return [self.folder / name for name in shards]
-        found = sorted(self.folder.glob("*.safetensors"))
-        if len(found) > 1:
-            names = ", ".join(file.name for file in found)
-            raise CheckpointError(self.folder, f"several weight files and no index: {names}", fix="keep one of them")
-        if not found:
-            raise CheckpointError(self.folder, "holds no .safetensors file", fix="download the folder again")
-        return found
-
-    def __getitem__(self, key: str) -> torch.Tensor:
-        return self._open[self._file_of[key]].get_tensor(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
-
-    def __len__(self) -> int:
-        return len(self._file_of)
-
-    def path_of(self, key: str) -> Path:
-        """The file that holds a tensor."""
-        return self._file_of[key]
-
-
-def _open_safetensors(file: Path) -> safe_open:
-    if file.stat().st_size == 0:
-        raise CheckpointError(file, "is empty (0 bytes)", fix=_AGAIN)
-    try:
-        return safe_open(file, framework="pt")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(file, f"not a whole safetensors file ({error})", fix=_AGAIN) from None
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
@@ -137,7 +69,7 @@ def read_pickled_tensor(path: Path) -> torch.Tensor:
 def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise CheckpointError(path, "no such file")
-    with _open_safetensors(path) as handle:
+    with open_safetensors(path) as handle:
         return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (safe_open is no mapping)
 
 
@@ -145,40 +77,14 @@ def _load(path: Path) -> object:
     if not path.is_file():
         raise CheckpointError(path, "no such file")
     if path.stat().st_size == 0:
-        raise CheckpointError(path, "is empty (0 bytes)", fix=_AGAIN)
+        raise CheckpointError(path, "is empty (0 bytes)", fix=AGAIN)
     try:
         with contextlib.suppress(RuntimeError):  # zip-format pickles can be mapped; older ones cannot
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damaged pickle provokes
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(path, f"cannot be read as weights ({first})", fix=_AGAIN) from None
-
-
-def check_keys(path: Path, expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> None:
-    """Compare the names and shapes a network needs with those a file holds.
-
-    Raises:
-        CheckpointError: one error names the missing, extra and misshapen keys.
-    """
-    missing = [key for key in expected if key not in found]
-    extra = [key for key in found if key not in expected]
-    misshapen = [
-        f"{key} is {tuple(found[key])}, should be {tuple(shape)}"
-        for key, shape in expected.items()
-        if key in found and tuple(found[key]) != tuple(shape)
-    ]
-    problems = [
-        f"{len(items)} {title}: " + "; ".join(items[:_LISTED]) + (" …" if len(items) > _LISTED else "")
-        for title, items in (("missing", missing), ("unexpected", extra), ("misshapen", misshapen))
-        if items
-    ]
-    if problems:
-        raise CheckpointError(
-            path,
-            "the weights do not fit the configuration: " + " | ".join(problems),
-            fix="check that config.json and the weights belong together",
-        )
+        raise CheckpointError(path, f"cannot be read as weights ({first})", fix=AGAIN) from None
 
 
 def check_dense(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -216,8 +122,8 @@ def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """
     bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if bad:
-        listed = ", ".join(bad[:_LISTED]) + (" …" if len(bad) > _LISTED else "")
-        raise CheckpointError(path, f"NaN or infinite weights in {listed}", fix=_AGAIN)
+        listed = ", ".join(bad[:LISTED]) + (" …" if len(bad) > LISTED else "")
+        raise CheckpointError(path, f"NaN or infinite weights in {listed}", fix=AGAIN)
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

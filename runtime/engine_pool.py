@@ -127,7 +127,7 @@ class EnginePool:
         """Run a stage, loading it first if it is not loaded.
 
         Args:
-            stage: which one.
+            stage: the stage to run.
             inputs: numpy arrays of any float dtype (cast to the graph's), or arrays kept on the device before.
             size: image size in pixels; the tiles' by default.
             keep: outputs to leave on the device.

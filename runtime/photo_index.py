@@ -15,9 +15,9 @@ from livemoments.bundle import hash_file
 from livemoments.errors import FileError, ImageError, OutputError, UsageError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
-from livemoments.runtime import photo_set
+from livemoments.runtime import upstream_layout
 from livemoments.runtime.image_files.photo import Photo, check_pair_sizes, read_photo
-from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
+from livemoments.runtime.upstream_layout import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size
 
 _THREADS = 4  # decoding lets go of Python's lock; each thread holds one image
@@ -67,20 +67,20 @@ def index_photos(
         UsageError: the limit is below 1.
         OutputError: what was found cannot be kept.
     """
-    photo_set.spread((), limit)  # a limit below 1 is refused first
-    parts = photo_set.list_photos(folder, optional=optional)
-    names = photo_set.spread(parts[PHOTOS], limit)
-    found: list[LivePhoto[Path]] = []
+    upstream_layout.spread((), limit)  # a limit below 1 is refused first
+    parts = upstream_layout.list_photos(folder, optional=optional)
+    names = upstream_layout.spread(parts[PHOTOS], limit)
+    lives: list[LivePhoto[Path]] = []
     rejected: dict[str, FileError | UsageError] = {}
     paths = [{part: files[name] for part, files in parts.items()} for name in names]
     with progress.task("Checking the images", len(names)) as task:
         for name, verdict in zip(names, _check_all(names, paths, checked), strict=True):
             if isinstance(verdict, LivePhoto):
-                found.append(verdict)
+                lives.append(verdict)
             else:
                 rejected[name] = verdict
             task.advance(1, note=name)
-    return tuple(found), rejected
+    return tuple(lives), rejected
 
 
 def _check_all(
@@ -110,18 +110,18 @@ def _check_photo(
         raise  # the cache, not the image
     except (FileError, UsageError) as error:
         return error
-    sha256 = photo_set.joint_sha256(file.sha256 for file in files.values())
+    sha256 = upstream_layout.joint_sha256(file.sha256 for file in files.values())
     return LivePhoto(paths[FRAMES], paths[PHOTOS], paths.get(PHOTO_FRAMES), paths.get(TRUTHS), name, sha256)
 
 
 def _check_file(path: Path, checked: Checked | None) -> CheckedFile:
-    found = None if checked is None else checked.get(path)
-    if found is None:
+    file = None if checked is None else checked.get(path)
+    if file is None:
         size = read_photo(path).size
-        found = CheckedFile(hash_file(path).sha256, size)
+        file = CheckedFile(hash_file(path).sha256, size)
         if checked is not None:
-            checked.put(path, found)
-    return found
+            checked.put(path, file)
+    return file
 
 
 def _as_photo(path: Path, size: Size) -> Photo:

@@ -29,7 +29,7 @@ class Restoration:
     """One photo being restored: what was asked for, completed by what the bundle says, and who watches.
 
     Attributes:
-        bundle: whose engines run.
+        bundle: the bundle, opened; its engines run.
         options: with the flow named.
         steps: the schedule's points, in order.
         policy: when ReferenceNet runs.

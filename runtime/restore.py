@@ -122,7 +122,7 @@ def restore(
         photo_frame: the video frame at the photo's instant; derived from the photo if missing.
         output: the file to write; checked before the work begins.
         noise: replaces the seeded noise, for parity with a recording.
-        tile_flow: replaces the flow of tiles, likewise; the estimated one is what ``observer`` gets.
+        tile_flow: replaces the flow of tiles, for the same; the estimated one is what ``observer`` gets.
         observer: called with the name and value of every intermediate tensor.
         progress: where progress is shown.
         upscaled_size: the result's size where it is not the photo's.
@@ -270,7 +270,7 @@ def _restore_left(
         codec = TileCodec(
             pool,
             inputs,
-            found,
+            cut_at,
             run.noise,
             flow,
             tile_flow=run.tile_flow,

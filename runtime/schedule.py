@@ -40,7 +40,8 @@ def plan_steps(schedule: Schedule, steps: int | None = None) -> tuple[int, ...]:
         steps: how many; the bundle's default if not given.
 
     Raises:
-        UsageError: not positive, or more steps than the bundle has points.
+        UsageError: not positive, more steps than the bundle has points, or other steps than the plans' with a bundle
+            that has no indices.
     """
     count = schedule.default_steps if steps is None else steps
     if exact := schedule.plans.get(str(count)):
@@ -51,24 +52,17 @@ def plan_steps(schedule: Schedule, steps: int | None = None) -> tuple[int, ...]:
             f"{count} steps were asked for, and this bundle's schedule has {points} timesteps",
             fix=f"use 1 to {points} steps, or export with --steps {count}" if count > 0 else "use at least one step",
         )
-    return _nearest_points(_point_indices(schedule), np.linspace(FIRST_INDEX, LAST_INDEX, count))
+    if not schedule.indices:
+        raise UsageError(
+            f"this bundle does not say which timesteps its points are, so {count} steps cannot be placed among them",
+            fix=f"use {' or '.join(schedule.plans)} steps, or export again",
+        )
+    return _nearest_points(np.array(schedule.indices), np.linspace(FIRST_INDEX, LAST_INDEX, count))
 
 
 def sigmas(schedule: Schedule, plan: Sequence[int]) -> np.ndarray:
     """The noise levels of a plan's points and the final 0: (len(plan) + 1,) float64, descending."""
     return np.array([*(schedule.points[point].sigma for point in plan), 0.0])
-
-
-def _point_indices(schedule: Schedule) -> np.ndarray:
-    """The points' entries in the 1000-entry schedule.
-
-    The manifest stores no shift, but every plan begins at FIRST_INDEX, so the greatest sigma gives it away.
-    """
-    s = (_TRAIN_STEPS - FIRST_INDEX) / _TRAIN_STEPS
-    greatest = schedule.points[0].sigma
-    shift = greatest * (1 - s) / (s * (1 - greatest))
-    levels = np.array([point.sigma for point in schedule.points])
-    return _TRAIN_STEPS * (1 - levels / (shift - (shift - 1) * levels))
 
 
 def _nearest_points(available: np.ndarray, wanted: np.ndarray) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
     python tools/check_golden.py RECORDING [--images DIR] [--engine BUNDLE]
 
-Prints one line per recorded stage with its error; exits 1 if one is past its limit, 2 if something cannot be read.
+Prints a line for each recorded tensor, or for each rung of the parity ladder, with its error; exits 1 if one is past
+its limit, 2 if something cannot be read.
 """
 
 from __future__ import annotations
@@ -14,8 +15,13 @@ import click
 
 from livemoments.bundle import open_bundle
 from livemoments.errors import LiveMomentsError
-from livemoments.validate.golden import Recording
-from livemoments.validate.golden_runs import check_engine, check_reference
+from livemoments.reference.layout import locate
+from livemoments.runtime.backends.ort import OrtBackend
+from livemoments.validate.ladder.all_points import check_source
+from livemoments.validate.ladder.compare import compare
+from livemoments.validate.ladder.reproduction import check_reference
+from livemoments.validate.recording.golden_format import GoldenRecording
+from livemoments.validate.report.terminal_text import report_line
 
 
 @click.command(help=__doc__)
@@ -27,16 +33,22 @@ from livemoments.validate.golden_runs import check_engine, check_reference
 @click.option("--provider", default="cpu", show_default=True, help="Where --engine runs.")
 def main(recording: Path, images: Path | None, engine: Path | None, provider: str) -> None:
     try:
-        opened = Recording(recording, images)
-        rows = check_engine(opened, open_bundle(engine), provider=provider) if engine else check_reference(opened)
+        opened = GoldenRecording(recording, images)
+        with opened.checkpoint() as checkpoint:
+            if engine is None:
+                results = check_reference(opened, checkpoint)
+            else:
+                bundle = open_bundle(engine)
+                check_source(bundle, locate(checkpoint))
+                results = compare(bundle, opened, backend=OrtBackend(provider))
     except LiveMomentsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    for row in rows:
-        print(row)
-    failed = [row for row in rows if not row.passed]
-    compared = [row for row in rows if row.error is not None]
-    print(f"{len(compared)} stages compared, {len(failed)} past their limit, {len(rows) - len(compared)} not compared")
+    for result in results:
+        print(report_line(result))
+    failed = [result for result in results if result.status == "fail"]
+    compared = [result for result in results if result.status != "info"]
+    print(f"{len(compared)} compared, {len(failed)} past their limit, {len(results) - len(compared)} not compared")
     sys.exit(1 if failed or not compared else 0)
 
 

@@ -11,7 +11,9 @@ import json
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 import diffusers
@@ -19,11 +21,13 @@ import numpy as np
 import torch
 
 from livemoments.errors import LiveMomentsError, OutputError
+from livemoments.live_photo import LivePhoto
 from livemoments.reference.checkpoint import load_reference
 from livemoments.reference.pipeline import PipelineSettings, TileNoise, restore_photo
+from livemoments.reference.random_checkpoint import make_checkpoint
+from livemoments.runtime.image_files.photo import read_photo
 from livemoments.types import Size, Tile
-from livemoments.validate.golden import Recording
-from livemoments.validate.golden_runs import checkpoint_of, load_inputs
+from livemoments.validate.reference_photo import image_tensor
 
 _KEPT = re.compile(
     r"photo\.(flow_lr|lq_up|ref_lq_up|stitched|before_color_fix|result)|ref_patch_coords|tile_indices|lq_padded_shape"
@@ -49,17 +53,16 @@ def main(
     try:
         if recording.exists():
             raise OutputError(recording, "exists already", fix="name a new folder")
-        images = {"lr": lr, "ref": ref, "ref_lr": ref_lr}
-        _record(recording, images, {"size": size, "seed": checkpoint_seed}, seed, sizes)
+        _record(recording, LivePhoto(lr, ref, ref_lr), {"size": size, "seed": checkpoint_seed}, seed, sizes)
     except LiveMomentsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
 def _record(
-    folder: Path, images: dict[str, Path], checkpoint: dict[str, str | int], seed: int, sizes: dict[str, int]
+    folder: Path, images: LivePhoto[Path], checkpoint: dict[str, Any], seed: int, sizes: dict[str, int]
 ) -> None:
-    for kind, path in images.items():
+    for kind, path in zip(("lr", "ref", "ref_lr"), images.parts().values(), strict=True):
         (folder / "images" / kind).mkdir(parents=True)
         shutil.copy(path, folder / "images" / kind / f"photo{path.suffix}")
     meta = {
@@ -71,11 +74,8 @@ def _record(
         "tile_overlap": sizes["overlap"],
         "steps": sizes["steps"],
     }
-    np.savez(folder / "expected.npz")
-    (folder / "meta.json").write_text(json.dumps(meta))
-    draft = Recording(folder)
-    inputs = load_inputs(draft)
-    frame, photo = (Size(*image.shape[-2:]) for image in (inputs.frame, inputs.photo))
+    photos = images.map(read_photo)
+    frame, photo = photos.frame.size, photos.photo.size
     meta |= {"lr_res": float(frame.height), "ref_res": float(photo.height)}
     rng = np.random.Generator(np.random.Philox(seed))
 
@@ -88,9 +88,10 @@ def _record(
         if _KEPT.fullmatch(name):
             arrays[name] = value.copy()
 
-    with checkpoint_of(draft) as path:
-        settings = PipelineSettings(tile=draft.tile, overlap=draft.overlap, steps=draft.steps)
-        restore_photo(load_reference(path), inputs, photo, noise, settings, observe=keep)
+    with tempfile.TemporaryDirectory() as place:
+        reference = load_reference(make_checkpoint(Path(place) / "checkpoint", **checkpoint))
+        settings = PipelineSettings(Size(sizes["tile"], sizes["tile"]), sizes["overlap"], sizes["steps"])
+        restore_photo(reference, photos.map(image_tensor), photo, noise, settings, observe=keep)
     meta["keys"] = {name: list(value.shape) for name, value in sorted(arrays.items())}
     np.savez_compressed(folder / "expected.npz", **dict(sorted(arrays.items())))
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 from livemoments.bundle import Bundle
@@ -17,17 +16,15 @@ from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.layout import locate
 from livemoments.runtime.backends.base import Backend
-from livemoments.runtime.image_files.photo import write_image
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size
 from livemoments.validate.ladder.all_points import all_points, check_source
 from livemoments.validate.ladder.bisect import bisect
-from livemoments.validate.ladder.replay import climb
-from livemoments.validate.ladder.rungs import LEVELS, Level
-from livemoments.validate.policy_cost import made_up_live_photo, smallest_tile
+from livemoments.validate.ladder.compare import compare
+from livemoments.validate.made_up_photo import made_up_live_photo, smallest_tile, write_live_photo
 from livemoments.validate.recording.pipeline import record
 from livemoments.validate.recording.schema import Detail
-from livemoments.validate.report_data import Bisection, Rung
+from livemoments.validate.report_data import LEVELS, Bisection, Level, Rung
 
 INNER_BUDGET_BYTES = 8 << 30
 """What the reference's inner tensors may take on the disk without ``find_fault``; beyond it, only blocks are recorded,
@@ -36,18 +33,10 @@ _WIDTHS_PER_BLOCK = 17
 """What the modules of a block give, in widths of the network: norms, projections, attention, the wide feed-forward."""
 
 
-@dataclass(frozen=True)
-class Parity:
-    """The ladder, and where the engine leaves the reference if that was asked for."""
-
-    rungs: tuple[Rung, ...]
-    bisection: Bisection | None = None
-
-
 def compare_with_checkpoint(
     bundle: Bundle,
     checkpoint: Path,
-    clip: LivePhoto[Path] | None,
+    live_photo: LivePhoto[Path] | None,
     settings: RestoreOptions,
     *,
     levels: Collection[Level],
@@ -55,7 +44,7 @@ def compare_with_checkpoint(
     limits: PrecisionLimits,
     backend: Backend,
     progress: Progress = SILENT,
-) -> Parity:
+) -> tuple[tuple[Rung, ...], Bisection | None]:
     """Climb the ladder with the PyTorch reference of a checkpoint.
 
     Networks are compared at every tile size and schedule point; blocks, steps, tiles and the photo on one photo at one
@@ -64,13 +53,16 @@ def compare_with_checkpoint(
     Args:
         bundle: opened.
         checkpoint: what it was exported from.
-        clip: what to restore; ``None``: a made-up pair a little larger than a tile.
+        live_photo: what to restore; ``None``: a made-up one a little larger than a tile.
         settings: seed, steps, policy and tile size.
         levels: which rungs.
         find_fault: also bisect; the reference's inner tensors are recorded for it.
         limits: of the bundle's precision.
         backend: what runs the engines.
         progress: where to report.
+
+    Returns:
+        The rungs, and where the engine leaves the reference if that was asked for.
 
     Raises:
         BundleError: the bundle was not exported from this checkpoint.
@@ -83,7 +75,7 @@ def compare_with_checkpoint(
         rungs = all_points(bundle, files, limits=limits, seed=settings.seed, backend=backend, progress=progress)
     others: list[Level] = [level for level in levels if level != "network"]
     if bundle.missing_stages or not (others or find_fault):
-        return Parity(rungs)
+        return rungs, None
     tile = settings.tile or smallest_tile(bundle)
     steps = settings.steps or bundle.manifest.schedule.default_steps
     inner_bytes = inner_tensors_bytes(bundle, tile)
@@ -96,7 +88,7 @@ def compare_with_checkpoint(
         folder = Path(name)
         recording = record(
             checkpoint,
-            clip or _write_made_up(folder, tile, settings.seed),
+            live_photo or write_live_photo(made_up_live_photo(tile, settings.seed), folder),
             folder / "recording",
             tile=tile,
             overlap=bundle.manifest.overlap,
@@ -108,9 +100,9 @@ def compare_with_checkpoint(
             blocks=range(bundle.manifest.model.num_blocks) if detail == "modules" else None,
             progress=progress,
         )
-        climbed = climb(bundle, recording, levels=others, backend=backend, limits=limits, progress=progress)
-        found = bisect(bundle, recording, backend=backend, limits=limits, progress=progress) if find_fault else None
-    return Parity(tuple(sorted((*climbed, *rungs), key=lambda rung: LEVELS.index(rung.level))), found)
+        climbed = compare(bundle, recording, levels=others, backend=backend, limits=limits, progress=progress)
+        bisection = bisect(bundle, recording, backend=backend, limits=limits, progress=progress) if find_fault else None
+    return tuple(sorted((*climbed, *rungs), key=lambda rung: LEVELS.index(rung.level))), bisection
 
 
 def inner_tensors_bytes(bundle: Bundle, tile: Size) -> int:
@@ -120,12 +112,3 @@ def inner_tensors_bytes(bundle: Bundle, tile: Size) -> int:
     tokens = (tile.height // side) * (tile.width // side) + model.text_tokens
     width = model.num_heads * model.head_dim
     return 2 * 2 * model.num_blocks * tokens * width * _WIDTHS_PER_BLOCK * 4
-
-
-def _write_made_up(folder: Path, tile: Size, seed: int) -> LivePhoto[Path]:
-    """The made-up one as files."""
-    files = LivePhoto(folder / "frame.png", folder / "photo.png", folder / "photo_frame.png", name="made-up")
-    images = made_up_live_photo(tile, seed).parts()
-    for part, path in files.parts().items():
-        write_image(path, images[part].pixels)
-    return files

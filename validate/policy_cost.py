@@ -12,31 +12,13 @@ from livemoments.distances import psnr_db
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
-from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.inputs import ImageSource
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
-from livemoments.simulated_clip import simulate_live_photo, synthetic_photograph
-from livemoments.types import Size
 from livemoments.validate.report_data import Check
 
-_TILES = (1.4, 1.2)
-"""Height and width of the made-up photo in tiles: a little more than one, so that blending and PCR take part."""
-_LEAST_SIDE_PX = 148
-"""What :func:`simulate_live_photo` needs to leave 64-pixel frames, however small the tiles are."""
-_STITCHED_PEAK = 2.0
-
-
-def smallest_tile(bundle: Bundle) -> Size:
-    """The tile size of a bundle that is quickest to compute."""
-    return min(bundle.tile_sizes, key=lambda size: size.height * size.width)
-
-
-def made_up_live_photo(tile: Size, seed: int) -> LivePhoto[Photo]:
-    """One with a photograph's spectrum, a little larger than a tile."""
-    height, width = round(tile.height * _TILES[0]), round(tile.width * _TILES[1])
-    size = Size(max(height, _LEAST_SIDE_PX), max(width, _LEAST_SIDE_PX))
-    return simulate_live_photo(synthetic_photograph(size, seed=seed), seed=seed).map(Photo)
+STITCHED_PEAK = 2.0
+"""Of stitched pixels, which lie in [-1, 1]."""
 
 
 def policy_check(
@@ -58,7 +40,7 @@ def policy_check(
         _stitched(bundle, replace(settings, reference=name, pad_small=True), live, backend, progress)
         for name in (str(policy), "per-step")
     )
-    value = psnr_db(own, exact, peak=_STITCHED_PEAK)
+    value = psnr_db(own, exact, peak=STITCHED_PEAK)
     return Check(
         name="policy.psnr_db",
         value=value if math.isfinite(value) else None,

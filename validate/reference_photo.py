@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from livemoments.bundle import Bundle
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.checkpoint import Reference
 from livemoments.reference.pipeline import (
+    NoiseOfTile,
     Observer,
     PipelineSettings,
     RestoredPhoto,
@@ -19,34 +19,9 @@ from livemoments.reference.pipeline import (
 )
 from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.inputs import RestoreInputs
-from livemoments.runtime.noise import SeededNoise
-from livemoments.runtime.tiles.plan import TilePlan, plan_balanced
+from livemoments.runtime.noise import NoiseSource, SeededNoise
+from livemoments.runtime.tiles.plan import TilePlan
 from livemoments.types import ReferencePolicy, Tile
-
-
-def reference_photo(
-    reference: Reference,
-    bundle: Bundle,
-    inputs: RestoreInputs,
-    *,
-    seed: int,
-    policy: str,
-    progress: Progress = SILENT,
-) -> RestoredPhoto:
-    """Restore with PyTorch what ``livemoments.restore`` restores by default with a bundle.
-
-    Args:
-        reference: the loaded checkpoint.
-        bundle: gives the tile sizes, the overlap and the number of steps.
-        inputs: the images, as the runtime loaded them.
-        seed: of the noise, drawn as the runtime draws it.
-        policy: the reference policy's name.
-        progress: where to report.
-    """
-    manifest = bundle.manifest
-    plan = plan_balanced(inputs.size, bundle.tile_sizes, manifest.overlap, pad_small=True)
-    steps = manifest.schedule.default_steps
-    return restore_like_runtime(reference, inputs, plan, steps=steps, seed=seed, policy=policy, progress=progress)
 
 
 def restore_like_runtime(
@@ -72,14 +47,6 @@ def restore_like_runtime(
         observe: told every intermediate.
         progress: where to report.
     """
-    seeded = SeededNoise(seed)
-
-    def noise(tile: Tile, shape: tuple[int, ...]) -> TileNoise:
-        channels, height, width = shape[-3:]
-        drawn = seeded.draw(tile, (channels, height, width))
-        arrays = (drawn.posterior_lr, drawn.posterior_ref, drawn.initial)
-        return TileNoise(*(torch.from_numpy(array)[None] for array in arrays))
-
     settings = PipelineSettings(
         tile=plan.tile,
         overlap=plan.overlap,
@@ -90,9 +57,23 @@ def restore_like_runtime(
         upstream_border=False,
         upstream_color=False,
     )
-    images = LivePhoto(_tensor(inputs.frame), _tensor(inputs.photo), _tensor(inputs.photo_frame))
+    images = LivePhoto(inputs.frame, inputs.photo, inputs.photo_frame).map(image_tensor)
+    noise = torch_noise(SeededNoise(seed))
     return restore_photo(reference, images, inputs.size, noise, settings, observe=observe, progress=progress)
 
 
-def _tensor(photo: Photo) -> torch.Tensor:
+def torch_noise(source: NoiseSource) -> NoiseOfTile:
+    """The runtime's noise as the reference takes it."""
+
+    def of_tile(tile: Tile, shape: tuple[int, ...]) -> TileNoise:
+        channels, height, width = shape[-3:]
+        drawn = source.draw(tile, (channels, height, width))
+        arrays = (drawn.posterior_lr, drawn.posterior_ref, drawn.initial)
+        return TileNoise(*(torch.from_numpy(array)[None] for array in arrays))
+
+    return of_tile
+
+
+def image_tensor(photo: Photo) -> torch.Tensor:
+    """A photo as the reference takes it, (1, 3, H, W), [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(photo.unit().transpose(2, 0, 1)))[None]

@@ -7,6 +7,7 @@ arrays) are ``None`` in JSON, and ``exact`` or the passed check says why.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import msgspec
@@ -16,6 +17,14 @@ REPORT_SCHEMA = "livemoments/validation/1"
 Better = Literal["higher", "lower"]
 Status = Literal["pass", "fail", "info"]
 """``info``: measured, and no limit applies."""
+Level = Literal["block", "network", "step", "tile", "photo"]
+LEVELS: tuple[Level, ...] = ("block", "network", "step", "tile", "photo")
+"""Of the parity ladder, from the smallest part to the whole."""
+
+
+def finite_number(value: float | None) -> float | None:
+    """The number as a report holds it: ``None`` for NaN and infinity."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -63,7 +72,7 @@ class Rung(_Entry):
         where: the worst output and schedule point.
     """
 
-    level: Literal["block", "network", "step", "tile", "photo"]
+    level: Level
     name: str
     size: str
     rel_l2: float | None
@@ -75,6 +84,21 @@ class Rung(_Entry):
     limit_of: Literal["rel_l2", "psnr_db"] = "rel_l2"
     status: Status = "info"
     where: str = ""
+
+    @property
+    def value(self) -> float | None:
+        """What the limit is of."""
+        return self.psnr_db if self.limit_of == "psnr_db" else self.rel_l2
+
+    @property
+    def unit(self) -> str:
+        """The unit of ``value`` and ``limit``."""
+        return "dB" if self.limit_of == "psnr_db" else "rel_l2"
+
+    @property
+    def better(self) -> Better:
+        """Which way ``value`` is good."""
+        return "higher" if self.limit_of == "psnr_db" else "lower"
 
 
 class Suspect(_Entry):
@@ -299,17 +323,9 @@ class ValidationReport(_Entry, kw_only=True):
     @property
     def passed(self) -> bool:
         """Whether nothing failed."""
-        return not self.failures()
+        return "fail" not in {entry.status for part in (self.checks, self.ladder, self.baseline) for entry in part}
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON-ready data; :func:`livemoments.validate.run.validate` gives one without infinities."""
+        """The report as JSON-ready data; reports of :func:`livemoments.validate_bundle` have no infinities."""
         document: dict[str, Any] = msgspec.to_builtins(self)
         return document
-
-    def failures(self) -> list[str]:
-        """Every reason for which the gate closes, one line each."""
-        return (
-            [f"{check.name}: {check.detail or check.value}" for check in self.checks if check.status == "fail"]
-            + [f"{rung.level} {rung.name} ({rung.size}): {rung.where}" for rung in self.ladder if rung.status == "fail"]
-            + [f"{d.name}: {d.detail}" for d in self.baseline if d.status == "fail"]
-        )

@@ -7,8 +7,8 @@ import datetime
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -20,30 +20,30 @@ from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.inputs import ImageSource
-from livemoments.runtime.options import RestoreOptions
+from livemoments.store.files import check_file
 from livemoments.validate.cost.machine import machine_record
 from livemoments.validate.cost.total import cost_checks, measure_cost
-from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.descriptors import paper_rows
-from livemoments.validate.datasets.index import Dataset, open_dataset
-from livemoments.validate.harness.key import bundle_digest
+from livemoments.validate.datasets.index import open_dataset
 from livemoments.validate.harness.run import run_images
+from livemoments.validate.harness.run_key import bundle_digest
 from livemoments.validate.harness.run_store import has_results
 from livemoments.validate.harness.summary import aggregate_metrics, image_checks
 from livemoments.validate.ladder.bisect import bisect
-from livemoments.validate.ladder.conditions import choose_image
+from livemoments.validate.ladder.compare import compare
 from livemoments.validate.ladder.integer_products import check_integer_products
-from livemoments.validate.ladder.replay import climb
-from livemoments.validate.ladder.rungs import LEVELS, Level
+from livemoments.validate.ladder.recorded_conditions import choose_image
 from livemoments.validate.ladder.selfcheck import self_checks
-from livemoments.validate.policy_cost import made_up_live_photo, policy_check, smallest_tile
+from livemoments.validate.made_up_photo import made_up_live_photo, smallest_tile
+from livemoments.validate.options import DataOptions, ValidateOptions
+from livemoments.validate.policy_cost import policy_check
 from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.schema import LR, REF, REF_LR
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.report.baseline import compare_with_baseline
-from livemoments.validate.report.schema import decode_report, finite
-from livemoments.validate.report.text import checks_line, cost_line, parity_line, quality_line
-from livemoments.validate.report.write import write_reports
+from livemoments.validate.report.report_json import decode_report, finite
+from livemoments.validate.report.terminal_text import checks_line, cost_line, parity_line, quality_line
+from livemoments.validate.report.write import FILES, write_reports
 from livemoments.validate.report_data import (
     Bisection,
     BundleInfo,
@@ -61,24 +61,16 @@ CACHE = "index"
 """Folder beside the report in which the data set's checked files are remembered."""
 
 
-def validate(
+def validate_bundle(
     bundle: Bundle | str | os.PathLike[str],
     checkpoint: str | os.PathLike[str] | None = None,
     *,
     recording: Recording | str | os.PathLike[str] | None = None,
-    clip: LivePhoto[Path] | None = None,
-    data: DataPlan | str | os.PathLike[str] | None = None,
+    live_photo: LivePhoto[Path] | None = None,
+    data: DataOptions | str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
-    levels: Collection[Level] = LEVELS,
-    find_fault: bool = False,
-    check_itself: bool = True,
-    cost_runs: int = 0,
+    options: ValidateOptions | None = None,
     cost: Cost | None = None,
-    settings: RestoreOptions | None = None,
-    baseline: str | os.PathLike[str] | None = None,
-    limits: str | os.PathLike[str] | None = None,
-    formats: Sequence[str] = ("html", "json", "csv", "md", "junit"),
-    command: str = "",
     backend: Backend | None = None,
     progress: Progress = SILENT,
 ) -> ValidationReport:
@@ -91,20 +83,12 @@ def validate(
         bundle: an opened bundle, or its folder (opened with every hash checked).
         checkpoint: what it was exported from.
         recording: of the reference, made by ``livemoments record``; not with a checkpoint.
-        clip: the Live Photo for parity with a checkpoint, and for the cost of a whole photo; made up where missing.
-        data: a data set's folder, or a plan with options.
+        live_photo: for parity with a checkpoint, and for the cost of a whole photo; made up where missing.
+        data: a data set's folder, or that with options.
         output: folder for the report's files, the pictures and what is needed to go on after an interruption.
-        levels: rungs of the parity ladder.
-        find_fault: bisect: name the first block, module and ONNX node that leaves the reference.
-        check_itself: checks that need no reference: batches, tile order, repetition.
-        cost_runs: timed runs of each stage; 0 measures no cost.
+        options: what is checked, and how images are restored.
         cost: measured already (:func:`livemoments.validate.cost.total.cost_of_run`), instead of measuring it.
-        settings: how images are restored.
-        baseline: an earlier ``report.json``; what is worse beyond noise fails.
-        limits: a limits file instead of the shipped ``validate/limits.toml``.
-        formats: of the files in ``output``.
-        command: what was typed, for the report.
-        backend: replaces the settings' back-end, except for ``ray`` and the fresh process of the cost.
+        backend: replaces the options' back-end, except for ``ray`` and the fresh process of the cost.
         progress: where to report; each part's outcome is said as soon as it is known.
 
     Raises:
@@ -116,123 +100,208 @@ def validate(
         MissingExtraError: an extra is not installed.
         ResourceError: memory or disk ran out; finished images are kept.
     """
+    options = options or ValidateOptions()
     if checkpoint is not None and recording is not None:
         raise UsageError("a checkpoint and a recording are two references", fix="name one of them")
-    if find_fault and checkpoint is None and recording is None:
-        raise UsageError("to bisect, there must be a reference", fix="name a checkpoint or a recording")
+    has_checkpoint = checkpoint is not None
+    options.check(has_reference=has_checkpoint or recording is not None, has_checkpoint=has_checkpoint)
     if output is not None:
-        _check_writable(Path(output))
-    earlier = None if baseline is None else decode_report(baseline)  # a bad file is known before the work
+        if os.path.lexists(output) and not Path(output).is_dir():
+            raise OutputError(output, "is a file", fix="name a folder for the report, or a .json file")
+        check_file(Path(output) / FILES["json"])  # nothing is made yet, so that an error leaves nothing
+    earlier = None if options.baseline is None else decode_report(options.baseline)  # a bad file is known before work
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    settings = (settings or RestoreOptions()).for_bundle(opened)
-    held = load_limits(opened.manifest.precision, limits)
-    engines = backend or settings.open_backend()
+    options = replace(options, restore=options.restore.for_bundle(opened))
     recorded = recording if isinstance(recording, Recording) or recording is None else open_recording(recording)
-    plan = data if isinstance(data, DataPlan) or data is None else DataPlan(Path(data))
-    if plan is not None or cost_runs:
-        _need_every_stage(opened, "restored" if plan is not None else "timed")
-    checks: list[Check] = []
-    rungs: tuple[Rung, ...] = ()
-    bisection: Bisection | None = None
-    if checkpoint is not None:
-        from livemoments.validate.against_checkpoint import compare_with_checkpoint
-
-        parity = compare_with_checkpoint(
-            opened,
-            Path(checkpoint),
-            clip,
-            settings,
-            levels=levels,
-            find_fault=find_fault,
-            limits=held,
-            backend=engines,
-            progress=progress,
-        )
-        rungs, bisection = parity.rungs, parity.bisection
-    elif recorded is not None:
-        rungs = climb(opened, recorded, levels=levels, backend=engines, limits=held, progress=progress)
-        if find_fault:
-            bisection = bisect(opened, recorded, backend=engines, limits=held, progress=progress)
-    if rungs:
-        progress.say(f"parity: {parity_line(rungs)}")
-    if check_itself:
-        checks.append(check_integer_products())
-        checks += self_checks(opened, backend=engines, seed=settings.seed, limits=held, progress=progress)
-        progress.say(f"self-checks: {checks_line(checks)}")
-    policy = policy_check(opened, settings, _clip(opened, clip, recorded, settings), engines, progress)
-    checks += () if policy is None else (policy,)
-    with _folder(output) as folder:
-        found = _go_through(opened, plan, recorded, settings, folder, backend, progress)
-        if found.images and plan is not None:
-            checks += image_checks(found.images, allowed_failures=plan.allowed_failures)
-            progress.say(f"quality: {quality_line(found.metrics)}")
-        cost = cost or _cost(opened, settings, clip, cost_runs, backend, progress)
+    images = data if isinstance(data, DataOptions) or data is None else DataOptions(Path(data))
+    options.check_for(opened, has_data=images is not None)
+    reference = None if checkpoint is None else f"checkpoint {Path(checkpoint).name}"
+    if recorded is not None:
+        reference = f"recording {recorded.path.name} of {recorded.meta.source.name}"
+    origin = None if checkpoint is None else Path(checkpoint)
+    validation = _Validation(opened, options, recorded, live_photo, backend, progress)
+    ladder, bisection = validation.compare_with_reference(origin)
+    checks = [*validation.check_itself(), *validation.check_policy(), *validation.check_prompt(origin)]
+    with _report_folder(output) as folder:
+        results = _DataResults() if images is None else validation.restore_images(images, folder)
+        cost = cost or validation.measure_cost()
         if cost is not None:
             progress.say(f"cost: {cost_line(cost)}")
-        checks += () if cost is None else cost_checks(cost)
         report = ValidationReport(
             livemoments=__version__,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            bundle=_describe(opened, str(settings.policy(opened)), f"{engines.name}:{engines.provider}"),
-            reference=_name_reference(checkpoint, recorded),
-            dataset=found.info,
-            settings={"command": command, **settings.to_json()},
+            bundle=validation.describe_bundle(),
+            reference=reference,
+            dataset=results.info,
+            settings={"command": options.command, **options.restore.to_json()},
             machine=machine_record(),
-            checks=tuple(checks),
-            ladder=rungs,
+            checks=(*checks, *results.checks, *(() if cost is None else cost_checks(cost))),
+            ladder=ladder,
             bisection=bisection,
-            metrics=found.metrics,
-            images=found.images,
+            metrics=results.metrics,
+            images=results.images,
             cost=cost,
-            paper=() if plan is None or plan.name is None else paper_rows(plan.name),
+            paper=() if images is None or images.name is None else paper_rows(images.name),
         )
         if earlier is not None:
             report = msgspec.structs.replace(report, baseline=compare_with_baseline(report, earlier))
         report = finite(report)
         if output is not None:
-            write_reports(report, folder, formats=formats)
+            write_reports(report, folder, formats=options.formats)
     return report
 
 
 @dataclass(frozen=True)
-class _Found:
+class _DataResults:
     """What the data set gave."""
 
     info: DatasetInfo | None = None
     images: tuple[ImageResult, ...] = ()
     metrics: tuple[Metric, ...] = ()
+    checks: tuple[Check, ...] = ()
 
 
-def _need_every_stage(bundle: Bundle, what: str) -> None:
-    """Refuse a part of a bundle for what needs the whole.
+@dataclass
+class _Validation:
+    """The parts of a validation, each of which says its outcome."""
 
-    Raises:
-        UsageError: a stage is missing.
-    """
-    if bundle.missing_stages:
-        raise UsageError(
-            f"{bundle.path} has no stage '{bundle.missing_stages[0]}', so no photo can be {what}",
-            fix="export every stage, or leave --dataset out and say --no-cost",
+    bundle: Bundle
+    options: ValidateOptions
+    recording: Recording | None
+    live_photo: LivePhoto[Path] | None
+    own_backend: Backend | None
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.settings = self.options.restore
+        self.limits = load_limits(self.bundle.manifest.precision, self.options.limits)
+        self.backend = self.own_backend or self.settings.open_backend()
+
+    def compare_with_reference(self, checkpoint: Path | None) -> tuple[tuple[Rung, ...], Bisection | None]:
+        """The parity ladder, and where the engine leaves the reference if that was asked for."""
+        levels, find_fault = self.options.levels, self.options.find_fault
+        bisection: Bisection | None = None
+        if checkpoint is not None:
+            from livemoments.validate.against_checkpoint import compare_with_checkpoint
+
+            rungs, bisection = compare_with_checkpoint(
+                self.bundle,
+                checkpoint,
+                self.live_photo,
+                self.settings,
+                levels=levels,
+                find_fault=find_fault,
+                limits=self.limits,
+                backend=self.backend,
+                progress=self.progress,
+            )
+        elif self.recording is not None:
+            given, backend, limits, progress = self.recording, self.backend, self.limits, self.progress
+            rungs = compare(self.bundle, given, levels=levels, backend=backend, limits=limits, progress=progress)
+            if find_fault:
+                bisection = bisect(self.bundle, given, backend=backend, limits=limits, progress=progress)
+        else:
+            rungs = ()
+        if rungs:
+            self.progress.say(f"parity: {parity_line(rungs)}")
+        return rungs, bisection
+
+    def check_itself(self) -> tuple[Check, ...]:
+        """Checks that need no reference, if they were asked for."""
+        if not self.options.check_itself:
+            return ()
+        seed, limits = self.settings.seed, self.limits
+        own = self_checks(self.bundle, backend=self.backend, seed=seed, limits=limits, progress=self.progress)
+        checks = (check_integer_products(), *own)
+        self.progress.say(f"self-checks: {checks_line(checks)}")
+        return checks
+
+    def check_policy(self) -> tuple[Check, ...]:
+        """What the reference policy costs, if it is not exact."""
+        check = policy_check(self.bundle, self.settings, self._any_live_photo(), self.backend, self.progress)
+        return () if check is None else (check,)
+
+    def check_prompt(self, checkpoint: Path | None) -> tuple[Check, ...]:
+        """What another prompt would change of the checkpoint's photo, if one was named."""
+        if self.options.prompt is None or checkpoint is None:
+            return ()
+        from livemoments.validate.prompt_cost import prompt_check
+
+        live, prompt = self._any_live_photo(), self.options.prompt
+        check = prompt_check(self.bundle, checkpoint, prompt, self.settings, live, self.progress)
+        price = "the same photo" if check.value is None else f"{check.value:.1f} dB from the other one"
+        self.progress.say(f"prompt: {price}")
+        return (check,)
+
+    def restore_images(self, data: DataOptions, folder: Path) -> _DataResults:
+        """The data set, image by image."""
+        run, chosen, progress = data.run, data.metrics, self.progress
+        work = folder / CACHE
+        dataset = open_dataset(data.folder, descriptor=data.name, limit=data.limit, work=work, progress=progress)
+        recording = self.recording
+        is_recorded = recording is not None and any(item.name in recording.images for item in dataset.items)
+        images = run_images(
+            self.bundle,
+            dataset,
+            work=folder,
+            settings=self.settings,
+            options=run,
+            recording=recording if is_recorded else None,
+            backend=self.own_backend if run.engine == "local" else None,
+            progress=progress,
+        )
+        info = DatasetInfo(
+            name=dataset.name,
+            descriptor=dataset.descriptor,
+            images=len(images),
+            has_truth=dataset.has_truth,
+            sha256=dataset.sha256,
+        )
+        metrics = aggregate_metrics(images, folder, chosen)
+        progress.say(f"quality: {quality_line(metrics)}")
+        return _DataResults(info, images, metrics, image_checks(images, allowed_failures=data.allowed_failures))
+
+    def measure_cost(self) -> Cost | None:
+        """Latency and memory, if they were asked for."""
+        runs = self.options.cost_runs
+        if not runs:
+            return None
+        photo, backend = self.live_photo, self.own_backend
+        return measure_cost(self.bundle, self.settings, photo=photo, backend=backend, runs=runs, progress=self.progress)
+
+    def describe_bundle(self) -> BundleInfo:
+        """What was validated."""
+        manifest = self.bundle.manifest
+        files = {
+            name: sum(manifest.files[file].bytes for file in {f for g in entry.graphs for f in (g.path, *g.weights)})
+            for name, entry in manifest.stages.items()
+        }
+        return BundleInfo(
+            name=self.bundle.path.name,
+            digest=bundle_digest(self.bundle),
+            precision=manifest.precision,
+            recipe=manifest.recipe,
+            target=manifest.target,
+            policy=str(self.settings.policy(self.bundle)),
+            provider=f"{self.backend.name}:{self.backend.provider}",
+            bytes=sum(entry.bytes for entry in manifest.files.values()),
+            files=files,
         )
 
-
-def _check_writable(folder: Path) -> None:
-    """Before any work begins: could the report be written there? Nothing is made yet, so that an error leaves nothing.
-
-    Raises:
-        OutputError: it is a file, or it, or what would hold it, cannot be written.
-    """
-    place = folder.absolute()
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise OutputError(place, "is a file", fix="name a folder for the report, or a .json file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(place, "cannot be written (permission denied)", fix="choose another -o")
+    def _any_live_photo(self) -> LivePhoto[ImageSource]:
+        """The one that was named, else a recorded one, else a made-up one."""
+        if self.live_photo is not None:
+            return self.live_photo
+        if self.recording is not None:
+            name = choose_image(self.recording, None)
+            frame, photo, photo_frame = (self.recording.image_path(name, role) for role in (LR, REF, REF_LR))
+            if frame is not None and photo is not None:
+                return LivePhoto(frame, photo, photo_frame)
+        return made_up_live_photo(smallest_tile(self.bundle), self.settings.seed)
 
 
 @contextlib.contextmanager
-def _folder(output: str | os.PathLike[str] | None) -> Iterator[Path]:
+def _report_folder(output: str | os.PathLike[str] | None) -> Iterator[Path]:
     """The report's folder; one that was made here goes again with an error, unless finished images are in it."""
     if output is not None:
         folder, made = Path(output), not os.path.lexists(output)
@@ -245,97 +314,3 @@ def _folder(output: str | os.PathLike[str] | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="livemoments-validate-") as name:
         yield Path(name)
-
-
-def _go_through(
-    bundle: Bundle,
-    plan: DataPlan | None,
-    recording: Recording | None,
-    settings: RestoreOptions,
-    folder: Path,
-    backend: Backend | None,
-    progress: Progress,
-) -> _Found:
-    if plan is None:
-        return _Found()
-    dataset = open_dataset(plan.folder, descriptor=plan.name, limit=plan.limit, work=folder / CACHE, progress=progress)
-    images = run_images(
-        bundle,
-        dataset,
-        work=folder,
-        settings=settings,
-        measures=plan.measures,
-        recording=None if recording is None or not _covers(recording, dataset) else recording,
-        pictures=plan.pictures,
-        engine=plan.engine,
-        workers=plan.workers,
-        ray_address=plan.ray_address,
-        backend=backend if plan.engine == "local" else None,
-        fresh=plan.fresh,
-        progress=progress,
-    )
-    info = DatasetInfo(
-        name=dataset.name,
-        descriptor=dataset.descriptor,
-        images=len(images),
-        has_truth=dataset.has_truth,
-        sha256=dataset.sha256,
-    )
-    return _Found(info, images, aggregate_metrics(images, folder, plan.measures))
-
-
-def _covers(recording: Recording, dataset: Dataset) -> bool:
-    """Whether the recording holds photos of this data set."""
-    return any(item.name in recording.images for item in dataset.items)
-
-
-def _clip(
-    bundle: Bundle, clip: LivePhoto[Path] | None, recording: Recording | None, settings: RestoreOptions
-) -> LivePhoto[ImageSource]:
-    """The one that was named, else a recorded one, else a made-up one."""
-    if clip is not None:
-        return clip
-    if recording is not None:
-        name = choose_image(recording, None)
-        frame, photo, photo_frame = (recording.image_path(name, role) for role in (LR, REF, REF_LR))
-        if frame is not None and photo is not None:
-            return LivePhoto(frame, photo, photo_frame)
-    return made_up_live_photo(smallest_tile(bundle), settings.seed)
-
-
-def _cost(
-    bundle: Bundle,
-    settings: RestoreOptions,
-    clip: LivePhoto[Path] | None,
-    runs: int,
-    backend: Backend | None,
-    progress: Progress,
-) -> Cost | None:
-    if not runs:
-        return None
-    return measure_cost(bundle, settings, photo=clip, backend=backend, runs=runs, progress=progress)
-
-
-def _describe(bundle: Bundle, policy: str, provider: str) -> BundleInfo:
-    manifest = bundle.manifest
-    files = {
-        name: sum(manifest.files[file].bytes for file in {f for g in entry.graphs for f in (g.path, *g.weights)})
-        for name, entry in manifest.stages.items()
-    }
-    return BundleInfo(
-        name=bundle.path.name,
-        digest=bundle_digest(bundle),
-        precision=manifest.precision,
-        recipe=manifest.recipe,
-        target=manifest.target,
-        policy=policy,
-        provider=provider,
-        bytes=sum(entry.bytes for entry in manifest.files.values()),
-        files=files,
-    )
-
-
-def _name_reference(checkpoint: str | os.PathLike[str] | None, recording: Recording | None) -> str | None:
-    if checkpoint is not None:
-        return f"checkpoint {Path(checkpoint).name}"
-    return None if recording is None else f"recording {recording.path.name} of {recording.meta.source.name}"

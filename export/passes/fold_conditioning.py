@@ -38,15 +38,17 @@ def fold_conditioning(network: MMDiT, weights: WeightSource, timesteps: Sequence
     embedding = weights.materialise(network.time_text_embed, "time_text_embed.")
     pooled = weights.get("pooled", torch.float64)
     conditioning = embedding(torch.tensor(timesteps, dtype=torch.float64, device=pooled.device), pooled)
-    found = [(name, module) for name, module in network.named_modules() if isinstance(module, Modulation)]
-    for name, module in found:
+    modulations = [(name, module) for name, module in network.named_modules() if isinstance(module, Modulation)]
+    for name, module in modulations:
         _fold_one(network, name, module, weights, conditioning)
     network.time_text_embed = None
     network.pooled = None
     network.folded = True
     weights.drop("time_text_embed.", "pooled")
     after = count_parameters(network)
-    return PassReport(NAME, True, before, after, f"{len(found)} AdaLN layers became tables of {len(timesteps)} points")
+    return PassReport(
+        NAME, True, before, after, f"{len(modulations)} AdaLN layers became tables of {len(timesteps)} points"
+    )
 
 
 def _fold_one(network: MMDiT, name: str, module: Modulation, weights: WeightSource, conditioning: torch.Tensor) -> None:

@@ -25,12 +25,12 @@ _TO_HEADS = (0, 2, 1, 3)
 def fuse_attention(model: ir.Model) -> PassReport:
     """Apply the pass; ``model`` is changed in place."""
     before = count_initializers(model)
-    found = [node for node in model.graph if node.op_type == "Attention" and node.domain in ("", "ai.onnx")]
-    fused = sum(_fuse(model, node) for node in found)
+    attentions = [node for node in model.graph if node.op_type == "Attention" and node.domain in ("", "ai.onnx")]
+    fused = sum(_fuse(model, node) for node in attentions)
     if fused:
         model.graph.opset_imports[DOMAIN] = 1
         remove_dead(model)
-    note = f"{fused} of {len(found)} attentions became MultiHeadAttention"
+    note = f"{fused} of {len(attentions)} attentions became MultiHeadAttention"
     return PassReport(NAME, fused > 0, before, count_initializers(model), note)
 
 

@@ -183,18 +183,18 @@ class OrtBackend(Backend):
 
 def _find_provider(provider: str) -> tuple[str, str, tuple[str, ...]]:
     onnxruntime = import_onnxruntime()
-    found = _PROVIDERS.get(provider.lower(), (provider, "cpu", ()))
+    entry = _PROVIDERS.get(provider.lower(), (provider, "cpu", ()))
     available = onnxruntime.get_available_providers()
-    if found[0] not in available:
+    if entry[0] not in available:
         short = {ort: ours for ours, (ort, _, _) in _PROVIDERS.items()}
         names = ", ".join(short[name] for name in available if name in short)
         raise UsageError(
             f"the installed onnxruntime has no provider '{provider}'; it has {names}",
             fix=_fallback_fix(provider) if provider.lower() in _PROVIDERS else f"use one of {names}",
         )
-    if found[1] == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+    if entry[1] == "cuda" and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # finds CUDA and cuDNN in the wheels that pip installed
-    return found
+    return entry
 
 
 def _fallback_fix(provider: str) -> str:
@@ -213,10 +213,10 @@ def _check_signature(
     outputs: tuple[TensorSpec, ...],
 ) -> None:
     for kind, specs, nodes in (("inputs", inputs, session.get_inputs()), ("outputs", outputs, session.get_outputs())):
-        wanted, found = sorted(s.name for s in specs), sorted(node.name for node in nodes)
-        if wanted != found:
+        wanted, actual = sorted(s.name for s in specs), sorted(node.name for node in nodes)
+        if wanted != actual:
             raise EngineError(
-                f"{path}: the manifest lists the {kind} {', '.join(wanted)}, the graph has {', '.join(found)}",
+                f"{path}: the manifest lists the {kind} {', '.join(wanted)}, the graph has {', '.join(actual)}",
                 fix="export the bundle again",
             )
 

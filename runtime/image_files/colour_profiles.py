@@ -37,7 +37,7 @@ def match_profile(image: Photo, photo: Photo) -> tuple[Photo, str]:
 
     Args:
         image: (H, W, 3), 8 or 16 bit.
-        photo: whose profile the result is to have.
+        photo: the photo; the result has its profile.
 
     Returns:
         The image with the photo's profile, and what was done: ``same``, ``converted``, ``converted, through 8 bits``;

@@ -69,7 +69,7 @@ def encode(
         path: names the file in errors; its suffix decides.
         pixels: (H, W, 3) RGB, uint8, or uint16 for PNG and TIFF.
         metadata: EXIF is made upright, of this size and free of its thumbnail; XMP becomes a still's.
-        quality: of JPEG and WebP, 1 to 100.
+        quality: the quality of a JPEG or WebP file, 1 to 100.
 
     Returns:
         The file's bytes, and the names of the metadata it could not hold: ``exif`` and ``xmp`` (malformed, or above

@@ -125,10 +125,10 @@ def read_image_bytes(path: str | os.PathLike[str]) -> bytes:
     try:
         if file.is_dir():
             raise ImageError(file, "is a folder, not an image", fix="name one image file")
-        found = file.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise ImageError(file, "is a pipe or a device, not an image file", fix="name one image file")
-        size = found.st_size
+        size = status.st_size
         if size > _MAX_FILE_BYTES:
             raise ImageError(file, f"is {size / 1e9:.1f} GB large, which no photo is", fix="name an image file")
         data = file.read_bytes()
@@ -203,7 +203,7 @@ def write_image(
         exif: instead of ``like``'s; ``b""``: none. With or without ``Exif\\0\\0``.
         xmp: instead of ``like``'s; ``b""``: none.
         bit_depth: 8 or 16; by default the pixels' own where the format has it (JPEG and WebP: 8).
-        quality: of JPEG and WebP, 1 to 100.
+        quality: the quality of a JPEG or WebP file, 1 to 100.
         text: how the picture was made, say: to iTXt chunks in PNG, to EXIF's UserComment (JSON) elsewhere.
 
     Returns:

@@ -95,7 +95,7 @@ def pixels_per_metre(png: bytes) -> tuple[int, int] | None:
 
 def texts(png: bytes) -> dict[str, bytes]:
     """The texts of tEXt, zTXt and iTXt by keyword, as they were coded; broken and endless ones are left out."""
-    found: dict[str, bytes] = {}
+    texts: dict[str, bytes] = {}
     for chunk in walk(png):
         body = png[chunk.start + 8 : chunk.end - 4]
         keyword, _, rest = body.partition(b"\0")
@@ -108,8 +108,8 @@ def texts(png: bytes) -> dict[str, bytes]:
             coded = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
             text = _inflated(coded) if rest[0] else coded
         if text is not None:
-            found[keyword.decode("latin-1")] = text
-    return found
+            texts[keyword.decode("latin-1")] = text
+    return texts
 
 
 def _bodies(png: bytes, name: bytes) -> Iterator[bytes]:

@@ -70,12 +70,12 @@ class KvCache:
 
     def get(self, key: str, point: int) -> dict[str, np.ndarray] | None:
         """The arrays of one tile at one schedule point, or ``None`` if they are not there or damaged."""
-        found = self._load(self._path(key, point))
-        if found is None:
+        kept = self._load(self._path(key, point))
+        if kept is None:
             self.misses += 1
         else:
             self.hits += 1
-        return found
+        return kept
 
     def put(self, key: str, point: int, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Store one tile's arrays and return them as :meth:`get` will.

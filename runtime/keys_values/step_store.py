@@ -163,9 +163,9 @@ def open_store(
         UsageError: an unknown kind or codec.
         OutputError: the folder cannot be made.
     """
-    found = find_codec(codec)
+    chosen = find_codec(codec)
     if kind == "host":
-        store = HostStore(found, budget_bytes)
+        store = HostStore(chosen, budget_bytes)
         try:
             yield store
         finally:
@@ -173,7 +173,7 @@ def open_store(
     elif kind == "disk":
         own = _make_folder(Path(tempfile.gettempdir()) if parent is None else parent)
         try:
-            yield DiskStore(found, own.path)
+            yield DiskStore(chosen, own.path)
         finally:
             own.remove()
     else:

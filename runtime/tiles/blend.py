@@ -48,7 +48,7 @@ class Blender:
 
     Args:
         size: the photo's size in pixels.
-        channels: of the values.
+        channels: how many channels the values have.
         compat_upstream: upstream's weights and its 1e-8 in the divisor (see :func:`tile_weight`).
     """
 

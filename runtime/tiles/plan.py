@@ -62,7 +62,7 @@ def plan_upstream(size: Size, tile: Size, overlap: int) -> TilePlan:
     Args:
         size: the photo's size in pixels.
         tile: the tiles' size in pixels.
-        overlap: of neighbouring tiles, in pixels.
+        overlap: pixels by which neighbouring tiles overlap at least.
 
     Raises:
         UsageError: the overlap is negative or not smaller than the tile.

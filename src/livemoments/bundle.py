@@ -3,65 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
-import json
 import math
 import os
 import re
-import stat
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import msgspec
-
-from livemoments.errors import BundleError, FileError, UsageError
+from livemoments.errors import BundleError
 from livemoments.manifest import SCHEMA_VERSION, FileEntry, Graph, Manifest, StageEntry
 from livemoments.store.errors import output_errors
 from livemoments.store.folders import StagedFolder, check_destination, stage_folder
-from livemoments.store.names import check_utf8
+from livemoments.store.hashed_folders import HashedFolders, encode_manifest
+from livemoments.store.hashed_folders import hash_file as hash_file
 from livemoments.types import ReferencePolicy, Size, Stage, TensorSpec
 
 MANIFEST_NAME = "manifest.json"
-_READ_BYTES = 1 << 22
 _DTYPES = frozenset({"float32", "float16", "int64", "int32", "int8", "uint8"})
 _MAX_AXES = 8
 _MAX_ELEMENTS = 1 << 34  # of one tensor in a batch of one; the keys of all blocks of a 3072-px tile have 2^31
-_EXPORT_AGAIN = "export the bundle again"
-
-
-def hash_file(path: Path) -> FileEntry:
-    """Size and SHA-256 of a file, read in 4 MiB pieces.
-
-    Raises:
-        FileError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    total = 0
-    try:
-        with path.open("rb") as stream:
-            while piece := stream.read(_READ_BYTES):
-                digest.update(piece)
-                total += len(piece)
-    except OSError as error:
-        raise FileError(path, f"cannot be read ({error.strerror})", fix="check its permissions and the disk") from None
-    return FileEntry(sha256=digest.hexdigest(), bytes=total)
-
-
-def size_of_listed(file: Path, error: type[FileError]) -> int | None:
-    """Size of a file that a manifest lists, bytes; ``None`` if it is not there, or is something else.
-
-    Raises:
-        FileError: the system does not let us look, e.g. into its folder; the error has the given type.
-    """
-    try:
-        found = file.stat()
-    except OSError as trouble:
-        if trouble.errno not in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
-            return None
-        reason = (trouble.strerror or str(trouble)).lower()
-        raise error(file, f"cannot be read ({reason})", fix="check the path and its permissions") from None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 class Bundle:
@@ -89,14 +49,13 @@ class Bundle:
             FileError: a file of the bundle cannot be read.
         """
         folder = Path(path)
-        manifest = _read_manifest(folder)
-        _check_paths(folder, manifest)
+        manifest = BUNDLES.read(folder)
         graphs = [graph for entry in manifest.stages.values() for graph in entry.graphs]
+        BUNDLES.check_names(folder, manifest.files, [name for graph in graphs for name in (graph.path, *graph.weights)])
         unread = set() if weights else {name for graph in graphs for name in graph.weights}
         for name, entry in manifest.files.items():
-            if name in unread:
-                continue
-            _check_file(folder, name, entry, verify_hash=verify_hashes)
+            if name not in unread:
+                BUNDLES.check_file(folder / name, entry, verify_hash=verify_hashes)
         return cls(folder, manifest)
 
     def stage(self, stage: Stage | str) -> StageEntry:
@@ -155,42 +114,6 @@ def open_bundle(path: str | os.PathLike[str], *, verify_hashes: bool = True) -> 
     return Bundle.open(path, verify_hashes=verify_hashes)
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    file = folder / MANIFEST_NAME
-    check_utf8(folder, BundleError)
-    try:
-        if not folder.exists():
-            raise BundleError(folder, "no such bundle", fix="make one with 'livemoments export CHECKPOINT -o BUNDLE'")
-        if not folder.is_dir() or not file.is_file():
-            raise BundleError(
-                folder,
-                f"not a bundle: there is no {MANIFEST_NAME} in it",
-                fix="name the folder that 'livemoments export' wrote; if an export was interrupted, run it again",
-            )
-        text = file.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        raise BundleError(file, f"cannot be read ({reason})", fix="check the path and its permissions") from None
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(file, f"not valid JSON ({error})", fix=_EXPORT_AGAIN) from None
-    version = found.get("schema_version") if isinstance(found, dict) else None
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            file,
-            f"schema version {version!r} is not known; this release reads version {SCHEMA_VERSION}",
-            fix="use the release that wrote it, or export again",
-        )
-    try:
-        manifest = msgspec.json.decode(text, type=Manifest)
-        _check_values(manifest)
-    except (msgspec.MsgspecError, UsageError, ValueError) as error:
-        reason = error.message if isinstance(error, UsageError) else str(error)
-        raise BundleError(file, f"the manifest is malformed: {reason}", fix=_EXPORT_AGAIN) from None
-    return manifest
-
-
 def _check_values(manifest: Manifest) -> None:
     """What the types do not say: sizes and policies that parse, steps that are points of the schedule.
 
@@ -219,6 +142,8 @@ def _check_values(manifest: Manifest) -> None:
             )
         if not re.fullmatch(r"[1-9]\d{0,3}", steps) or len(plan) != int(steps):
             raise ValueError(f"a plan of {len(plan)} points is named '{steps}', which should be their number")
+    if schedule.indices and len(schedule.indices) != len(schedule.points):
+        raise ValueError(f"the schedule has {len(schedule.points)} points and {len(schedule.indices)} indices")
     if str(schedule.default_steps) not in schedule.plans:
         raise ValueError(f"the schedule has no plan for its own default of {schedule.default_steps} steps")
 
@@ -231,39 +156,22 @@ def _check_spec(spec: TensorSpec) -> None:
         raise ValueError(f"tensor '{spec.name}' cannot have the shape {spec.shape[:_MAX_AXES]}")
 
 
-def _check_paths(folder: Path, manifest: Manifest) -> None:
-    root = os.path.realpath(folder)
-    graphs = [g for entry in manifest.stages.values() for g in entry.graphs]
-    named = [n for g in graphs for n in (g.path, *g.weights)]
-    for name in [*manifest.files, *named]:
-        parts = PurePosixPath(name)
-        escapes = parts.is_absolute() or ".." in parts.parts or "\\" in name or not name
-        if not name.isprintable():
-            raise BundleError(folder / MANIFEST_NAME, f"names {name!r}, which is not a file name", fix=_EXPORT_AGAIN)
-        if escapes:
-            raise BundleError(
-                folder / MANIFEST_NAME,
-                f"names '{name}', which leaves the bundle's folder",
-                fix="do not use this bundle unless you trust who made it; export again",
-            )
-        if not Path(os.path.realpath(folder / name)).is_relative_to(root):  # as in the caches of model hubs
-            message = f"'{name}' is a link out of the bundle's folder, which engines do not follow"
-            raise BundleError(folder, message, fix="copy what the links lead to, e.g. cp -rL BUNDLE COPY, and use that")
-    for name in named:
-        if name not in manifest.files:
-            raise BundleError(folder / MANIFEST_NAME, f"uses '{name}' but lists no hash for it", fix=_EXPORT_AGAIN)
-
-
-def _check_file(folder: Path, name: str, entry: FileEntry, *, verify_hash: bool) -> None:
-    file = folder / name
-    again = "copy the bundle again, or export it again"
-    size = size_of_listed(file, BundleError)
-    if size is None:
-        raise BundleError(file, "missing: the manifest lists this file", fix=again)
-    if size != entry.bytes:
-        raise BundleError(file, f"is {size} bytes long, the manifest says {entry.bytes}", fix=again)
-    if verify_hash and hash_file(file).sha256 != entry.sha256:
-        raise BundleError(file, "its SHA-256 is not the manifest's: the file was changed or damaged", fix=again)
+BUNDLES = HashedFolders(
+    kind="bundle",
+    manifest=MANIFEST_NAME,
+    decoded=Manifest,
+    version=("schema_version", "schema version", SCHEMA_VERSION),
+    check=_check_values,
+    error=BundleError,
+    listing="the manifest",
+    command="livemoments export CHECKPOINT -o BUNDLE",
+    verb="export",
+    remake="export the bundle again",
+    renew="copy the bundle again, or export it again",
+    links_fix="copy what the links lead to, e.g. cp -rL BUNDLE COPY, and use that",
+    only_printable=True,
+)
+"""How bundles are read."""
 
 
 class BundleWriter(StagedFolder):
@@ -285,9 +193,8 @@ class BundleWriter(StagedFolder):
             OutputError: it cannot be written, or another one appeared there meanwhile.
             ResourceError: the disk is full.
         """
-        encoded = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1)
         with output_errors(self.destination):
-            (self.folder / MANIFEST_NAME).write_bytes(encoded + b"\n")
+            (self.folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
         self.publish()
 
 
@@ -301,10 +208,6 @@ def write_bundle(destination: str | os.PathLike[str], *, overwrite: bool = False
     Raises:
         OutputError: the destination exists (and ``overwrite`` is false), is not a bundle, or cannot be written.
     """
-    target = check_destination(destination, is_ours=_is_bundle, kind="a bundle", overwrite=overwrite)
+    target = check_destination(destination, is_ours=BUNDLES.is_one, kind="a bundle", overwrite=overwrite)
     with stage_folder(target) as folder:
-        yield BundleWriter(target, folder, overwrite=overwrite, is_ours=_is_bundle)
-
-
-def _is_bundle(folder: Path) -> bool:
-    return (folder / MANIFEST_NAME).is_file()
+        yield BundleWriter(target, folder, overwrite=overwrite, is_ours=BUNDLES.is_one)

@@ -27,15 +27,15 @@ from livemoments.store.names import check_utf8
 from livemoments.types import Size
 from livemoments.validate.cost.latency import measure_tiles
 from livemoments.validate.cost.total import cost_of_run
-from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.embedded import write_embedded_set
-from livemoments.validate.quality.psnr import psnr_y
+from livemoments.validate.options import DataOptions, ValidateOptions
+from livemoments.validate.quality.fidelity import psnr_y
 from livemoments.validate.recording.opening import open_recording
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.report.numbers import format_bytes
-from livemoments.validate.report.text import report_text
+from livemoments.validate.report.terminal_text import report_text
 from livemoments.validate.report_data import ValidationReport
-from livemoments.validate.run import validate
+from livemoments.validate.run import validate_bundle
 
 TILE = Size(64, 64)
 OVERLAP_PX = 16
@@ -191,16 +191,18 @@ def run_demo(
     peak = next((f", {format_bytes(memory.bytes)}" for memory in cost.memory if memory.kind == "peak_rss"), "")
     progress.say(f"restored: {tiles} tiles in {cost.photo_s or 0:.1f} s without PyTorch{peak}{gain}: see {picture}")
 
-    validation = validate(
+    validation = validate_bundle(
         bundle,
         recording=_record(folder / "recording", clip, progress) if full else open_recording(trained_recording("small")),
-        data=DataPlan(write_embedded_set(folder / "dataset", count=extent.photos, size=extent.photo_size)),
+        data=DataOptions(write_embedded_set(folder / "dataset", count=extent.photos, size=extent.photo_size)),
         output=folder / "report",
-        check_itself=full,
+        options=ValidateOptions(
+            restore=settings,
+            check_itself=full,
+            cost_runs=extent.timed_runs,
+            command=f"livemoments demo{' --full' if full else ''}",
+        ),
         cost=None if extent.timed_runs else cost,
-        cost_runs=extent.timed_runs,
-        settings=settings,
-        command=f"livemoments demo{' --full' if full else ''}",
         progress=progress,
     )
     return DemoReport(

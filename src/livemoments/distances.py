@@ -19,7 +19,12 @@ def relative_l2(value: np.ndarray, reference: np.ndarray) -> float:
 
 def psnr_db(value: np.ndarray, reference: np.ndarray, peak: float = 1.0) -> float:
     """Peak signal-to-noise ratio in dB; infinite for equal arrays."""
-    return psnr_of(float(np.mean((value.astype(np.float64) - reference.astype(np.float64)) ** 2)), peak)
+    return psnr_of(mean_squared_error(value, reference), peak)
+
+
+def mean_squared_error(value: np.ndarray, reference: np.ndarray) -> float:
+    """Mean of the squared differences."""
+    return float(np.mean((value.astype(np.float64) - reference.astype(np.float64)) ** 2))
 
 
 def sqnr_db(value: np.ndarray, reference: np.ndarray) -> float:
@@ -47,9 +52,14 @@ def relative_of(squared_distance: float, squared_length: float) -> float:
     return math.sqrt(squared_distance / squared_length)
 
 
-def psnr_of(mean_squared_error: float, peak: float) -> float:
+def psnr_of(mse: float, peak: float = 1.0) -> float:
     """PSNR in dB from a mean squared error."""
-    return math.inf if mean_squared_error == 0.0 else 10.0 * math.log10(peak**2 / mean_squared_error)
+    return math.inf if mse == 0.0 else 10.0 * math.log10(peak**2 / mse)
+
+
+def mse_of(psnr_db: float) -> float:
+    """Mean squared error over [0, 1] from a PSNR in dB: the inverse of :func:`psnr_of` with a peak of 1."""
+    return 10.0 ** (-psnr_db / 10.0)
 
 
 def sqnr_of(relative_error: float) -> float:

@@ -10,6 +10,7 @@ The tree (everything outside it that escapes is a bug and keeps its traceback)::
     │   ├── CheckpointError          weights or configuration that do not fit the layout
     │   ├── BundleError              a bundle that cannot be trusted or does not fit the request
     │   └── OutputError              a place that cannot be written
+    ├── DownloadError                published weights that cannot be had, or are not what they should be
     ├── ResourceError                memory or disk ran out
     ├── EngineError                  an engine that cannot be built, loaded or fed; dead or non-finite outputs
     └── CheckFailedError             exit code 1: the work was done and a limit was missed
@@ -88,6 +89,10 @@ class BundleError(FileError):
 
 class OutputError(FileError):
     """A place that cannot be written."""
+
+
+class DownloadError(LiveMomentsError):
+    """Published weights that cannot be had from where they are, or are not what they should be."""
 
 
 class ResourceError(LiveMomentsError):

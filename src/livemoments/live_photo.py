@@ -32,8 +32,8 @@ class LivePhoto(Generic[T]):
 
     def parts(self) -> dict[str, T]:
         """The images that there are, by attribute, in this order."""
-        found = {"frame": self.frame, "photo": self.photo, "photo_frame": self.photo_frame, "truth": self.truth}
-        return {part: image for part, image in found.items() if image is not None}
+        images = {"frame": self.frame, "photo": self.photo, "photo_frame": self.photo_frame, "truth": self.truth}
+        return {part: image for part, image in images.items() if image is not None}
 
     def map(self, function: Callable[[T], U]) -> LivePhoto[U]:
         """The same with every image in another form."""

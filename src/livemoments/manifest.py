@@ -24,6 +24,8 @@ Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 MAX_FILES = 20_000
 MAX_GRAPHS = 1_000
 MAX_POINTS = 10_000
+_NEVER_SMOOTHED = ("int8-dynamic", "int8-weights", "int4-weights", "fp8", "fp16")
+"""Recipes of releases that did not write ``smoothed``."""
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -76,17 +78,19 @@ class SchedulePoint(_Entry):
     sigma: Annotated[float, Meta(ge=0, le=1)]
 
 
-class Schedule(_Entry):
+class Schedule(_Entry, omit_defaults=True):
     """The timesteps folded into the graphs, and which of them each step count uses.
 
     ``points`` are in descending sigma; the graphs' ``step`` input indexes them. ``plans["6"]`` lists the points
-    of six-step sampling. ``noise_level`` is 0.2: ``z_t = (1 - noise_level) z_lr + noise_level * noise``.
+    of six-step sampling. ``noise_level`` is 0.2: ``z_t = (1 - noise_level) z_lr + noise_level * noise``. ``indices``
+    are the points' places in the training schedule; bundles that were exported before they were kept have none.
     """
 
     points: Annotated[tuple[SchedulePoint, ...], Meta(min_length=1, max_length=MAX_POINTS)]
     plans: Annotated[dict[str, tuple[int, ...]], Meta(min_length=1, max_length=MAX_POINTS)]
     default_steps: Count
     noise_level: Annotated[float, Meta(ge=0, le=1)]
+    indices: Annotated[tuple[Count, ...], Meta(max_length=MAX_POINTS)] = ()
 
 
 class Graph(_Entry):
@@ -140,7 +144,9 @@ class Manifest(_Entry):
     """``manifest.json``. ``tiles`` are the sizes (``WxH``) for which every tile stage has a graph.
 
     ``kv_layout`` is ``per-block`` (one tensor per block for keys and one for values) or ``stacked`` (one
-    ``reference_kv`` tensor (L,2,B,S,D)). ``recipe`` names the quantization recipe, ``None`` when there is none.
+    ``reference_kv`` tensor (L,2,B,S,D)). ``recipe`` names the quantization recipe, ``None`` when there is none;
+    ``smoothed`` says whether it moved scales from norms into weights (SmoothQuant); the manifests of exports, and those
+    of releases that did not say it, lack it.
     """
 
     schema_version: int
@@ -161,3 +167,14 @@ class Manifest(_Entry):
     calibration_sha256: str | None = None
     calibration_seed: int | None = None
     gpu_architecture: str | None = None
+    smoothed: bool | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def may_be_smoothed(self) -> bool:
+        """Whether scales may have been moved from norms into weights.
+
+        Where the manifest does not say it, the recipe's name decides; a user's own recipe may have moved them.
+        """
+        if self.smoothed is not msgspec.UNSET:
+            return self.smoothed
+        return self.recipe is not None and self.recipe not in _NEVER_SMOOTHED

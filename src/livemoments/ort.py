@@ -16,6 +16,7 @@ EXACT_INTEGERS = "session.x64quantprecision"
 saturates without a word: 1.1 % of the norm of a random 512 x 512 product. With the option onnxruntime moves constant
 s8 weights to u8 there, whose products do not saturate; elsewhere it changes nothing. It belongs to the extended
 optimizations: integer products of a session that is opened with basic ones alone are not covered."""
+_MAPPED_BYTES = 1 << 30
 _FATAL_ONLY = 4  # what goes wrong is raised; onnxruntime would write it to the terminal too, in colour
 
 
@@ -28,12 +29,14 @@ def import_onnxruntime() -> Any:
     return importlib.import_module("onnxruntime")
 
 
-def session_options(threads: int | None = None) -> Any:
+def session_options(threads: int | None = None, *, weights_bytes: int = 0) -> Any:
     """The options that every session begins with: exact integer products, nothing written to the terminal.
 
     Args:
         threads: threads within an operator; ``None``: what ``OMP_NUM_THREADS`` says, which limits numpy, OpenCV and
             PyTorch too, else onnxruntime's choice, one per physical core.
+        weights_bytes: size of the graph's weights, for graphs that run a few times only. Large ones stay mapped from
+            their file: onnxruntime's optimizations beyond the basic ones would copy them all.
     """
     options = import_onnxruntime().SessionOptions()
     options.log_severity_level = _FATAL_ONLY
@@ -41,6 +44,10 @@ def session_options(threads: int | None = None) -> Any:
     threads = threads or _threads_of_environment()
     if threads is not None:
         options.intra_op_num_threads = threads
+    if weights_bytes > _MAPPED_BYTES:
+        options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.enable_cpu_mem_arena = False  # an arena keeps what a half-precision network's casts once needed
+        options.enable_mem_pattern = False
     return options
 
 

@@ -55,4 +55,5 @@ def build_schedule(
         plans={str(count): tuple(place[index] for index in step_indices(count)) for count in counts},
         default_steps=default_steps,
         noise_level=NOISE_LEVEL,
+        indices=tuple(indices),
     )

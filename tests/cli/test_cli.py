@@ -13,7 +13,7 @@ from livemoments.bundle import Bundle
 from livemoments.cli import cli, main
 
 COMMANDS = [
-    *("demo", "make-checkpoint", "export", "sensitivity", "quantize"),
+    *("demo", "make-checkpoint", "fetch", "make-prompt", "export", "sensitivity", "quantize"),
     *("restore", "record", "validate", "synlive build", "synlive check", "inspect", "verify", "devices", "plan"),
     "completion",
 ]
@@ -146,10 +146,12 @@ def test_a_bug_passes_through(
     ("arguments", "target", "extra"),
     [
         (["export", "c", "-o", "b"], "livemoments.export.pipeline:export_bundle", "export"),
+        (["fetch", "c"], "livemoments.weights.fetch:fetch", "hub"),
+        (["make-prompt", "c", "-o", "d"], "livemoments.weights.prompt:make_prompt", "prompt"),
         (["make-checkpoint", "c"], "livemoments.reference.random_checkpoint:make_checkpoint", "reference"),
         (["demo"], "livemoments.demo:run_demo", "demo"),
-        (["validate", BUNDLE, "--checkpoint", "c"], "livemoments.validate.run:validate", "export"),
-        (["validate", BUNDLE], "livemoments.validate.run:validate", "validate"),
+        (["validate", BUNDLE, "--checkpoint", "c"], "livemoments.validate.run:validate_bundle", "export"),
+        (["validate", BUNDLE], "livemoments.validate.run:validate_bundle", "validate"),
     ],
 )
 def test_a_missing_extra_names_its_fix(

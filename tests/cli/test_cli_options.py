@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from livemoments.errors import ParityError
 from livemoments.live_photo import LivePhoto
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import ReferencePolicy, Size, Stage
-from livemoments.validate.data_plan import DataPlan
-from livemoments.validate.harness.metrics import StandardMeasures
+from livemoments.validate.harness.image_metrics import StandardMetrics
+from livemoments.validate.harness.options import RunOptions
+from livemoments.validate.options import DataOptions, ValidateOptions
 from livemoments.validate.report_data import BundleInfo, Check, Status, ValidationReport
 
 
@@ -207,8 +209,8 @@ def validation(status: Status | None) -> ValidationReport:
 
 
 def test_validate_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, tmp_path: Path) -> None:
-    backend = stand_in(monkeypatch, "livemoments.validate.run:validate", validation("pass"))
-    clip = ("--frame", "f", "--photo", "p", "--photo-frame", "v")
+    backend = stand_in(monkeypatch, "livemoments.validate.run:validate_bundle", validation("pass"))
+    clip = ("--prompt", "q", "--frame", "f", "--photo", "p", "--photo-frame", "v")
     data = ("--dataset", "d", "--set", "synlive260", "--limit", 9, "--allow-failed", 2, "--fresh", "--no-pictures")
     work = (
         "--engine",
@@ -244,42 +246,43 @@ def test_validate_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: 
     assert result.exit_code == 0, result.output
     assert backend.positional[0].manifest == bundle.manifest
     assert backend.positional[1:] == (Path("c"),)
-    del backend.options["progress"], backend.options["command"]
+    del backend.options["progress"]
+    metrics = StandardMetrics(("psnr_y", "ssim_y"), None, "bt601-full")
     assert backend.options == {
         "recording": None,
-        "clip": LivePhoto(Path("f"), Path("p"), Path("v")),
-        "data": DataPlan(
+        "live_photo": LivePhoto(Path("f"), Path("p"), Path("v")),
+        "data": DataOptions(
             Path("d"),
             "synlive260",
             9,
-            StandardMeasures(("psnr_y", "ssim_y"), None, "bt601-full"),
-            "ray",
-            3,
-            "a:1",
-            pictures=False,
             allowed_failures=2,
-            fresh=True,
+            run=RunOptions(metrics, "ray", 3, "a:1", pictures=False, fresh=True),
         ),
         "output": tmp_path / "report",
-        "levels": ("step", "photo"),
-        "find_fault": True,
-        "check_itself": False,
-        "cost_runs": 7,
-        "settings": RestoreOptions(
-            4, 3, "frozen", "dis", tile="64x64", batch=2, pad_small=True, no_pcr=True, provider="cuda", threads=2
+        "options": ValidateOptions(
+            restore=RestoreOptions(
+                4, 3, "frozen", "dis", tile="64x64", batch=2, pad_small=True, no_pcr=True, provider="cuda", threads=2
+            ),
+            levels=("step", "photo"),
+            find_fault=True,
+            check_itself=False,
+            prompt=Path("q"),
+            cost_runs=7,
+            baseline=Path("old.json"),
+            limits=Path("l.toml"),
+            command=" ".join(["livemoments", *sys.argv[1:]]),
         ),
-        "baseline": Path("old.json"),
-        "limits": Path("l.toml"),
     }
     run("validate", bundle.path, "--no-cost")
-    assert (backend.options["cost_runs"], backend.options["data"], backend.options["settings"].seed) == (0, None, 0)
+    options = backend.options["options"]
+    assert (options.cost_runs, backend.options["data"], options.restore.seed) == (0, None, 0)
 
 
 @pytest.mark.parametrize(("status", "code", "gated"), [("pass", 0, 0), ("fail", 1, 1), (None, 0, 1)])
 def test_validate_ends_as_the_report_says(
     monkeypatch: pytest.MonkeyPatch, bundle: Bundle, tmp_path: Path, status: Status | None, code: int, gated: int
 ) -> None:
-    stand_in(monkeypatch, "livemoments.validate.run:validate", validation(status))
+    stand_in(monkeypatch, "livemoments.validate.run:validate_bundle", validation(status))
     report = tmp_path / "report.json"
     result = run("validate", bundle.path, "--checkpoint", "c", "-o", report)
     assert result.exit_code == code

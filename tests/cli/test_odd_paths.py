@@ -26,14 +26,14 @@ from livemoments.limits import load_limits
 from livemoments.quantize.recipes import load_recipe
 from livemoments.reference.layout import locate, read_inference_config
 from livemoments.runtime.image_files.photo import write_image
-from livemoments.runtime.photo_set import list_photos
+from livemoments.runtime.upstream_layout import list_photos
 from livemoments.simulated_clip import synthetic_photograph
 from livemoments.store.files import read_file, write_file
 from livemoments.store.journals import LineJournal
 from livemoments.types import Size
 from livemoments.validate.quality.aggregate import load_features, save_features
 from livemoments.validate.recording.opening import open_recording
-from livemoments.validate.report.schema import decode_report
+from livemoments.validate.report.report_json import decode_report
 from livemoments.validate.synlive.manifest import read_manifest
 
 NO_UTF8 = "f\udcff"

@@ -45,6 +45,24 @@ def test_a_stages_digest_follows_its_files(bundle: Path, tmp_path: Path) -> None
     assert open_bundle(bundle).digest("flow") != open_bundle(other).digest("flow")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "smoothed", "expected"),
+    [
+        (None, None, False),
+        ("int8-weights", None, False),
+        ("int8", None, True),
+        ("my-recipe.toml", None, True),  # of a user, by a release that did not say it
+        ("my-recipe.toml", False, False),
+        ("int8-weights", True, True),
+    ],
+)
+def test_what_may_have_been_smoothed(bundle: Path, recipe: str | None, smoothed: bool | None, expected: bool) -> None:
+    assert "smoothed" not in json.loads((bundle / MANIFEST_NAME).read_bytes())  # older releases read an export
+    said = {} if smoothed is None else {"smoothed": smoothed}
+    edit_manifest(bundle, lambda manifest: manifest.update(recipe=recipe, **said))
+    assert open_bundle(bundle).manifest.may_be_smoothed is expected
+
+
 def test_a_size_without_a_graph_names_what_there_is(bundle: Path) -> None:
     edit_manifest(bundle, lambda m: m["stages"]["flow"]["graphs"][0].update(size="64x64"))
     opened = open_bundle(bundle)
@@ -118,6 +136,7 @@ def _set(*keys: Any, value: object) -> Callable[[dict[str, Any]], None]:
         (lambda m: m["stages"].update(flux=m["stages"]["flow"]), "stages that do not exist: flux"),
         (_set("schedule", "plans", "6", value=[0, 1, 2, 3, 4, 99]), "its plan for 6 steps"),
         (_set("schedule", "plans", "6", value=[-1]), "its plan for 6 steps"),
+        (_set("schedule", "indices", value=[923]), "points and 1 indices"),
         (_set("schedule", "default_steps", value=5), "no plan for its own default of 5 steps"),
         (_set("schedule", "plans", "six", value=[0]), "named 'six'"),
         (_set("schedule", "plans", "6", value=[0] * 10**5), "a plan of 100000 points"),

@@ -7,10 +7,11 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from livemoments.errors import OutputError, ResourceError
-from livemoments.store.journals import LineJournal
+from livemoments.errors import OutputError, ResourceError, UsageError
+from livemoments.store.journals import LineJournal, work_alone
 
 HEAD = {"key": "k"}
 
@@ -90,3 +91,47 @@ def test_a_place_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         LineJournal(tmp_path / "file" / "journal.jsonl")
+
+
+class Row(msgspec.Struct):
+    name: str
+    count: int = 0
+
+
+def test_a_journal_goes_on_only_under_its_own_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = LineJournal(path)
+    assert journal.resume({"key": "a"}, Row) == []
+    journal.append(Row("one", 1))
+    journal.append({"name": "two"})
+    assert LineJournal(path).resume({"key": "a"}, Row) == [Row("one", 1), Row("two")]
+    assert LineJournal(path).resume({"key": "b"}, Row) == []
+    assert LineJournal(path).head == {"key": "b"}
+    assert LineJournal(path).lines == []
+
+
+def test_what_is_no_piece_is_cut_off_with_all_behind_it(tmp_path: Path) -> None:
+    journal = made(tmp_path / "journal.jsonl", {"name": "one"}, {"name": 2}, {"name": "three"})
+    head = journal.head
+    assert head is not None
+    assert LineJournal(journal.path, durable=False).resume(head, Row) == [Row("one")]
+    assert LineJournal(journal.path).lines == [{"name": "one"}]
+
+
+def test_one_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    def busy(hint: str) -> UsageError:
+        return UsageError(f"busy{hint}")
+
+    folder = tmp_path / "deep" / "work"
+    with work_alone(folder, "lock", place=tmp_path, busy=busy):
+        assert folder.is_dir()
+        with pytest.raises(UsageError, match="busy"), work_alone(folder, "lock", place=tmp_path, busy=busy):
+            raise AssertionError("two are in")
+    with work_alone(folder, "lock", place=tmp_path, busy=busy):
+        pass
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OutputError, match="a file is in the way"),
+        work_alone(tmp_path / "file" / "work", "lock", place=tmp_path / "file", busy=busy),
+    ):
+        raise AssertionError("that is a file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -80,6 +81,16 @@ def test_other_step_counts_use_the_nearest_points_once_each(shift: float) -> Non
         wanted = np.linspace(923, 999, steps)
         if steps <= 8:  # sparse enough that no two steps compete for one point
             assert plan == tuple(int(np.abs(available - index).argmin()) for index in wanted)
+
+
+def test_indices_are_the_points_places_in_the_training_schedule() -> None:
+    schedule = build_schedule([5, 9], shift=4.0)
+    assert np.allclose(schedule.indices, [index_of(point.sigma, 4.0) for point in schedule.points])
+    older = msgspec.structs.replace(schedule, indices=())
+    assert plan_steps(older, 9) == plan_steps(schedule, 9)
+    with pytest.raises(UsageError, match="7 steps") as caught:
+        plan_steps(older, 7)
+    assert caught.value.fix == "use 5 or 6 or 9 steps, or export again"
 
 
 def test_more_steps_than_points_names_the_export_option() -> None:

@@ -17,8 +17,8 @@ from livemoments.export.to_onnx import _export
 from livemoments.reference import random_checkpoint
 from livemoments.reference.checkpoint import read_configs, read_prompt
 from livemoments.reference.layout import locate
-from livemoments.reference.streamed_safetensors import ITEM_BYTES
 from livemoments.schedule import build_schedule
+from livemoments.store.safetensors_file import ITEM_BYTES
 from livemoments.types import Size, Stage
 
 pytestmark = pytest.mark.slow

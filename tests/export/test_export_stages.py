@@ -35,7 +35,7 @@ from livemoments.reference.checkpoint import (
 )
 from livemoments.reference.layout import CheckpointFiles, locate
 from livemoments.reference.mmdit import BlockGuidance, ReferenceNet
-from livemoments.reference.weights import SafetensorsFolder
+from livemoments.reference.stored import SafetensorsFolder
 from livemoments.schedule import build_schedule
 from livemoments.types import Size, Stage
 

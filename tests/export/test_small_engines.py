@@ -14,8 +14,8 @@ from livemoments.errors import CheckpointError
 from livemoments.export.pipeline import export_bundle
 from livemoments.progress import SILENT
 from livemoments.reference.layout import locate
-from livemoments.validate.recording.conditions import hash_checkpoint
 from livemoments.validate.recording.opening import open_recording
+from livemoments.validate.recording.preparation import hash_checkpoint
 
 AGAIN = "run tools/make_small_engines.py"
 ROUNDING = 1e-6

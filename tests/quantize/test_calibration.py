@@ -30,9 +30,9 @@ from livemoments.graphs.segments import Tap
 from livemoments.graphs.taps import TappedBackend, segments_of
 from livemoments.manifest import Source
 from livemoments.progress import Task
-from livemoments.quantize.calibration import CalibrationResult, calibrate, photo_seed
-from livemoments.quantize.calibration_result import fill_unseen
-from livemoments.quantize.calibration_set import read_set, set_sha256
+from livemoments.quantize.calibrate.photos import read_set, set_sha256
+from livemoments.quantize.calibrate.result import CalibrationResult, fill_unseen
+from livemoments.quantize.calibrate.run import calibrate, photo_seed
 from livemoments.runtime import restore as restore_photo
 from livemoments.runtime.image_files.photo import read_photo
 from livemoments.types import Stage
@@ -148,7 +148,7 @@ def test_bad_sets_are_one_clear_error(tmp_path: Path) -> None:
 def test_calibrate_refuses_before_it_works(bundle: Bundle, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no such folder"):
         calibrate(bundle, tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="'average' is no observer"):
+    with pytest.raises(UsageError, match="no observer 'average'"):
         calibrate(bundle, photos, observer="average")
     with pytest.raises(UsageError, match="no plan for 5 steps; it has 3, 6"):
         calibrate(bundle, photos, flow="dis", steps=(5,))
@@ -397,7 +397,7 @@ def test_killed_outright_and_started_again(
 ) -> None:
     work = tmp_path / "work"
     code = (
-        "import sys; from livemoments.quantize.calibration import calibrate; "
+        "import sys; from livemoments.quantize.calibrate.run import calibrate; "
         "calibrate(sys.argv[1], sys.argv[2], observer='minmax', seed=3, work=sys.argv[3], flow='dis')"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(bundle.path), str(photos), str(work)])

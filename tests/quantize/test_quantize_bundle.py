@@ -18,11 +18,11 @@ from livemoments.bundle import Bundle
 from livemoments.distances import psnr_db
 from livemoments.errors import CheckFailedError, EngineError, ParityError, UsageError
 from livemoments.export.pipeline import export_bundle
-from livemoments.quantize import guards
+from livemoments.quantize import acceptance
+from livemoments.quantize.acceptance import StageSpeed, compare_stage, refuse_slower
 from livemoments.quantize.actions import Action
-from livemoments.quantize.calibration import calibrate
-from livemoments.quantize.calibration_result import CalibrationResult
-from livemoments.quantize.guards import StageSpeed, check_speed, compare_stage
+from livemoments.quantize.calibrate.result import CalibrationResult
+from livemoments.quantize.calibrate.run import calibrate
 from livemoments.quantize.pipeline import quantize, quantize_bundle
 from livemoments.quantize.recipes import load_recipe
 from livemoments.quantize.sample_inputs import SampleInputs
@@ -107,6 +107,7 @@ def test_the_manifest_says_how_it_was_made(
     source, bundle = Bundle.open(tiny_bundle), make("int8")
     manifest = Bundle.open(bundle.path).manifest  # every hash compared
     assert (manifest.recipe, manifest.precision) == ("int8", "int8")
+    assert manifest.smoothed is True
     assert (manifest.calibration_sha256, manifest.calibration_seed) == (calibration.sha256, calibration.seed)
     assert manifest.source == source.manifest.source
     for stage in Stage:
@@ -169,6 +170,7 @@ def test_half_precision_is_what_the_exporter_makes(tmp_path: Path) -> None:
     # and one step further: 8-bit weights on top
     both = quantize_bundle(ours, tmp_path / "both", recipe="int8-weights", allow_slower=True)
     assert both.manifest.recipe == "int8-weights"
+    assert both.manifest.smoothed is False
 
 
 def test_quantizing_twice_is_refused(make: Callable[[str], Bundle], tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_quantizing_twice_is_refused(make: Callable[[str], Bundle], tmp_path: Pa
 def test_a_plan_that_does_nothing_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     recipe = load_recipe("int8-dynamic")
     with pytest.raises(UsageError, match="would quantize nothing"):
-        quantize_bundle(tiny_bundle, tmp_path / "out", recipe=recipe, plan={})
+        quantize_bundle(tiny_bundle, tmp_path / "out", recipe=recipe, mix={})
     with pytest.raises(UsageError, match="needs a calibration set"):
         quantize_bundle(tiny_bundle, tmp_path / "out", recipe="int8")
     assert listing(tmp_path) == set()
@@ -192,7 +194,7 @@ def test_an_engine_past_its_limit_leaves_nothing(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = load_limits_of("int8-dynamic", 1e-6)
-    monkeypatch.setattr(guards, "load_limits", lambda _precision: limits)
+    monkeypatch.setattr(acceptance, "load_limits", lambda _precision: limits)
     with pytest.raises(ParityError, match="int8-dynamic stage 'reference'"):
         quantize_bundle(tiny_bundle, tmp_path / "out", recipe="int8-dynamic")
     assert listing(tmp_path) == set()
@@ -210,22 +212,22 @@ def load_limits_of(precision: str, rel_l2: float) -> object:
 def test_a_slower_engine_is_refused_unless_it_is_wanted(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guards, "time_stage", lambda *a, **k: StageSpeed("restoration", "256x256", 0.1, 0.2))
+    monkeypatch.setattr(acceptance, "time_stage", lambda *a, **k: StageSpeed("restoration", "256x256", 0.1, 0.2))
     with pytest.raises(CheckFailedError, match=r"2\.00 times as long") as caught:
         quantize(tiny_bundle, tmp_path / "out", recipe="int8-dynamic")
     assert "--allow-slower" in (caught.value.fix or "")
     assert listing(tmp_path) == set()
     found = quantize(tiny_bundle, tmp_path / "out", recipe="int8-dynamic", allow_slower=True)
     assert found.speeds[0].ratio == 0.5
-    assert found.actions == {"int8-dynamic": 78, "keep": 1}
+    assert found.layers == {"int8-dynamic": 78, "keep": 1}
 
 
 def test_equal_speed_passes() -> None:
     recipe = load_recipe("int8")
-    check_speed([StageSpeed("reference", "1x1", 1.0, 1.04)], recipe, allow_slower=False)
-    check_speed([], recipe, allow_slower=False)
+    refuse_slower([StageSpeed("reference", "1x1", 1.0, 1.04)], recipe, allow_slower=False)
+    refuse_slower([], recipe, allow_slower=False)
     with pytest.raises(CheckFailedError):
-        check_speed([StageSpeed("reference", "1x1", 1.0, 1.06)], recipe, allow_slower=False)
+        refuse_slower([StageSpeed("reference", "1x1", 1.0, 1.06)], recipe, allow_slower=False)
 
 
 class _Changed(Engine):
@@ -267,10 +269,10 @@ def test_a_mix_of_actions(tiny_bundle: Path, calibration: CalibrationResult, tmp
 
     graph = ir.load(tiny_bundle / "restoration" / "128x128.onnx")
     cycle = [Action.INT8_STATIC, Action.KEEP, Action.WEIGHT_INT4, Action.INT8_DYNAMIC, Action.WEIGHT_INT8]
-    plan = {linear.id: cycle[i % 5] for i, linear in enumerate(find_linears(graph, "restoration"))}
+    mix = {linear.id: cycle[i % 5] for i, linear in enumerate(find_linears(graph, "restoration"))}
     recipe = load_recipe("int8")
     bundle = quantize_bundle(
-        tiny_bundle, tmp_path / "out", recipe=recipe, calibration=calibration, plan=plan, allow_slower=True
+        tiny_bundle, tmp_path / "out", recipe=recipe, calibration=calibration, mix=mix, allow_slower=True
     )
     assert bundle.stage("reference").precision == "fp32"
     assert bundle.stage("restoration").parity[0].rel_l2 < bundle.stage("restoration").parity[0].limit

@@ -1,4 +1,4 @@
-"""Recipes and plans: what ships loads, what contradicts is refused, patterns keep what they name."""
+"""Recipes and mixes: what ships loads, what contradicts is refused, patterns keep what they name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from livemoments.errors import FileError, UsageError
 from livemoments.graphs.linears import Linear, LinearId, find_linears
 from livemoments.limits import load_limits
 from livemoments.quantize.actions import Action
-from livemoments.quantize.recipes import NAMES, Recipe, load_recipe, plan_layers
+from livemoments.quantize.recipes import NAMES, Recipe, load_recipe, recipe_mix
 from livemoments.types import Stage
 
 
@@ -33,6 +33,13 @@ def test_every_shipped_recipe_loads_and_has_limits(name: str) -> None:
     assert recipe.precision == name.removesuffix("-tensorrt")  # another form of the same precision
     assert recipe.summary
     assert set(load_limits(recipe.precision).stage_rel_l2) == {str(stage) for stage in Stage}
+
+
+def test_bundles_of_releases_that_did_not_say_what_is_smoothed_are_known_by_their_recipe(tiny_bundle: Path) -> None:
+    manifest = Bundle.open(tiny_bundle, verify_hashes=False).manifest
+    for name in NAMES:
+        old = msgspec.structs.replace(manifest, recipe=name)
+        assert old.may_be_smoothed == (load_recipe(name).smoothquant_alpha is not None), name
 
 
 def test_no_recipe_file_is_left_out() -> None:
@@ -84,18 +91,18 @@ def test_an_own_recipe_has_the_limits_of_its_action(tmp_path: Path) -> None:
 
 def test_plans_cover_the_recipes_stages(linears: dict[str, list[Linear]]) -> None:
     everything = [linear for found in linears.values() for linear in found]
-    plan = plan_layers(load_recipe("int8"), everything)
-    assert {linear.stage for linear in plan} == {"reference", "restoration"}
-    assert plan[LinearId("restoration", "proj_out.weight")] is Action.KEEP
-    kept = [linear for linear, action in plan.items() if action is Action.KEEP]
+    mix = recipe_mix(load_recipe("int8"), everything)
+    assert {linear.stage for linear in mix} == {"reference", "restoration"}
+    assert mix[LinearId("restoration", "proj_out.weight")] is Action.KEEP
+    kept = [linear for linear, action in mix.items() if action is Action.KEEP]
     assert kept == [LinearId("restoration", "proj_out.weight")]
-    assert plan_layers(load_recipe("fp16"), everything) == {}
+    assert recipe_mix(load_recipe("fp16"), everything) == {}
 
 
 def test_patterns_keep_what_they_name(linears: dict[str, list[Linear]]) -> None:
     recipe = msgspec.structs.replace(load_recipe("int8"), keep=("transformer_blocks.0.*", "*.ff.net.?.weight"))
-    plan = plan_layers(recipe, linears["restoration"])
-    for linear, action in plan.items():
+    mix = recipe_mix(recipe, linears["restoration"])
+    for linear, action in mix.items():
         named = linear.weight.startswith("transformer_blocks.0.") or linear.weight.endswith(".ff.net.2.weight")
         assert (action is Action.KEEP) == named, linear
 

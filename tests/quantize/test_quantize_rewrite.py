@@ -9,17 +9,17 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantize_support import FIRST, POINTS, SECOND, Seen, linears_of, run_model, two_linears
+from quantize_support import FIRST, POINTS, SECOND, Seen, dequantized, linears_of, run_model, two_linears
 
 from livemoments.errors import BundleError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.graphs.tensors import read_tensor
 from livemoments.ort import open_session, session_options
 from livemoments.quantize.actions import Action
-from livemoments.quantize.ranges import symmetric_scale, unsigned_parameters
 from livemoments.quantize.recipes import Recipe
-from livemoments.quantize.rewrite import rewrite
-from livemoments.quantize.weights import E4M3_MAX, fp8_channels, int8_channels, quantize_blocks
+from livemoments.quantize.rewrite.input_ranges import symmetric_scale, unsigned_parameters
+from livemoments.quantize.rewrite.round_weights import E4M3_MAX, fp8_channels, int8_channels, quantize_blocks
+from livemoments.quantize.rewrite.run import rewrite
 
 pytestmark = pytest.mark.threads
 
@@ -49,9 +49,8 @@ def _rewritten(case: dict[str, np.ndarray], recipe: Recipe, stats: object = None
     kind = np.float16 if half else np.float32
     model = two_linears(*(case[name].astype(kind) for name in ("first", "second", "bias")))
     linears = linears_of(model)
-    plan = {linear.id: recipe.action for linear in linears}
-    report = rewrite(model, linears, plan, recipe, stats)  # type: ignore[arg-type]
-    assert report.changed
+    mix = {linear.id: recipe.action for linear in linears}
+    assert rewrite(model, linears, mix, recipe, stats)  # type: ignore[arg-type]
     return model
 
 
@@ -76,22 +75,22 @@ def test_static_uses_the_ranges_of_the_step(case: dict[str, np.ndarray], step: i
     y, z = run_model(model, case["x"], step)
     scale, zero = unsigned_parameters(np.float32(low[step : step + 1]), np.float32(high[step : step + 1]))
     x = (np.clip(np.rint(case["x"] / scale) + zero, 0, 255) - zero) * scale
-    _assert_close(y, x @ int8_channels(case["first"]).dequantize() + case["bias"])
-    _assert_close(z, x @ int8_channels(case["second"]).dequantize())
+    _assert_close(y, x @ dequantized(int8_channels(case["first"])) + case["bias"])
+    _assert_close(z, x @ dequantized(int8_channels(case["second"])))
 
 
 def test_without_step_ranges_the_union_holds(case: dict[str, np.ndarray]) -> None:
     model = _rewritten(case, _recipe(Action.INT8_STATIC), _seen([-1.0, -3.0, -2.0], [1.5, 2.0, 4.0]))
     scale, zero = unsigned_parameters(np.float32([-3]), np.float32([4]))
     x = (np.clip(np.rint(case["x"] / scale) + zero, 0, 255) - zero) * scale
-    _assert_close(run_model(model, case["x"], 1)[1], x @ int8_channels(case["second"]).dequantize())
+    _assert_close(run_model(model, case["x"], 1)[1], x @ dequantized(int8_channels(case["second"])))
 
 
 def test_symmetric_ranges_have_no_zero_point(case: dict[str, np.ndarray]) -> None:
     model = _rewritten(case, _recipe(Action.INT8_STATIC, symmetric=True), _seen([-1.0], [3.0]))
     scale = symmetric_scale(np.float32([-1]), np.float32([3]), 127)
     x = np.clip(np.rint(case["x"] / scale), -128, 127) * scale
-    _assert_close(run_model(model, case["x"])[1], x @ int8_channels(case["second"]).dequantize())
+    _assert_close(run_model(model, case["x"])[1], x @ dequantized(int8_channels(case["second"])))
 
 
 def test_a_point_without_data_gets_the_range_of_the_others(case: dict[str, np.ndarray]) -> None:
@@ -108,8 +107,8 @@ def test_dynamic_measures_the_range(case: dict[str, np.ndarray]) -> None:
     scale, zero = unsigned_parameters(x.min().reshape(1), x.max().reshape(1))
     rounded = (np.clip(np.rint(x / scale) + zero, 0, 255) - zero) * scale
     y, z = run_model(model, x)
-    _assert_close(y, rounded @ int8_channels(case["first"]).dequantize() + case["bias"])
-    _assert_close(z, rounded @ int8_channels(case["second"]).dequantize())
+    _assert_close(y, rounded @ dequantized(int8_channels(case["first"])) + case["bias"])
+    _assert_close(z, rounded @ dequantized(int8_channels(case["second"])))
 
 
 @pytest.mark.parametrize(("action", "bits"), [(Action.WEIGHT_INT8, 8), (Action.WEIGHT_INT4, 4)])
@@ -117,7 +116,7 @@ def test_dynamic_measures_the_range(case: dict[str, np.ndarray]) -> None:
 def test_weight_only(case: dict[str, np.ndarray], action: Action, bits: int, symmetric: bool) -> None:
     model = _rewritten(case, _recipe(action, symmetric=symmetric, method="hqq"))
     weights = [
-        quantize_blocks(case[name], bits=bits, block_size=32, symmetric=symmetric, method="hqq").dequantize()
+        dequantized(quantize_blocks(case[name], bits=bits, block_size=32, symmetric=symmetric, method="hqq"))
         for name in ("first", "second")
     ]
     y, z = run_model(model, case["x"])
@@ -130,8 +129,8 @@ def test_fp8(case: dict[str, np.ndarray]) -> None:
     scale = np.float32(4 / E4M3_MAX)
     x = np.clip(case["x"] / scale, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
     y, z = run_model(model, case["x"])
-    _assert_close(y, x @ fp8_channels(case["first"]).dequantize() + case["bias"])
-    _assert_close(z, x @ fp8_channels(case["second"]).dequantize())
+    _assert_close(y, x @ dequantized(fp8_channels(case["first"])) + case["bias"])
+    _assert_close(z, x @ dequantized(fp8_channels(case["second"])))
 
 
 @pytest.mark.parametrize("action", [a for a in Action if a is not Action.KEEP])
@@ -162,16 +161,15 @@ def test_onnxruntime_makes_integer_products_of_it(
 def test_the_plan_chooses_among_linears(case: dict[str, np.ndarray]) -> None:
     model = two_linears(case["first"], case["second"], case["bias"])
     linears = linears_of(model)
-    plan = {linears[0].id: Action.WEIGHT_INT4, linears[1].id: Action.KEEP}
-    rewrite(model, linears, plan, _recipe(Action.WEIGHT_INT8))
+    mix = {linears[0].id: Action.WEIGHT_INT4, linears[1].id: Action.KEEP}
+    rewrite(model, linears, mix, _recipe(Action.WEIGHT_INT8))
     assert sorted(_kinds(model)) == ["Add", "MatMul", "MatMulNBits"]
     np.testing.assert_allclose(run_model(model, case["x"])[1], case["x"] @ case["second"], rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_to_do_changes_nothing(case: dict[str, np.ndarray]) -> None:
     model = two_linears(case["first"], case["second"], case["bias"])
-    report = rewrite(model, linears_of(model), {}, _recipe(Action.INT8_STATIC))
-    assert not report.changed
+    assert not rewrite(model, linears_of(model), {}, _recipe(Action.INT8_STATIC))
     assert _kinds(model) == ["MatMul", "MatMul", "Add"]
 
 
@@ -179,13 +177,13 @@ def test_nothing_to_do_changes_nothing(case: dict[str, np.ndarray]) -> None:
 def test_a_missing_calibration_is_named(case: dict[str, np.ndarray], action: Action) -> None:
     model = two_linears(case["first"], case["second"], case["bias"])
     linears = linears_of(model)
-    plan = {linears[0].id: action}
+    mix = {linears[0].id: action}
     with pytest.raises(UsageError, match="needs a calibration"):
-        rewrite(model, linears, plan, _recipe(action))
+        rewrite(model, linears, mix, _recipe(action))
     with pytest.raises(UsageError, match="no range for 'restoration/transformer_blocks"):
-        rewrite(model, linears, plan, _recipe(action), {})
+        rewrite(model, linears, mix, _recipe(action), {})
     with pytest.raises(UsageError, match="nothing but zeros"):
-        rewrite(model, linears, plan, _recipe(action), _seen([0.0], [0.0]))
+        rewrite(model, linears, mix, _recipe(action), _seen([0.0], [0.0]))
 
 
 def test_weights_are_read_from_linked_files_and_no_others(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from quantize_support import dequantized
 
 from livemoments.ort import open_session
-from livemoments.quantize.weights import BlockWeights, fp8_channels, int8_channels, quantize_blocks
+from livemoments.quantize.rewrite.round_weights import BlockWeights, fp8_channels, int8_channels, quantize_blocks
 
 E4M3_HALF_STEP = 2.0**-4
 """Largest relative rounding error of a normal E4M3 number: half of 2^-3."""
@@ -26,7 +27,7 @@ def test_int8_is_within_half_a_step_of_every_value(seed: int, inputs: int, outpu
     found = int8_channels(weight)
     assert found.values.dtype == np.int8
     assert np.abs(found.values).max() == 127
-    assert np.all(np.abs(found.dequantize() - weight) <= found.scale * 0.5001)
+    assert np.all(np.abs(dequantized(found) - weight) <= found.scale * 0.5001)
 
 
 @settings(max_examples=25, deadline=None)
@@ -34,8 +35,8 @@ def test_int8_is_within_half_a_step_of_every_value(seed: int, inputs: int, outpu
 def test_fp8_is_within_half_a_step_of_every_normal_value(seed: int) -> None:
     weight = _weight(np.random.default_rng(seed), 40, 12)
     found = fp8_channels(weight)
-    error = np.abs(found.dequantize() - weight)
-    assert np.isfinite(found.dequantize()).all()
+    error = np.abs(dequantized(found) - weight)
+    assert np.isfinite(dequantized(found)).all()
     assert np.all(error <= np.maximum(np.abs(weight) * E4M3_HALF_STEP * 1.001, found.scale * 2.0**-9))
 
 
@@ -44,7 +45,7 @@ def test_a_channel_of_zeros_stays_zero(quantize: object) -> None:
     weight = np.zeros((8, 3), np.float32)
     weight[:, 1] = 1
     assert callable(quantize)
-    np.testing.assert_allclose(quantize(weight).dequantize(), weight, rtol=1e-6)
+    np.testing.assert_allclose(dequantized(quantize(weight)), weight, rtol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -60,7 +61,7 @@ def test_blocks_are_within_a_step(seed: int, bits: int, block: int, symmetric: b
     found = quantize_blocks(weight, bits=bits, block_size=block, symmetric=symmetric)
     steps = np.repeat(found.scale, block, axis=1)[:, :inputs].T
     # rounding value and zero point costs up to half a step each
-    assert np.all(np.abs(found.dequantize() - weight) <= steps * 1.001)
+    assert np.all(np.abs(dequantized(found) - weight) <= steps * 1.001)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -71,7 +72,7 @@ def test_onnxruntime_reads_the_packing(symmetric: bool, bits: int, block: int, i
     rng = np.random.default_rng(inputs + bits)
     packed = quantize_blocks(_weight(rng, inputs, 24), bits=bits, block_size=block, symmetric=symmetric, method="hqq")
     x = rng.standard_normal((5, inputs)).astype(np.float32)
-    wanted = x @ packed.dequantize()
+    wanted = x @ dequantized(packed)
     np.testing.assert_allclose(_matmul_nbits(x, packed, symmetric), wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
@@ -110,7 +111,7 @@ def test_hqq_is_never_worse_and_gains_with_four_bits(block: int, symmetric: bool
     )
 
     def per_block(found: BlockWeights) -> np.ndarray:
-        error = (found.dequantize() - weight).T.reshape(96, -1, block)
+        error = (dequantized(found) - weight).T.reshape(96, -1, block)
         return (error**2).sum(axis=-1)
 
     assert np.all(per_block(hqq) <= per_block(rtn) * 1.0001)
@@ -123,7 +124,7 @@ def test_importance_lowers_the_weighted_error() -> None:
     plain, weighted = (
         quantize_blocks(weight, bits=4, block_size=32, method="hqq", importance=each) for each in (None, importance)
     )
-    errors = [float((importance[:, None] * (q.dequantize() - weight) ** 2).sum()) for q in (plain, weighted)]
+    errors = [float((importance[:, None] * (dequantized(q) - weight) ** 2).sum()) for q in (plain, weighted)]
     assert errors[1] < 0.9 * errors[0]
 
 

@@ -8,13 +8,14 @@ import math
 import numpy as np
 import pytest
 
+from livemoments.distances import mse_of, psnr_of
 from livemoments.errors import CheckFailedError, UsageError
 from livemoments.graphs.linears import LinearId
-from livemoments.quantize.actions import Action, LayerPlan
-from livemoments.quantize.budget import Budget
-from livemoments.quantize.probe import Score, from_db, to_db
-from livemoments.quantize.search import build_chain, plan_of, search
-from livemoments.quantize.sensitivity_report import LayerSensitivity, Sensitivity
+from livemoments.quantize.actions import Action, Mix
+from livemoments.quantize.search.budget import Budget
+from livemoments.quantize.search.chain import build_chain, mix_of, search
+from livemoments.quantize.search.photo_loss import Score
+from livemoments.quantize.search.sensitivity_report import LayerSensitivity, Sensitivity
 
 BITS = {Action.KEEP: 32, Action.WEIGHT_INT8: 8, Action.WEIGHT_INT4: 4}
 EXACT = Score(0.0, None)
@@ -22,7 +23,7 @@ EXACT = Score(0.0, None)
 
 def layer(number: int, action: Action, mse: float, size: int = 100) -> LayerSensitivity:
     name = LinearId("restoration", f"transformer_blocks.{number}.ff.net.2.weight")
-    return LayerSensitivity(name, number, "ff.net.2", size, 1, action, (30.0, 20.0), to_db(mse))
+    return LayerSensitivity(name, number, "ff.net.2", size, 1, action, (30.0, 20.0), psnr_of(mse))
 
 
 def cost(own: LayerSensitivity, action: Action) -> float:
@@ -38,7 +39,7 @@ def made_up(count: int, seed: int) -> tuple[list[Sensitivity], dict[tuple[Linear
         for action, factor in ((Action.WEIGHT_INT8, 1.0), (Action.WEIGHT_INT4, rng.uniform(50, 300))):
             own = layer(number, action, base * factor, size)
             layers[action].append(own)
-            errors[own.linear, action] = from_db(own.photo_psnr_db)
+            errors[own.linear, action] = mse_of(own.photo_psnr_db)
     return [Sensitivity("made-up", "key", (1.0,), tuple(found)) for found in layers.values()], errors
 
 
@@ -49,15 +50,15 @@ class Additive:
         self.errors, self.factor = errors, factor
         self.restores = 0
 
-    def __call__(self, plan: LayerPlan) -> Score:
+    def __call__(self, mix: Mix) -> Score:
         self.restores += 1
-        found = [self.errors[item] for item in plan.items() if item[1] is not Action.KEEP]
+        found = [self.errors[item] for item in mix.items() if item[1] is not Action.KEEP]
         return Score(self.factor * sum(found), None)
 
 
-def total(plan: LayerPlan, reports: list[Sensitivity]) -> float:
+def total(mix: Mix, reports: list[Sensitivity]) -> float:
     sizes = {own.linear: own for own in reports[0].layers}
-    return sum(cost(sizes[linear], action) for linear, action in plan.items())
+    return sum(cost(sizes[linear], action) for linear, action in mix.items())
 
 
 @pytest.mark.parametrize("text", ["42dB", " 42.0 db", "0.1dB-of-quality", "0.25db-OF-quality"])
@@ -81,8 +82,8 @@ def test_found_mix_keeps_the_budget_and_the_next_link_breaks_it(db: float, facto
     trial = Additive(errors, factor)
     found = search(reports, Budget(db), EXACT, cost, trial)
     assert found.measured_db >= db
-    assert found.measured_db == trial(found.plan).psnr_db
-    assert found.cost == pytest.approx(total(found.plan, reports))
+    assert found.measured_db == trial(found.mix).psnr_db
+    assert found.cost == pytest.approx(total(found.mix, reports))
     assert len(found.tried) <= 12
     chain = build_chain({own.linear: [own, b] for own, b in zip(*(r.layers for r in reports), strict=True)}, cost)
     costs = [found.source_cost - sum(step.saved for step in chain[:n]) for n in range(len(chain) + 1)]
@@ -98,13 +99,13 @@ def test_found_mix_keeps_the_budget_and_the_next_link_breaks_it(db: float, facto
 def test_found_mix_is_near_the_best_of_all(seed: int) -> None:
     reports, errors = made_up(7, seed)
     trial = Additive(errors)
-    budget = Budget(to_db(sorted(errors.values())[9]))
+    budget = Budget(psnr_of(sorted(errors.values())[9]))
     found = search(reports, budget, EXACT, cost, trial)
     names = [own.linear for own in reports[0].layers]
     best = min(
-        total(plan, reports)
-        for mix in itertools.product(BITS, repeat=len(names))
-        if trial(plan := dict(zip(names, mix, strict=True))).psnr_db >= budget.db
+        total(mix, reports)
+        for choice in itertools.product(BITS, repeat=len(names))
+        if trial(mix := dict(zip(names, choice, strict=True))).psnr_db >= budget.db
     )
     largest = max(own.in_features for own in reports[0].layers) * 3.5
     assert best <= found.cost <= best + largest  # greedy misses at most one link
@@ -114,13 +115,13 @@ def test_search_is_deterministic_and_independent_of_the_order_of_reports() -> No
     reports, errors = made_up(40, seed=3)
     results = [search(r, Budget(44), EXACT, cost, Additive(errors)) for r in (reports, reports, reports[::-1])]
     assert results[0].to_json() == results[1].to_json()
-    assert results[0].plan == results[2].plan
+    assert results[0].mix == results[2].mix
 
 
 def test_tight_budget_backs_off_and_impossible_one_is_a_failed_check() -> None:
     reports, errors = made_up(30, seed=8)
     found = search(reports, Budget(75), EXACT, cost, Additive(errors))
-    assert set(found.plan.values()) >= {Action.KEEP}
+    assert set(found.mix.values()) >= {Action.KEEP}
     assert any(not tried.kept for tried in search(reports, Budget(50), EXACT, cost, Additive(errors, 9.0)).tried)
     with pytest.raises(CheckFailedError, match="no mix keeps the budget of 120dB"):
         search(reports, Budget(120), EXACT, cost, Additive(errors))
@@ -128,16 +129,16 @@ def test_tight_budget_backs_off_and_impossible_one_is_a_failed_check() -> None:
 
 def test_quality_budget_counts_the_loss_against_the_truth() -> None:
     reports, errors = made_up(30, seed=5)
-    own_mse = from_db(30)
+    own_mse = mse_of(30)
     source = Score(0.0, own_mse)
 
-    def trial(plan: LayerPlan) -> Score:
-        noise = Additive(errors)(plan).mse
+    def trial(mix: Mix) -> Score:
+        noise = Additive(errors)(mix).mse
         return Score(noise, own_mse + noise)
 
     found = search(reports, Budget(0.02, of_quality=True), source, cost, trial)
     assert 0 < found.measured_db <= 0.02
-    assert found.measured_db == pytest.approx(to_db(own_mse) - to_db(own_mse + Additive(errors)(found.plan).mse))
+    assert found.measured_db == pytest.approx(psnr_of(own_mse) - psnr_of(own_mse + Additive(errors)(found.mix).mse))
     with pytest.raises(UsageError, match="perfect restoration"):
         search(reports, Budget(0.02, of_quality=True), EXACT, cost, trial)
 
@@ -153,7 +154,7 @@ def test_actions_that_are_dearer_or_beaten_never_appear() -> None:
     chain = build_chain({name: worse}, cost)
     assert [step.action for step in chain] == [Action.WEIGHT_INT8, Action.WEIGHT_INT4]
     assert sum(step.error for step in chain) == pytest.approx(1e-3)
-    assert plan_of({name: worse}, chain[:1]) == {name: Action.WEIGHT_INT8}
+    assert mix_of({name: worse}, chain[:1]) == {name: Action.WEIGHT_INT8}
     with pytest.raises(UsageError, match="no layer becomes cheaper"):
         search([Sensitivity("r", "k", (), tuple(worse[:1]))], Budget(40), EXACT, lambda own, action: 1.0, Additive({}))
 
@@ -161,7 +162,7 @@ def test_actions_that_are_dearer_or_beaten_never_appear() -> None:
 def test_infinite_psnr_of_a_layer_without_effect_is_free() -> None:
     harmless, harmful = layer(0, Action.WEIGHT_INT4, 0.0), layer(1, Action.WEIGHT_INT4, 1e-3)
     assert math.isinf(harmless.photo_psnr_db)
-    errors = {(own.linear, own.action): from_db(own.photo_psnr_db) for own in (harmless, harmful)}
+    errors = {(own.linear, own.action): mse_of(own.photo_psnr_db) for own in (harmless, harmful)}
     found = search([Sensitivity("r", "k", (), (harmful, harmless))], Budget(60), EXACT, cost, Additive(errors))
-    assert found.plan == {harmful.linear: Action.KEEP, harmless.linear: Action.WEIGHT_INT4}
+    assert found.mix == {harmful.linear: Action.KEEP, harmless.linear: Action.WEIGHT_INT4}
     assert found.to_json()["measured_db"] is None

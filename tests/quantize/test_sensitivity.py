@@ -21,19 +21,21 @@ from logging_backend import LoggingBackend
 from restore_images import shrunk, textured
 
 from livemoments.bundle import Bundle
-from livemoments.errors import CheckFailedError, EngineError, FileError, UsageError
+from livemoments.errors import CheckFailedError, EngineError, UsageError
 from livemoments.graphs.linears import Linear
 from livemoments.graphs.tensors import read_tensor
 from livemoments.live_photo import LivePhoto
-from livemoments.quantize.actions import Action, LayerPlan
-from livemoments.quantize.candidate import load_graph, open_candidate
-from livemoments.quantize.plots import draw_sensitivity
-from livemoments.quantize.probe import Probe, open_probe
-from livemoments.quantize.probe_photos import centre, pixels_sha256
+from livemoments.quantize.actions import Action, Mix
 from livemoments.quantize.recipes import load_recipe
-from livemoments.quantize.sensitivity import measure_sensitivity, quantizable, recipe_alter, stage_sqnr_db
-from livemoments.quantize.sensitivity_report import Sensitivity, load_sensitivity
-from livemoments.quantize.to_budget import find_mix, score_plan
+from livemoments.quantize.search.budget import Budget
+from livemoments.quantize.search.chain import SearchResult
+from livemoments.quantize.search.find_mix import find_mix, score_mix
+from livemoments.quantize.search.heat_map import draw_sensitivity
+from livemoments.quantize.search.in_memory_engine import load_graph, open_in_memory
+from livemoments.quantize.search.photo_loss import PhotoLoss, open_photo_loss
+from livemoments.quantize.search.sensitivity import SensitivityOptions, measure_sensitivity, quantizable, stage_sqnr_db
+from livemoments.quantize.search.sensitivity_report import LayerSensitivity, Sensitivity
+from livemoments.quantize.search.trial_photos import centre, pixels_sha256
 from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.restore import restore
 from livemoments.types import Size, Stage
@@ -41,7 +43,7 @@ from livemoments.types import Size, Stage
 PHOTO = Photo(textured(SIZE, 1))
 KEY_FRAME, FRAME = (Photo(shrunk(PHOTO.pixels, VIDEO, shift_px=shift)) for shift in (0, 2))
 PHOTOS = [LivePhoto(FRAME, PHOTO, KEY_FRAME, truth=PHOTO)]
-RECIPE = "int4-weights"
+RECIPE = load_recipe("int4-weights")
 SAME_DB = 90.0
 """Two sessions of one graph agree this far; 4 bits in one layer of this network are seen from 55 to 92 dB."""
 
@@ -52,8 +54,8 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def probe(bundle: Bundle) -> Iterator[Probe]:
-    with open_probe(bundle, PHOTOS, backend=LoggingBackend()) as opened:
+def loss(bundle: Bundle) -> Iterator[PhotoLoss]:
+    with open_photo_loss(bundle, PHOTOS, backend=LoggingBackend()) as opened:
         yield opened
 
 
@@ -77,19 +79,19 @@ class Interrupting:
             raise KeyboardInterrupt
 
 
-def counting(log: list[str]) -> Callable[[ir.Model, Sequence[Linear], LayerPlan], None]:
-    real = recipe_alter(load_recipe(RECIPE), None)
+def counting(log: list[str]) -> Callable[[ir.Model, Sequence[Linear], Mix], None]:
+    real = SensitivityOptions(RECIPE).rewrite
 
-    def alter(model: ir.Model, linears: Sequence[Linear], plan: LayerPlan) -> None:
-        log.extend(map(str, plan))
-        real(model, linears, plan)
+    def rewriter(model: ir.Model, linears: Sequence[Linear], mix: Mix) -> None:
+        log.extend(map(str, mix))
+        real(model, linears, mix)
 
-    return alter
+    return rewriter
 
 
-def test_probe_restores_as_restore_does_and_computes_everything_once(bundle: Bundle, probe: Probe) -> None:
+def test_photo_loss_restores_as_restore_does_and_computes_everything_once(bundle: Bundle, loss: PhotoLoss) -> None:
     log = LoggingBackend()
-    with open_probe(bundle, PHOTOS, backend=log, seed=3) as own:
+    with open_photo_loss(bundle, PHOTOS, backend=log, seed=3) as own:
         plain = restore(
             bundle, FRAME, PHOTO, KEY_FRAME, seed=3, bit_depth=16, pad_small=True, backend=LoggingBackend()
         ).image
@@ -102,22 +104,22 @@ def test_probe_restores_as_restore_does_and_computes_everything_once(bundle: Bun
         assert own.source_score.truth_mse == pytest.approx(np.mean((plain / 65535 - PHOTO.pixels / 255) ** 2), rel=1e-9)
 
 
-def test_unchanged_graph_in_memory_gives_the_same_photo(bundle: Bundle, probe: Probe) -> None:
+def test_unchanged_graph_in_memory_gives_the_same_photo(bundle: Bundle, loss: PhotoLoss) -> None:
     for stage in (Stage.REFERENCE, Stage.RESTORATION):
-        with open_candidate(load_graph(bundle, stage, probe.size), bundle, stage, probe.size, threads=1) as engine:
-            assert probe.score({stage: engine}).psnr_db > SAME_DB
-            assert min(stage_sqnr_db(engine, probe.calls(stage), probe.points)) > SAME_DB
+        with open_in_memory(load_graph(bundle, stage, loss.size), bundle, stage, loss.size, threads=1) as engine:
+            assert loss.score({stage: engine}).psnr_db > SAME_DB
+            assert min(stage_sqnr_db(engine, loss.calls(stage), loss.points)) > SAME_DB
 
 
 def test_replaced_restoration_reuses_everything_before_it(bundle: Bundle) -> None:
     log = LoggingBackend()
-    with open_probe(bundle, PHOTOS, backend=log) as own:
+    with open_photo_loss(bundle, PHOTOS, backend=log) as own:
         ran = {stage: len(log.runs(stage)) for stage in Stage}
         model = load_graph(bundle, Stage.RESTORATION, own.size)
         head = model.graph.initializers["proj_out.weight"]
         assert head.const_value is not None
         head.const_value = ir.Tensor(read_tensor(head.const_value) * np.float32(0.9), name=head.name)
-        with own.remembered(open_candidate(model, bundle, Stage.RESTORATION, own.size)) as engine:
+        with own.remembered(open_in_memory(model, bundle, Stage.RESTORATION, own.size)) as engine:
             score = own.score({Stage.RESTORATION: engine})
             last = own.score({Stage.RESTORATION: engine}, point=own.points[-1])
         assert score.psnr_db < last.psnr_db < SAME_DB
@@ -126,10 +128,10 @@ def test_replaced_restoration_reuses_everything_before_it(bundle: Bundle) -> Non
 
 
 @pytest.mark.slow
-def test_layers_are_measured_alone(bundle: Bundle, probe: Probe) -> None:
+def test_layers_are_measured_alone(bundle: Bundle, loss: PhotoLoss) -> None:
     log: list[str] = []
     report = measure_sensitivity(
-        bundle, PHOTOS, recipe=RECIPE, only=few, probe=probe, per_step_photo=True, alter=counting(log)
+        loss, SensitivityOptions(RECIPE, only=few, per_step_photo=True, rewriter=counting(log))
     )
     assert log == [str(layer.linear) for layer in report.layers]
     stages = [layer.linear.stage for layer in report.layers]
@@ -137,9 +139,9 @@ def test_layers_are_measured_alone(bundle: Bundle, probe: Probe) -> None:
     assert set(stages) == {"reference", "restoration"}
     assert {layer.kind for layer in report.layers} == {"proj_out", "attn.to_v", "attn.add_q_proj"}
     points = bundle.manifest.schedule.points
-    assert report.timesteps == tuple(points[point].timestep for point in probe.points)
+    assert report.timesteps == tuple(points[point].timestep for point in loss.points)
     for layer in report.layers:
-        assert len(layer.sqnr_db) == len(layer.step_photo_psnr_db) == len(probe.points)
+        assert len(layer.sqnr_db) == len(layer.step_photo_psnr_db) == len(loss.points)
         assert min(layer.step_photo_psnr_db) > layer.photo_psnr_db - 3  # one step harms less than all of them
         assert layer.worst_step == layer.sqnr_db.index(min(layer.sqnr_db))
     head = next(layer for layer in report.layers if layer.kind == "proj_out")
@@ -147,13 +149,13 @@ def test_layers_are_measured_alone(bundle: Bundle, probe: Probe) -> None:
     assert head.photo_psnr_db == min(layer.photo_psnr_db for layer in report.layers)
 
 
-def test_noise_of_a_layer_is_that_of_its_weights(bundle: Bundle, probe: Probe) -> None:
+def test_noise_of_a_layer_is_that_of_its_weights(bundle: Bundle, loss: PhotoLoss) -> None:
     """Keys are linear in to_k: of block 0's keys the noise is that of the product, by numpy."""
     name = "transformer_blocks.0.attn.to_k.weight"
     rng = np.random.default_rng()
 
-    def alter(model: ir.Model, linears: Sequence[Linear], plan: LayerPlan) -> None:
-        (own,) = plan
+    def rewriter(model: ir.Model, linears: Sequence[Linear], mix: Mix) -> None:
+        (own,) = mix
         value = model.graph.initializers[own.weight]
         assert value.const_value is not None
         weight = read_tensor(value.const_value)
@@ -161,7 +163,7 @@ def test_noise_of_a_layer_is_that_of_its_weights(bundle: Bundle, probe: Probe) -
         value.const_value = ir.Tensor(weight + noise, name=value.name)
 
     report = measure_sensitivity(
-        bundle, PHOTOS, recipe=RECIPE, only=lambda own: own.id.weight == name, probe=probe, alter=alter
+        loss, SensitivityOptions(RECIPE, only=lambda own: own.id.weight == name, rewriter=rewriter)
     )
     reference = report.layers[0]
     assert reference.linear.stage == "reference"
@@ -170,18 +172,10 @@ def test_noise_of_a_layer_is_that_of_its_weights(bundle: Bundle, probe: Probe) -
         assert 40 < value < 40 + 10 * math.log10(8) + 8
 
 
-def test_interrupted_measurement_goes_on_and_gives_the_same(bundle: Bundle, probe: Probe, tmp_path: Path) -> None:
+def test_interrupted_measurement_goes_on_and_gives_the_same(bundle: Bundle, loss: PhotoLoss, tmp_path: Path) -> None:
     def run(log: list[str], work: Path | None, after: int | None = None) -> Sensitivity:
-        return measure_sensitivity(
-            bundle,
-            PHOTOS,
-            recipe=RECIPE,
-            only=few,
-            probe=probe,
-            work=work,
-            progress=Interrupting(after),
-            alter=counting(log),
-        )
+        options = SensitivityOptions(RECIPE, only=few, work=work, rewriter=counting(log))
+        return measure_sensitivity(loss, options, progress=Interrupting(after))
 
     whole: list[str] = []
     expected = run(whole, None)
@@ -198,58 +192,53 @@ def test_interrupted_measurement_goes_on_and_gives_the_same(bundle: Bundle, prob
     none: list[str] = []
     assert run(none, tmp_path / "new" / "work") == expected
     assert none == []
-    other = measure_sensitivity(
-        bundle, PHOTOS, recipe=RECIPE, action=Action.WEIGHT_INT8, only=few, probe=probe, work=tmp_path / "new" / "work"
-    )
+    options = SensitivityOptions(RECIPE, action=Action.WEIGHT_INT8, only=few, work=tmp_path / "new" / "work")
+    other = measure_sensitivity(loss, options)
     assert other.key != expected.key
     assert [layer.photo_psnr_db for layer in other.layers] != [layer.photo_psnr_db for layer in expected.layers]
 
 
-def test_layer_that_breaks_the_network_is_named(bundle: Bundle, probe: Probe) -> None:
-    def alter(model: ir.Model, linears: Sequence[Linear], plan: LayerPlan) -> None:
-        (own,) = plan
+def test_layer_that_breaks_the_network_is_named(bundle: Bundle, loss: PhotoLoss) -> None:
+    def rewriter(model: ir.Model, linears: Sequence[Linear], mix: Mix) -> None:
+        (own,) = mix
         value = model.graph.initializers[own.weight]
         assert value.const_value is not None
         value.const_value = ir.Tensor(read_tensor(value.const_value) * np.float32(np.inf), name=value.name)
 
     with pytest.raises(EngineError, match=r"restoration/proj_out\.weight as weight-int4: .*NaN or infinity"):
         measure_sensitivity(
-            bundle, PHOTOS, recipe=RECIPE, only=lambda own: own.kind == "proj_out", probe=probe, alter=alter
+            loss, SensitivityOptions(RECIPE, only=lambda own: own.kind == "proj_out", rewriter=rewriter)
         )
 
 
-def test_nothing_to_measure_is_refused(bundle: Bundle, probe: Probe) -> None:
+def test_nothing_to_measure_is_refused(bundle: Bundle, loss: PhotoLoss) -> None:
     with pytest.raises(UsageError, match="quantizes no layer"):
-        measure_sensitivity(bundle, PHOTOS, recipe="fp16", probe=probe)
+        SensitivityOptions(load_recipe("fp16"))
     with pytest.raises(UsageError, match="no layer that the recipe"):
-        measure_sensitivity(bundle, PHOTOS, recipe=RECIPE, only=lambda own: False, probe=probe)
-    with pytest.raises(UsageError, match="no photo"):
-        measure_sensitivity(bundle, [], recipe=RECIPE)
+        measure_sensitivity(loss, SensitivityOptions(RECIPE, only=lambda own: False))
+    with pytest.raises(UsageError, match="no photo"), open_photo_loss(bundle, []):
+        pass
     with pytest.raises(UsageError, match="calibration"):
-        measure_sensitivity(bundle, PHOTOS, recipe="int8", only=few, probe=probe)
+        measure_sensitivity(loss, SensitivityOptions(load_recipe("int8"), only=few))
 
 
 @pytest.fixture(scope="module")
-def report(bundle: Bundle, probe: Probe) -> Sensitivity:
-    return measure_sensitivity(bundle, PHOTOS, recipe=RECIPE, only=few, probe=probe)
+def report(bundle: Bundle, loss: PhotoLoss) -> Sensitivity:
+    return measure_sensitivity(loss, SensitivityOptions(RECIPE, only=few))
 
 
-def test_report_survives_json_and_its_table_leads_with_the_worst(report: Sensitivity, tmp_path: Path) -> None:
+def test_report_survives_json_and_its_table_leads_with_the_worst(report: Sensitivity) -> None:
     endless = dataclasses.replace(report.layers[0], photo_psnr_db=math.inf)
     full = dataclasses.replace(report, layers=(endless, *report.layers[1:]))
-    (tmp_path / "report.json").write_text(json.dumps(full.to_json(), allow_nan=False))
-    assert load_sensitivity(tmp_path / "report.json") == full
+    written = json.loads(json.dumps(full.to_json(), allow_nan=False))
+    assert tuple(LayerSensitivity.from_json(layer) for layer in written["layers"]) == full.layers
+    assert (written["schema"], written["recipe"]) == ("livemoments/sensitivity/1", RECIPE.name)
+    assert (written["key"], written["timesteps"]) == (full.key, list(full.timesteps))
     table = full.to_text().splitlines()
     assert "proj_out" in table[1]
     assert "inf" in table[-1]
     assert len(table) == len(full.layers) + 1
     assert len(full.to_text(most=2).splitlines()) == 3
-    for text in ("", "[]", '{"schema": "x"}', '{"schema": "livemoments/sensitivity/1"}'):
-        (tmp_path / "report.json").write_text(text)
-        with pytest.raises(FileError, match="not a report"):
-            load_sensitivity(tmp_path / "report.json")
-    with pytest.raises(FileError, match="cannot be read"):
-        load_sensitivity(tmp_path / "missing.json")
 
 
 @pytest.mark.parametrize("by_step", [False, True])
@@ -304,22 +293,26 @@ def test_centre_of_a_photo_is_one_tile_of_matching_places(height: int, width: in
 @pytest.mark.slow
 def test_mix_on_a_real_bundle_keeps_its_budget(bundle: Bundle, tmp_path: Path) -> None:
     """A few layers may become 4 or 8 bits; the budget lies between all in 8 and all in 4."""
-    shipped = load_recipe(RECIPE)
-    with open_probe(bundle, PHOTOS) as own:
+    shipped = RECIPE
+    with open_photo_loss(bundle, PHOTOS) as own:
         linears = [one for _, found in quantizable(bundle, shipped, own.size) for one in found]
-        alter = recipe_alter(shipped, None)
-        plans = [{one.id: action for one in linears if few(one)} for action in (Action.WEIGHT_INT4, Action.WEIGHT_INT8)]
-        lowest, highest = (score_plan(own, plan, alter).psnr_db for plan in plans)
+        rewriter = SensitivityOptions(shipped).rewrite
+        mixes = [{one.id: action for one in linears if few(one)} for action in (Action.WEIGHT_INT4, Action.WEIGHT_INT8)]
+        lowest, highest = (score_mix(own, mix, rewriter).psnr_db for mix in mixes)
     assert lowest < highest
     recipe = msgspec.structs.replace(shipped, keep=tuple({one.id.weight for one in linears if not few(one)}))
-    budget = f"{(lowest + highest) / 2:.3f}dB"
-    mix = find_mix(bundle, PHOTOS, recipe=recipe, budget=budget, work=tmp_path)
-    assert mix.found.measured_db >= (lowest + highest) / 2 - 0.001
-    assert set(mix.found.plan) == set(plans[0])
-    assert set(mix.found.plan.values()) == {Action.WEIGHT_INT4, Action.WEIGHT_INT8}
-    assert mix.found.cost < mix.found.source_cost / 4
-    again = find_mix(bundle, PHOTOS, recipe=recipe, budget=budget, work=tmp_path)
-    assert again.found.to_json() == mix.found.to_json()
-    assert not list(tmp_path.glob("livemoments-probe-*"))
+    budget = Budget.parse(f"{(lowest + highest) / 2:.3f}dB")
+
+    def searched(limit: Budget) -> SearchResult:
+        with open_photo_loss(bundle, PHOTOS, parent=tmp_path) as own:
+            return find_mix(own, SensitivityOptions(recipe, work=tmp_path), limit)
+
+    found = searched(budget)
+    assert found.measured_db >= (lowest + highest) / 2 - 0.001
+    assert set(found.mix) == set(mixes[0])
+    assert set(found.mix.values()) == {Action.WEIGHT_INT4, Action.WEIGHT_INT8}
+    assert found.cost < found.source_cost / 4
+    assert searched(budget).to_json() == found.to_json()
+    assert not list(tmp_path.glob("livemoments-loss-*"))
     with pytest.raises(CheckFailedError, match="no mix keeps the budget of 150dB"):
-        find_mix(bundle, PHOTOS, recipe=recipe, budget="150dB", work=tmp_path)
+        searched(Budget.parse("150dB"))

@@ -17,15 +17,18 @@ from livemoments.distances import psnr_db
 from livemoments.errors import CheckFailedError, ImageError, OutputError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.live_photo import LivePhoto
-from livemoments.quantize import to_budget
 from livemoments.quantize.actions import Action
-from livemoments.quantize.budget import Budget, layer_cost
-from livemoments.quantize.probe import open_probe
-from livemoments.quantize.probe_photos import pixels_sha256
+from livemoments.quantize.options import QuantizeOptions
+from livemoments.quantize.pipeline import quantize, quantize_bundle
 from livemoments.quantize.recipes import Recipe, load_recipe
-from livemoments.quantize.sensitivity import quantizable
-from livemoments.quantize.sensitivity_report import LayerSensitivity
-from livemoments.quantize.to_budget import check_bundle, quantize_to_budget, read_probe_photos
+from livemoments.quantize.search import find_mix
+from livemoments.quantize.search.budget import Budget
+from livemoments.quantize.search.find_mix import check_budget, score_mix
+from livemoments.quantize.search.layer_cost import layer_cost
+from livemoments.quantize.search.photo_loss import open_photo_loss
+from livemoments.quantize.search.sensitivity import SensitivityOptions, quantizable
+from livemoments.quantize.search.sensitivity_report import LayerSensitivity
+from livemoments.quantize.search.trial_photos import pixels_sha256, read_trial_photos
 from livemoments.runtime.image_files.photo import Photo, write_image
 from livemoments.types import Size
 
@@ -57,11 +60,11 @@ def write_larger_photos(folder: Path, names: str) -> Path:
 
 def test_photos_of_a_folder_and_clips_simulated_from_them(tmp_path: Path) -> None:
     folder = write_larger_photos(tmp_path, "abc")
-    real = read_probe_photos(folder, limit=2)
+    real = read_trial_photos(folder, 2)
     assert [photo.truth for photo in real] == [None, None]
     assert all(photo.photo_frame is not None and photo.photo.size == Size(160, 208) for photo in real)
-    simulated = read_probe_photos(folder, limit=2, with_truth=True)
-    for photo, again in zip(simulated, read_probe_photos(folder, limit=2, with_truth=True), strict=True):
+    simulated = read_trial_photos(folder, 2, with_truth=True)
+    for photo, again in zip(simulated, read_trial_photos(folder, 2, with_truth=True), strict=True):
         assert pixels_sha256(photo) == pixels_sha256(again)
         assert photo.truth is not None
         assert photo.truth.size == photo.photo.size
@@ -69,16 +72,16 @@ def test_photos_of_a_folder_and_clips_simulated_from_them(tmp_path: Path) -> Non
         assert psnr_db(photo.truth.pixels, photo.photo.pixels, peak=255) < 45
     assert pixels_sha256(simulated[0]) != pixels_sha256(simulated[1])
     with pytest.raises(UsageError):
-        read_probe_photos(folder, limit=0)
+        read_trial_photos(folder, 0)
     with pytest.raises(ImageError):
-        read_probe_photos(tmp_path / "nowhere")
+        read_trial_photos(tmp_path / "nowhere", 1)
 
 
 @pytest.mark.slow
 def test_the_source_itself_spends_nothing(bundle: Bundle) -> None:
-    assert check_bundle(bundle, bundle, PHOTOS, Budget(90)) == np.inf
+    assert check_budget(bundle, bundle, PHOTOS, Budget(90)) == np.inf
     with pytest.raises(UsageError, match="perfect restoration"):
-        check_bundle(bundle, bundle, PHOTOS, Budget(0.1, of_quality=True))
+        check_budget(bundle, bundle, PHOTOS, Budget(0.1, of_quality=True))
 
 
 @pytest.mark.parametrize("stage", ["reference", "restoration"])
@@ -112,50 +115,64 @@ def test_budget_to_bundle_and_back(bundle: Bundle, tmp_path: Path, monkeypatch: 
         "work": tmp_path / "work",
         "allow_slower": True,
     }
-    done, mix = quantize_to_budget(bundle, tmp_path / "one", budget="0.5dB-of-quality", **options)
+    done = quantize(bundle, tmp_path / "one", budget="0.5dB-of-quality", **options)
     assert done.bundle.manifest.recipe == recipe.name
-    assert mix.found.measured_db <= 0.5
-    simulated = read_probe_photos(folder, limit=1, with_truth=True)
-    spent = check_bundle(bundle, done.bundle, simulated, Budget(0.5, of_quality=True))
-    assert spent == pytest.approx(mix.found.measured_db, abs=0.01)
-    quantize_to_budget(bundle, tmp_path / "two", budget="0.5dB-of-quality", **options)
+    assert done.search is not None
+    assert done.search.measured_db <= 0.5
+    simulated = read_trial_photos(folder, 1, with_truth=True)
+    spent = check_budget(bundle, done.bundle, simulated, Budget(0.5, of_quality=True))
+    assert spent == pytest.approx(done.search.measured_db, abs=0.01)
+    quantize(bundle, tmp_path / "two", budget="0.5dB-of-quality", **options)
     files = {p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file()}
     assert files == {p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file()}
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files)
 
     with pytest.raises(OutputError, match="exists already"):
-        quantize_to_budget(bundle, tmp_path / "one", budget="40dB", **options)
+        quantize(bundle, tmp_path / "one", budget="40dB", **options)
     with pytest.raises(UsageError, match="not a budget"):
-        quantize_to_budget(bundle, tmp_path / "three", budget="40", **options)
+        quantize(bundle, tmp_path / "three", budget="40", **options)
 
     def broken(*_args: object, **_kwargs: object) -> float:
         raise CheckFailedError("measured 3 dB")
 
-    monkeypatch.setattr(to_budget, "check_bundle", broken)
+    monkeypatch.setattr(find_mix, "check_budget", broken)
     with pytest.raises(CheckFailedError, match="3 dB"):
-        quantize_to_budget(bundle, tmp_path / "three", budget="40dB", **options)
+        quantize(bundle, tmp_path / "three", budget="40dB", **options)
     assert not (tmp_path / "three").exists()
+    with pytest.raises(CheckFailedError, match="3 dB"):
+        quantize(bundle, tmp_path / "one", budget="40dB", overwrite=True, **options)
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files)
+
+
+def test_options_that_cannot_be_used_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="seed -1 is negative"):
+        QuantizeOptions("int8", seed=-1)
+    with pytest.raises(UsageError, match="not a budget"):
+        QuantizeOptions("int8", "photos", budget="40")
+    with pytest.raises(UsageError, match="its photos") as caught:
+        QuantizeOptions("int4-weights", budget="40dB")
+    assert "--calibration DIR" in (caught.value.fix or "")
+    with pytest.raises(TypeError, match="not both"):
+        quantize(tiny_bundle, tmp_path / "out", QuantizeOptions("fp16"), seed=3)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_changed_bundle_is_scored_like_its_graphs_in_memory(bundle: Bundle, tmp_path: Path) -> None:
     from livemoments.graphs.linears import find_linears
-    from livemoments.quantize.candidate import load_graph
-    from livemoments.quantize.pipeline import quantize_bundle
-    from livemoments.quantize.sensitivity import recipe_alter
-    from livemoments.quantize.to_budget import score_plan
+    from livemoments.quantize.search.in_memory_engine import load_graph
     from livemoments.runtime.backends.ort import OrtBackend
     from livemoments.types import Stage
 
     recipe = load_recipe("int8-weights")
     model = load_graph(bundle, Stage.RESTORATION, bundle.tile_sizes[0])
-    plan = {one.id: Action.WEIGHT_INT8 for one in find_linears(model, "restoration") if one.block == 2}
-    made = quantize_bundle(bundle, tmp_path / "made", recipe=recipe, plan=plan, verify=False)
-    with open_probe(bundle, PHOTOS) as probe:
-        written = probe.score_bundle(made, OrtBackend())
-        in_memory = score_plan(probe, plan, recipe_alter(recipe, None))
+    mix = {one.id: Action.WEIGHT_INT8 for one in find_linears(model, "restoration") if one.block == 2}
+    made = quantize_bundle(bundle, tmp_path / "made", recipe=recipe, mix=mix, verify=False)
+    with open_photo_loss(bundle, PHOTOS) as loss:
+        written = loss.score_bundle(made, OrtBackend())
+        in_memory = score_mix(loss, mix, SensitivityOptions(recipe).rewrite)
     assert written.mse > 0
     assert written.mse == pytest.approx(in_memory.mse, rel=1e-3)
-    assert check_bundle(bundle, made, PHOTOS, Budget(30)) == pytest.approx(written.psnr_db)
+    assert check_budget(bundle, made, PHOTOS, Budget(30)) == pytest.approx(written.psnr_db)
     with pytest.raises(CheckFailedError, match="breaks the budget of 150dB"):
-        check_bundle(bundle, made, PHOTOS, Budget(150))
+        check_budget(bundle, made, PHOTOS, Budget(150))

@@ -16,7 +16,7 @@ from livemoments.reference.checkpoint import load_reference
 from livemoments.reference.checkpoint_sizes import SIZES
 from livemoments.reference.layout import locate
 from livemoments.reference.random_checkpoint import make_checkpoint
-from livemoments.reference.weights import SafetensorsFolder
+from livemoments.reference.stored import SafetensorsFolder
 
 TRANSFORMER = Path("livemoments/transformer")
 WEIGHTS = TRANSFORMER / "diffusion_pytorch_model.safetensors"

@@ -35,8 +35,9 @@ from livemoments.runtime.flow import DisFlow
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size, Stage, Tile, whole_bundle
 from livemoments.validate.ladder.all_points import check_source
-from livemoments.validate.ladder.conditions import check_fits
+from livemoments.validate.ladder.recorded_conditions import check_fits
 from livemoments.validate.ladder.selfcheck import self_checks
+from livemoments.validate.options import ValidateOptions
 from livemoments.validate.recording.pipeline import record
 
 MICRO = CheckpointSizes(
@@ -394,7 +395,9 @@ def test_the_small_size_goes_the_whole_way(tmp_path: Path) -> None:
     tile = Size(128, 128)
     bundle = export_bundle(checkpoint, tmp_path / "bundle", tiles=(tile,), overlap=32, steps=(1, 2), verify="sampled")
     assert list(bundle.manifest.stages) == sorted(map(str, whole_bundle("dis")))
-    report = livemoments.validate(bundle, checkpoint, settings=RestoreOptions(steps=2), cost_runs=1, find_fault=True)
+    report = livemoments.validate_bundle(
+        bundle, checkpoint, options=ValidateOptions(RestoreOptions(steps=2), cost_runs=1, find_fault=True)
+    )
     assert report.passed
     assert report.settings["flow"] == "dis"
     assert report.bisection is not None
@@ -406,7 +409,9 @@ def test_the_small_size_goes_the_whole_way(tmp_path: Path) -> None:
 
     photos = write_set(tmp_path / "set")
     recording = record(checkpoint, photos, tmp_path / "recording", tile=tile, overlap=32, steps=2)
-    report = livemoments.validate(bundle, recording=recording, data=photos, settings=RestoreOptions(steps=2))
+    report = livemoments.validate_bundle(
+        bundle, recording=recording, data=photos, options=ValidateOptions(RestoreOptions(steps=2))
+    )
     assert report.passed
 
     quantized = quantize(

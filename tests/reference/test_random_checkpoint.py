@@ -22,7 +22,7 @@ from hidden_entries import left_behind
 from torch import Tensor, nn
 
 from livemoments.errors import OutputError, ResourceError, UsageError
-from livemoments.reference import random_checkpoint, streamed_safetensors
+from livemoments.reference import random_checkpoint
 from livemoments.reference.checkpoint import Reference, load_reference
 from livemoments.reference.checkpoint_sizes import COMPONENTS, SIZES, CheckpointSizes
 from livemoments.reference.layout import locate
@@ -30,7 +30,9 @@ from livemoments.reference.mmdit import BlockGuidance
 from livemoments.reference.motion import embedding_index
 from livemoments.reference.random_checkpoint import make_checkpoint
 from livemoments.reference.random_weights import CHUNK_ELEMENTS, Fill, draw, fill_of, stream_key
-from livemoments.reference.weights import SafetensorsFolder, read_pickled
+from livemoments.reference.stored import SafetensorsFolder
+from livemoments.reference.weights import read_pickled
+from livemoments.store.safetensors_file import write_safetensors
 
 ODD = CheckpointSizes(
     num_layers=3,
@@ -413,7 +415,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
 
 def test_a_tensor_of_the_wrong_length_is_a_bug(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="w: 4 bytes"):
-        streamed_safetensors.write_safetensors(tmp_path / "f", {"w": (2,)}, "float32", lambda name: [b"1234"])
+        write_safetensors(tmp_path / "f", {"w": ("float32", (2,))}, lambda name: [b"1234"])
 
 
 def test_components_are_the_layout_s(tiny: Path) -> None:

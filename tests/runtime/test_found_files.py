@@ -22,17 +22,18 @@ from livemoments.runtime.image_files.colour_codes import display_p3
 from livemoments.runtime.image_files.colour_profiles import match_profile
 from livemoments.runtime.image_files.photo import Photo, read_photo, write_image
 from livemoments.runtime.options import RestoreOptions
-from livemoments.runtime.photo_set import list_photos
+from livemoments.runtime.upstream_layout import list_photos
 from livemoments.types import Size
-from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.embedded import write_embedded_set
-from livemoments.validate.report.table import images_csv
-from livemoments.validate.run import validate
+from livemoments.validate.harness.options import RunOptions
+from livemoments.validate.options import DataOptions, ValidateOptions
+from livemoments.validate.report.images_csv import images_csv
+from livemoments.validate.run import validate_bundle
 from livemoments.validate.synlive.clips import read_8_bit
-from livemoments.validate.synlive.sources import Wish, open_sources
+from livemoments.validate.synlive.sources import PairOptions, open_sources
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
-WISH = Wish(2, Size(128, 128), neighbours=False)
+PAIRS = PairOptions(2, Size(128, 128), neighbours=False)
 
 
 def photo_set(folder: Path, name: str = "a.png", *, parts: tuple[str, ...] = ("lr", "ref")) -> Path:
@@ -94,7 +95,7 @@ def test_names_are_the_same_however_their_dots_are_stored(tmp_path: Path) -> Non
 
 
 def sources(folder: Path, *, photographs: bool) -> list[str]:
-    found, _ = open_sources(folder, WISH, photographs=photographs, skip_unusable=False, progress=SILENT)
+    found, _ = open_sources(folder, PAIRS, photographs=photographs, skip_unusable=False, progress=SILENT)
     return [source.name for source in found]
 
 
@@ -131,11 +132,10 @@ def test_photographs_come_in_srgb_whatever_their_profile(tmp_path: Path) -> None
 
 def test_truth_of_another_profile_is_compared_as_the_colours_it_shows(tmp_path: Path) -> None:
     def psnr_db(name: str) -> float:
-        report = validate(
+        report = validate_bundle(
             trained_bundle(),
-            data=DataPlan(tmp_path / name, pictures=False),
-            settings=RestoreOptions(steps=1, pad_small=True, threads=1),
-            check_itself=False,
+            data=DataOptions(tmp_path / name, run=RunOptions(pictures=False)),
+            options=ValidateOptions(RestoreOptions(steps=1, pad_small=True, threads=1), check_itself=False),
         )
         return next(metric.mean or 0 for metric in report.metrics if metric.name == "psnr_y")
 
@@ -172,11 +172,12 @@ def test_no_spreadsheet_runs_a_name(name: str) -> None:
 def test_a_validation_that_fails_leaves_no_folder_behind(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     output = tmp_path / "made" / "report"
+    options = ValidateOptions(check_itself=False)
     with pytest.raises(LiveMomentsError):
-        validate(trained_bundle(), data=tmp_path / "set", output=output, check_itself=False)
+        validate_bundle(trained_bundle(), data=tmp_path / "set", output=output, options=options)
     assert not output.exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(LiveMomentsError):
-        validate(trained_bundle(), data=tmp_path / "set", output=tmp_path / "mine", check_itself=False)
+        validate_bundle(trained_bundle(), data=tmp_path / "set", output=tmp_path / "mine", options=options)
     assert (tmp_path / "mine" / "thesis.tex").exists()

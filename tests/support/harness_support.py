@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from livemoments.runtime.restore import RestoreResult
 from livemoments.runtime.tiles.plan import TilePlan
 from livemoments.types import Size
 from livemoments.validate.datasets.index import Dataset
-from livemoments.validate.harness.metrics import Measures
+from livemoments.validate.harness.image_metrics import ImageMetrics
+from livemoments.validate.harness.options import RunOptions
 from livemoments.validate.harness.run import run_images
 from livemoments.validate.quality.meter import ImageQuality
 from livemoments.validate.report_data import ImageResult
@@ -53,9 +54,11 @@ def make_dataset(
     )
 
 
-def run(bundle: Bundle, dataset: Dataset, work: Path, **options: Any) -> tuple[ImageResult, ...]:
-    """A run with simple metrics, unless others are given."""
-    return run_images(bundle, dataset, work=work, **{"measures": simple_measures, **options})
+def run(bundle: Bundle, dataset: Dataset, work: Path, **keywords: Any) -> tuple[ImageResult, ...]:
+    """A run with simple metrics, unless others are given; keywords are of ``run_images`` or of its options."""
+    keywords = {"metrics": simple_metrics, **keywords}
+    own = {name.name: keywords.pop(name.name) for name in fields(RunOptions) if name.name in keywords}
+    return run_images(bundle, dataset, work=work, options=RunOptions(**own), **keywords)
 
 
 def spoil(item: LivePhoto[Path]) -> LivePhoto[Path]:
@@ -113,19 +116,19 @@ def pcr(result: RestoreResult, fp32_corners: np.ndarray | None) -> Mapping[str, 
     return found if fp32_corners is None else found | {"fp32_mean": float(fp32_corners.mean())}
 
 
-def simple_measures() -> Measures:
+def simple_metrics() -> ImageMetrics:
     """Plain arithmetic; a function of a module, so that it can be sent to another process."""
-    return Measures(quality, seam, pcr)
+    return ImageMetrics(quality, seam, pcr)
 
 
 @dataclass(frozen=True)
 class Slow:
-    """The simple measures, with a pause."""
+    """The simple metrics, with a pause."""
 
     pause_s: float
 
-    def __call__(self) -> Measures:
-        return Measures(self._measure, seam, pcr)
+    def __call__(self) -> ImageMetrics:
+        return ImageMetrics(self._measure, seam, pcr)
 
     def _measure(
         self, output: np.ndarray, upscaled: np.ndarray, reference: np.ndarray, truth: np.ndarray | None
@@ -136,12 +139,12 @@ class Slow:
 
 @dataclass(frozen=True)
 class DeadlyOnce:
-    """Measures that kill their process at the first picture; the marker file says that it was done."""
+    """Metrics that kill their process at the first picture; the marker file says that it was done."""
 
     marker: Path
 
-    def __call__(self) -> Measures:
-        return Measures(self._kill, seam, pcr)
+    def __call__(self) -> ImageMetrics:
+        return ImageMetrics(self._kill, seam, pcr)
 
     def _kill(
         self, output: np.ndarray, upscaled: np.ndarray, reference: np.ndarray, truth: np.ndarray | None
@@ -156,10 +159,10 @@ class DeadlyOnce:
 
 @dataclass(frozen=True)
 class AlwaysDeadly:
-    """Measures that kill their process at every picture."""
+    """Metrics that kill their process at every picture."""
 
-    def __call__(self) -> Measures:
-        return Measures(self._kill, seam, pcr)
+    def __call__(self) -> ImageMetrics:
+        return ImageMetrics(self._kill, seam, pcr)
 
     def _kill(
         self, output: np.ndarray, upscaled: np.ndarray, reference: np.ndarray, truth: np.ndarray | None

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from livemoments.graphs.linears import Linear, find_linears
 from livemoments.graphs.tensors import read_tensor
 from livemoments.ort import open_session
+from livemoments.quantize.rewrite.round_weights import BlockWeights, ChannelWeights
 from livemoments.types import Stage
 
 POINTS = 3
@@ -59,6 +60,24 @@ def run_model(model: ir.Model, x: np.ndarray, step: int = 0) -> list[np.ndarray]
     session = open_session(data)
     found: list[np.ndarray] = session.run(None, {"x": x, "step": np.array(step)})
     return found
+
+
+def dequantized(weights: ChannelWeights | BlockWeights) -> np.ndarray:
+    """The weight (K, N) float32 that quantized values stand for."""
+    if isinstance(weights, ChannelWeights):
+        return weights.values.astype(np.float32) * weights.scale
+    outputs, blocks = weights.scale.shape
+    values = _unpacked(weights.values.reshape(outputs, -1), weights.bits)
+    zero = _unpacked(weights.zero, weights.bits)[:, :blocks, None]
+    steps = values.reshape(outputs, blocks, weights.block_size).astype(np.float32) - zero
+    return np.ascontiguousarray((steps * weights.scale[..., None]).reshape(outputs, -1)[:, : weights.inputs].T)
+
+
+def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+    """Of two 4-bit values in a byte the first is in the low half."""
+    if bits == 8:
+        return packed
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], -1)
 
 
 def linears_of(model: ir.Model) -> list[Linear]:

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from report_samples import MEBI, sample_report
 
-from livemoments.validate.report.gate import compare_with_baseline, gate
-from livemoments.validate.report.noise import Noise, allowed_loss, allowed_slowdown, quality_scale
+from livemoments.validate.report import baseline_cost
+from livemoments.validate.report import noise as noise_module
+from livemoments.validate.report.baseline import compare_with_baseline
+from livemoments.validate.report.gate import gate
+from livemoments.validate.report.noise import NOISE, Noise, allowed_loss, allowed_slowdown, quality_scale
 from livemoments.validate.report_data import (
     Check,
     Cost,
@@ -361,13 +364,12 @@ def test_nothing_to_compare_is_a_failure(report: ValidationReport) -> None:
 
 
 def test_the_rule_of_quality() -> None:
-    rule = Noise()
-    assert allowed_loss([], unit="dB", mean=30, better="higher", noise=rule) == 0.5
-    assert allowed_loss([0.1], unit="dB", mean=30, better="higher", noise=rule) == 0.5
-    assert allowed_loss([0.1, 0.1], unit="dB", mean=30, better="higher", noise=rule) == 0.02
+    assert allowed_loss([], unit="dB", mean=30, better="higher") == 0.5
+    assert allowed_loss([0.1], unit="dB", mean=30, better="higher") == 0.5
+    assert allowed_loss([0.1, 0.1], unit="dB", mean=30, better="higher") == 0.02
     losses = [0.0, 0.2, 0.1, -0.1]
     error = np.std(losses, ddof=1) / 2
-    assert allowed_loss(losses, unit="dB", mean=30, better="higher", noise=rule) == pytest.approx(3 * error)
+    assert allowed_loss(losses, unit="dB", mean=30, better="higher") == pytest.approx(3 * error)
     assert quality_scale(0.95, "higher") == pytest.approx(0.05)
     assert quality_scale(0.999, "higher") == 0.02
     assert quality_scale(61.0, "higher") == 61.0
@@ -375,14 +377,15 @@ def test_the_rule_of_quality() -> None:
 
 
 def test_the_rule_of_latency() -> None:
-    rule = Noise()
-    assert allowed_slowdown(2.0, (2.0, 2.1), (2.0, 2.4), noise=rule) == pytest.approx(0.4)
-    assert allowed_slowdown(2.0, (2.0, 2.1), (2.0, 2.1), noise=rule) == pytest.approx(0.2)
-    assert allowed_slowdown(2.0, (2.0, 9.0), noise=rule) == pytest.approx(1.0)
-    assert allowed_slowdown(0.0, (0.0, 0.0), noise=rule) == rule.latency_floor_s
+    assert allowed_slowdown(2.0, (2.0, 2.1), (2.0, 2.4)) == pytest.approx(0.4)
+    assert allowed_slowdown(2.0, (2.0, 2.1), (2.0, 2.1)) == pytest.approx(0.2)
+    assert allowed_slowdown(2.0, (2.0, 9.0)) == pytest.approx(1.0)
+    assert allowed_slowdown(0.0, (0.0, 0.0)) == NOISE.latency_floor_s
 
 
-def test_the_rule_can_be_changed(report: ValidationReport) -> None:
+def test_the_numbers_decide(report: ValidationReport, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = sample_report(30, slow=1.3)
     assert failed(compare_with_baseline(slow, report))
-    assert failed(compare_with_baseline(slow, report, noise=Noise(latency_floor=0.35, single_run=0.35))) == {}
+    for module in (noise_module, baseline_cost):
+        monkeypatch.setattr(module, "NOISE", Noise(latency_floor=0.35, single_run=0.35))
+    assert failed(compare_with_baseline(slow, report)) == {}

@@ -15,14 +15,13 @@ from ladder_support import InHalf, Without, recording_of
 from livemoments.bundle import Bundle, open_bundle
 from livemoments.export.pipeline import export_bundle
 from livemoments.limits import load_limits
-from livemoments.quantize.calibration import calibrate
+from livemoments.quantize.calibrate.run import calibrate
 from livemoments.quantize.pipeline import quantize_bundle
 from livemoments.types import Size, Stage
-from livemoments.validate.ladder import bisect as bisection
-from livemoments.validate.ladder.bisect import bisect
-from livemoments.validate.ladder.measures import Distance
-from livemoments.validate.ladder.replay import climb
-from livemoments.validate.ladder.walk import BoundaryError
+from livemoments.validate.ladder.bisect import bisect, first_suspect
+from livemoments.validate.ladder.compare import compare
+from livemoments.validate.ladder.graph_values.block_errors import BlockError
+from livemoments.validate.ladder.tensor_distance import Distance
 from livemoments.validate.recording.store import Recording
 from livemoments.validate.report_data import Bisection, Rung
 
@@ -83,7 +82,7 @@ def recording(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def failing(bundle: Bundle, recording: Recording, *stages: Stage) -> list[Rung]:
-    rungs = climb(bundle, recording, levels=("block", "network"), stages=stages)
+    rungs = compare(bundle, recording, levels=("block", "network"), stages=stages)
     assert rungs
     return [rung for rung in rungs if rung.status == "fail"]
 
@@ -116,7 +115,7 @@ def test_a_good_bundle_has_no_suspect(tiny_bundle: Path, recording: Recording) -
     assert found.suspects == ()
     assert found.boundaries == 2 * (2 * 3 + 2 * 4 - 1)  # two steps; the last block of each has no text, or nothing
     assert found.detail == "every part is within its limit"
-    rungs = climb(bundle, recording, levels=("block", "network"), stages=TRANSFORMERS)
+    rungs = compare(bundle, recording, levels=("block", "network"), stages=TRANSFORMERS)
     assert {rung.status for rung in rungs} == {"pass"}
     assert {rung.name for rung in rungs} >= {"restoration.block3", "restoration.block3.modules", "reference"}
     assert max(rung.rel_l2 or 0 for rung in rungs) < 5e-6
@@ -228,24 +227,24 @@ def test_a_fault_outside_of_the_transformers_names_the_stage(
     assert "record with --detail modules" in found.detail
 
 
-def boundaries(own: list[float], recording_pass: object = None) -> list[BoundaryError]:
+def boundaries(own: list[float], recording_pass: object = None) -> list[BlockError]:
     given = recording_pass or object()
 
     def distance(error: float) -> Distance:
         return Distance(error, 0.0, 1.0, 0.0)
 
-    return [BoundaryError(i, "hidden", given, distance(error), None) for i, error in enumerate(own)]  # type: ignore[arg-type]
+    return [BlockError(i, "hidden", given, distance(error), None) for i, error in enumerate(own)]  # type: ignore[arg-type]
 
 
 def test_rounding_that_grows_accuses_no_block_and_a_jump_does() -> None:
     limits = load_limits("fp16")
     slow_growth = boundaries([1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2])
-    assert bisection._first_boundary(slow_growth, limits) is None
-    jump = bisection._first_boundary(boundaries([1e-3, 1.2e-3, 2e-2, 2.1e-2]), limits)
+    assert first_suspect(slow_growth, limits) is None
+    jump = first_suspect(boundaries([1e-3, 1.2e-3, 2e-2, 2.1e-2]), limits)
     assert jump is not None
     assert jump.block == 2
-    broken = bisection._first_boundary(boundaries([1e-3, math.nan, math.nan]), limits)
+    broken = first_suspect(boundaries([1e-3, math.nan, math.nan]), limits)
     assert broken is not None
     assert broken.block == 1
-    within = bisection._first_boundary(boundaries([1e-5, 1e-3]), limits)  # a jump, but within the limit
+    within = first_suspect(boundaries([1e-5, 1e-3]), limits)  # a jump, but within the limit
     assert within is None

@@ -25,11 +25,10 @@ from livemoments.runtime.image_files.photo import read_photo, write_image
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size, Stage
 from livemoments.validate.cost import machine, memory
-from livemoments.validate.cost.energy import count_energy
 from livemoments.validate.cost.fresh_process import ProcessCost, measure_process
 from livemoments.validate.cost.latency import batch_photo, measure_stages, measure_tiles, percentiles
 from livemoments.validate.cost.memory import VramWatch, family, read_footprint, restore_afresh
-from livemoments.validate.cost.nvml import Gpu, open_gpu
+from livemoments.validate.cost.nvml import Gpu, count_energy, open_gpu
 from livemoments.validate.cost.total import cost_checks, cost_of_run, measure_cost
 from livemoments.validate.report_data import Memory
 
@@ -156,7 +155,7 @@ def test_every_stage_is_timed_after_the_warm_up(bundle: Bundle) -> None:
         time.sleep(0.12 if run < 2 else 0.005)
 
     backend = LoggingBackend(slow_at_first)
-    found = measure_stages(bundle, backend, size=TILE, runs=5, warmup=2, batch=2)
+    found = measure_stages(bundle, backend, sizes=[TILE], runs=5, warmup=2, batch=2)
     assert [cost.stage for cost in found] == [str(stage) for stage in Stage]
     assert set(runs.values()) == {7}
     for cost in found:
@@ -232,9 +231,9 @@ def test_a_gpu_is_read_through_nvml(nvml: FakeNvml, monkeypatch: pytest.MonkeyPa
         assert gpu.used_by({99}) is None
         assert gpu.clocks_mhz() == {"gpu_sm": 1980.0, "gpu_memory": 2619.0}
         assert gpu.describe() == {"gpu": "NVIDIA H20", "gpu_memory_bytes": 80_000 * MB, "gpu_driver": "580.65"}
-        with count_energy(gpu) as energy:
+        with count_energy(gpu) as joules:
             pass
-        assert energy.joules == pytest.approx(12.0)
+        assert joules == [pytest.approx(12.0)]
     assert nvml.open == 0
     for visible, used in (("1", 7 * MB), ("GPU-bbb,GPU-aaa", 7 * MB), ("0,1", 1000 * MB)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -251,9 +250,9 @@ def test_what_a_gpu_does_not_tell_is_missing(nvml: FakeNvml) -> None:
         assert gpu.used_by({1}) is None
         assert gpu.clocks_mhz() == {}
         assert gpu.describe() == {}
-        with count_energy(gpu) as energy:
+        with count_energy(gpu) as joules:
             pass
-        assert energy.joules is None
+        assert joules == []
         with VramWatch(gpu, os.getpid()) as watch:
             pass
         assert watch.memory().bytes is None

@@ -12,8 +12,8 @@ from synlive_videos import tree_bytes
 
 from livemoments.distances import psnr_db
 from livemoments.errors import ImageError, OutputError, UsageError
-from livemoments.quantize.calibration_set import read_set
-from livemoments.quantize.calibration_set import set_sha256 as calibration_sha256
+from livemoments.quantize.calibrate.photos import read_set
+from livemoments.quantize.calibrate.photos import set_sha256 as calibration_sha256
 from livemoments.runtime import photo_index
 from livemoments.runtime.image_files.photo import read_photo, write_image
 from livemoments.types import Size

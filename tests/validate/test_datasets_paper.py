@@ -22,9 +22,9 @@ def test_the_known_sets() -> None:
         "vivolive144": ("vivoLive144", 144, False),
         "iphonelive90": ("iPhoneLive90", 90, False),
     }
-    assert descriptor("vivolive144").metrics == descriptor("iphonelive90").metrics == NO_REFERENCE
+    assert descriptor("vivolive144").paper.columns == descriptor("iphonelive90").paper.columns == NO_REFERENCE
     full = ("psnr_y", "ssim_y", "lpips", "dists", "fid_512")
-    assert descriptor("synlive260").metrics == full + NO_REFERENCE
+    assert descriptor("synlive260").paper.columns == full + NO_REFERENCE
     assert "Not public yet" in descriptor("synlive260").source
     with pytest.raises(UsageError, match="not a known data set"):
         paper_rows("div2k")
@@ -36,7 +36,7 @@ def test_every_method_has_every_column(name: str) -> None:
     assert tuple(row.method for row in rows) == METHODS
     number = 2 if name == "synlive260" else 1
     assert all(row.table == f"LiveMoments, ICLR 2026, table {number}" for row in rows)
-    assert all(tuple(row.values) == descriptor(name).metrics for row in rows)
+    assert all(tuple(row.values) == descriptor(name).paper.columns for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_values_are_those_printed(name: str, method: str, metric: str, value: fl
 
 @pytest.mark.parametrize("name", SETS)
 def test_livemoments_is_best_where_the_paper_prints_it_best(name: str) -> None:
-    for metric in descriptor(name).metrics:
+    for metric in descriptor(name).paper.columns:
         sign = 1 if metric in HIGHER else -1
         best = max(paper_rows(name), key=lambda row: sign * row.values[metric])
         assert best.method == ("C2-Matching" if metric == "psnr_y" else "LiveMoments"), metric

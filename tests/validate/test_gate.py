@@ -6,7 +6,8 @@ import msgspec
 import pytest
 from report_samples import sample_report
 
-from livemoments.validate.report.gate import compare_with_baseline, gate
+from livemoments.validate.report.baseline import compare_with_baseline
+from livemoments.validate.report.gate import gate
 from livemoments.validate.report_data import (
     Bisection,
     Check,

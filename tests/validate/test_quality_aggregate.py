@@ -14,16 +14,8 @@ import pytest
 from iqa_support import degraded, picture
 
 from livemoments.errors import UsageError
-from livemoments.validate.quality.aggregate import (
-    Aggregator,
-    ImageQuality,
-    QualityMeter,
-    load_features,
-    measure_image,
-    save_features,
-)
-from livemoments.validate.quality.exact import ExactMoments
-from livemoments.validate.quality.registry import select
+from livemoments.validate.quality.aggregate import Aggregator, ExactMoments, load_features, save_features
+from livemoments.validate.quality.meter import ImageQuality, QualityMeter
 from livemoments.validate.report_data import Metric
 
 
@@ -49,7 +41,7 @@ def some_results(count: int = 5) -> tuple[QualityMeter, list[ImageQuality]]:
 
 
 def aggregated(meter: QualityMeter, results: list[ImageQuality]) -> tuple[Metric, ...]:
-    total = Aggregator.for_meter(meter)
+    total = Aggregator(meter)
     for result in results:
         total.add(result.metrics, result.input_metrics, result.features)
     return total.metrics()
@@ -91,7 +83,7 @@ def test_a_run_that_goes_on_ends_with_the_same_rows(tmp_path: Path) -> None:
     """From results that were written as JSON and features as npz."""
     meter, results = some_results()
     expected = aggregated(meter, results)
-    rebuilt = Aggregator.for_meter(planted_meter())
+    rebuilt = Aggregator(planted_meter())
     for number, result in enumerate(results):
         texts = [json.dumps(part, allow_nan=False) for part in (result.metrics, result.input_metrics)]
         save_features(tmp_path / f"{number}.npz", result.features)
@@ -106,10 +98,10 @@ def test_a_run_that_goes_on_ends_with_the_same_rows(tmp_path: Path) -> None:
 def test_the_order_changes_no_bit() -> None:
     generator = random.Random()
     values = [generator.uniform(10, 60) * 10 ** generator.uniform(-9, 3) for _ in range(300)]
-    specs = select("psnr_y")
+    meter = QualityMeter("psnr_y")
 
     def rows(order: list[float]) -> tuple[Metric, ...]:
-        total = Aggregator(specs)
+        total = Aggregator(meter)
         for value in order:
             total.add({"psnr_y": value})
         return total.metrics()
@@ -140,7 +132,7 @@ def test_exact_moments_are_exact() -> None:
 
 def test_memory_does_not_grow_with_the_images() -> None:
     generator = np.random.default_rng(1)
-    total = Aggregator.for_meter(planted_meter())
+    total = Aggregator(planted_meter())
 
     def feed(images: int) -> int:
         for _ in range(images):
@@ -161,7 +153,7 @@ def test_memory_does_not_grow_with_the_images() -> None:
 def test_equal_pictures_are_left_out_of_the_mean_and_said() -> None:
     pixels = picture(170, 170, seed=3)
     meter = QualityMeter()
-    exact = measure_image(pixels, None, None, pixels, metrics=meter)
+    exact = meter.measure(pixels, truth=pixels)
     assert exact.metrics == {"psnr_y": None, "psnr_y_infinite": 1.0, "ssim_y": 1.0, "ms_ssim_y": 1.0}
     near = meter.measure(degraded(pixels, 4), truth=pixels)
     row, structure, _ = aggregated(meter, [exact, near])

@@ -17,13 +17,12 @@ from places import ROOT
 
 from livemoments.errors import EngineError, UsageError
 from livemoments.types import Size
-from livemoments.validate.quality import iqa
-from livemoments.validate.quality.deep import Adapters
-from livemoments.validate.quality.meter import QualityMeter, cosine, measure_image, relative_deviation
-from livemoments.validate.quality.offline import offline
+from livemoments.validate.quality import lpips_dists_piq
+from livemoments.validate.quality.meter import QualityMeter, cosine, relative_deviation
+from livemoments.validate.quality.networks import Adapters
 from livemoments.validate.quality.registry import BY_NAME, SPECS, select
-from livemoments.validate.quality.tiling import divide, mean_features, pair_mean, patches, solo_mean, unit_tiles
-from livemoments.validate.quality.weights import missing
+from livemoments.validate.quality.tiling import direction, divide, patches, tile_mean
+from livemoments.validate.quality.weights import missing, offline
 
 
 @pytest.fixture
@@ -163,8 +162,8 @@ def test_the_fids_inception_is_read_through_piq(tmp_path: Path) -> None:
 def test_a_package_that_wants_to_download_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = plant(tmp_path, "alexnet-renamed.pth") / "alexnet-renamed.pth"
     with pytest.raises(EngineError, match="wanted to reach the network"):
-        iqa.load_lpips(file, "cpu")
-    monkeypatch.setattr("livemoments.validate.quality.deep.open_source", lambda spec, _: (spec.sources[0], file))
+        lpips_dists_piq.load_lpips(file, "cpu")
+    monkeypatch.setattr("livemoments.validate.quality.networks.open_source", lambda spec, _: (spec.sources[0], file))
     plant(tmp_path, "alexnet-owt-7be5be79.pth")
     adapters = Adapters(select("lpips"), tmp_path)
     assert adapters.get(BY_NAME["lpips"]) is None
@@ -227,12 +226,13 @@ def test_means_are_weighted_by_area() -> None:
     pixels = picture(250, 310, seed=7, dtype=np.uint16)
     other = picture(250, 310, seed=8, dtype=np.uint16)
     unit = pixels / 65535
-    areas = {tile.shape for _, tile in unit_tiles(pixels, 100)}
+    areas: set[tuple[int, ...]] = set()
+    tile_mean(lambda tile: areas.add(tile.shape) or 0.0, pixels, longest_px=100)  # type: ignore[func-returns-value]
     assert len(areas) > 1
-    assert solo_mean(lambda tile: float(tile.mean()), pixels, 100) == pytest.approx(unit.mean(), rel=1e-6)
-    mean = pair_mean(lambda a, b: float(np.abs(a - b).mean()), pixels, other, 100)
+    assert tile_mean(lambda tile: float(tile.mean()), pixels, longest_px=100) == pytest.approx(unit.mean(), rel=1e-6)
+    mean = tile_mean(lambda a, b: float(np.abs(a - b).mean()), pixels, other, longest_px=100)
     assert mean == pytest.approx(np.abs(unit - other / 65535).mean(), rel=1e-6)
-    features = mean_features(lambda tile: np.array([3.0, 4.0]) * tile.size, pixels, 100)
+    features = tile_mean(lambda tile: direction(np.array([3.0, 4.0]) * tile.size), pixels, longest_px=100)
     np.testing.assert_allclose(features, [0.6, 0.8])
 
 
@@ -285,4 +285,4 @@ def test_a_network_that_fails_names_the_metric() -> None:
 
     pixels = picture(64, 64, seed=11)
     with pytest.raises(EngineError, match=r"the metric lpips failed: out of memory$"):
-        measure_image(pixels, None, None, pixels, metrics=QualityMeter("lpips", planted={"lpips": fail}))
+        QualityMeter("lpips", planted={"lpips": fail}).measure(pixels, truth=pixels)

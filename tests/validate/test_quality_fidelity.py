@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -14,11 +13,10 @@ from iqa_support import degraded, picture, piq_modules
 from livemoments.errors import UsageError
 from livemoments.validate.cost.fresh_process import measure_process
 from livemoments.validate.quality import luma as luma_module
-from livemoments.validate.quality.fidelity import FIDELITY, measure_fidelity
+from livemoments.validate.quality.fidelity import FIDELITY, measure_fidelity, psnr_y
 from livemoments.validate.quality.luma import Luma, luma_of
-from livemoments.validate.quality.ms_ssim import ms_ssim_y
-from livemoments.validate.quality.psnr import psnr_y
-from livemoments.validate.quality.ssim import ssim_y
+from livemoments.validate.quality.ms_ssim import MultiScaleSimilarity
+from livemoments.validate.quality.ssim import Similarity
 
 AGREEMENT = 1e-4
 
@@ -125,13 +123,13 @@ def test_strips_of_few_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, rows
     assert measure_fidelity(value, reference) == pytest.approx(whole, abs=1e-9)
 
 
-def test_the_single_functions_give_the_same() -> None:
+def test_single_metrics_are_the_same_as_all_together() -> None:
     reference = picture(181, 240, seed=13)
     value = degraded(reference, seed=14)
-    functions: tuple[Callable[..., float], ...] = (psnr_y, ssim_y, ms_ssim_y)
-    single = {name: function(value, reference) for name, function in zip(FIDELITY, functions, strict=True)}
-    assert measure_fidelity(value, reference) == single
-    assert measure_fidelity(value, reference, ["ssim_y"]) == {"ssim_y": single["ssim_y"]}
+    together = measure_fidelity(value, reference)
+    for name in FIDELITY:
+        assert measure_fidelity(value, reference, [name]) == {name: together[name]}
+    assert psnr_y(value, reference) == together["psnr_y"]
 
 
 def test_memory_does_not_grow_with_the_picture() -> None:
@@ -154,19 +152,22 @@ def test_memory_does_not_grow_with_the_picture() -> None:
 
 def test_opposite_pictures_give_no_similarity() -> None:
     pixels = np.random.default_rng(15).integers(0, 256, (200, 200, 3), np.uint8)
-    assert ssim_y(255 - pixels, pixels) < 0
-    assert ms_ssim_y(255 - pixels, pixels) == 0.0  # negative parts count as nothing
+    similarity = measure_fidelity(255 - pixels, pixels)
+    assert (similarity["ssim_y"] or 0) < 0
+    assert similarity["ms_ssim_y"] == 0.0  # negative parts count as nothing
 
 
 def test_too_small_pictures_have_no_number() -> None:
     pixels = picture(160, 200, seed=16)
     assert measure_fidelity(pixels, pixels)["ms_ssim_y"] is None
     with pytest.raises(UsageError, match="MS-SSIM needs pictures of at least 161x161 pixels, not 200x160"):
-        ms_ssim_y(pixels, pixels)
+        MultiScaleSimilarity(*pixels.shape[:2])
     thin = picture(10, 200, seed=17)
     assert measure_fidelity(thin, thin) == {"psnr_y": math.inf, "ssim_y": None, "ms_ssim_y": None}
+    similarity = Similarity(width=200)
+    similarity.push(*(np.zeros((10, 200), np.float32) for _ in range(2)))
     with pytest.raises(UsageError, match="at least 11x11"):
-        ssim_y(thin, thin)
+        similarity.ssim  # noqa: B018
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from harness_support import (
     Slow,
     make_dataset,
     pictures_in,
-    simple_measures,
+    run,
     spoil,
     with_item,
     without_times,
@@ -31,7 +31,6 @@ from livemoments.errors import EngineError, MissingExtraError, ResourceError, Us
 from livemoments.types import Size
 from livemoments.validate.datasets.index import Dataset
 from livemoments.validate.harness.ray_engine import plan_workers
-from livemoments.validate.harness.run import run_images
 from livemoments.validate.harness.run_store import features_file
 from livemoments.validate.report_data import ImageResult
 
@@ -75,7 +74,7 @@ def test_ray_that_is_not_installed_is_a_missing_extra(monkeypatch: pytest.Monkey
     bundle = make_fake_bundle(tmp_path / "b")
     dataset = make_dataset(tmp_path / "data", 1)
     with pytest.raises(MissingExtraError, match="extra 'ray'"):
-        run_images(bundle, dataset, work=tmp_path / "work", measures=simple_measures, engine="ray")
+        run(bundle, dataset, tmp_path / "work", engine="ray")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no.such.host.invalid:6379", "127.0.0.1:99999"])
@@ -84,7 +83,7 @@ def test_a_cluster_that_is_not_there_is_one_error(address: str, tmp_path: Path) 
     bundle = make_fake_bundle(tmp_path / "b")
     dataset = make_dataset(tmp_path / "data", 1)
     with pytest.raises(UsageError, match=f"no Ray cluster at '{address}'"):
-        run_images(bundle, dataset, work=tmp_path, measures=simple_measures, engine="ray", ray_address=address)
+        run(bundle, dataset, tmp_path, engine="ray", ray_address=address)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def alone(bundle: Bundle, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageResult, ...]:
     work = tmp_path_factory.mktemp("alone")
-    return run_images(bundle, dataset, work=work, measures=simple_measures)
+    return run(bundle, dataset, work)
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +156,8 @@ def test_two_machines_give_what_one_process_gives(
 ) -> None:
     dataset = with_item(dataset, 2, spoil(replace_files(dataset, 2, tmp_path / "spoiled")))
     slow = Slow(0.5)  # so that the machine that starts later gets its share
-    found = run_images(bundle, dataset, work=tmp_path / "work", measures=slow, engine="ray")
-    local = run_images(bundle, dataset, work=tmp_path / "local", measures=simple_measures)
+    found = run(bundle, dataset, tmp_path / "work", metrics=slow, engine="ray")
+    local = run(bundle, dataset, tmp_path / "local")
     assert [without_times(result) for result in found] == [without_times(result) for result in local]
     assert [result.status for result in found].count("failed") == 1
     assert [without_times(found[index]) for index in (0, 1, 3, 4, 5)] == [
@@ -181,8 +180,8 @@ def test_a_run_begun_here_ends_on_the_cluster(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_images(bundle, dataset, work=tmp_path, measures=simple_measures, on_result=stop)
-    found = run_images(bundle, dataset, work=tmp_path, measures=simple_measures, engine="ray", workers=2)
+        run(bundle, dataset, tmp_path, on_result=stop)
+    found = run(bundle, dataset, tmp_path, engine="ray", workers=2)
     assert [without_times(result) for result in found] == [without_times(result) for result in alone]
     assert [str(os.getpid()) in result.worker for result in found] == [True] * 2 + [False] * 4
 
@@ -192,7 +191,7 @@ def test_the_image_of_a_dead_worker_goes_to_another(
     cluster: Any, bundle: Bundle, dataset: Dataset, alone: tuple[ImageResult, ...], tmp_path: Path
 ) -> None:
     marker = tmp_path / "killed"
-    found = run_images(bundle, dataset, work=tmp_path / "work", measures=DeadlyOnce(marker), engine="ray", workers=2)
+    found = run(bundle, dataset, tmp_path / "work", metrics=DeadlyOnce(marker), engine="ray", workers=2)
     assert marker.exists()
     assert [without_times(result) for result in found] == [without_times(result) for result in alone]
 
@@ -203,9 +202,9 @@ def test_an_image_that_kills_every_worker_ends_the_run(
 ) -> None:
     deadly = DeadlyOnce(tmp_path / "no such folder" / "marker")  # which cannot be made
     with pytest.raises(Exception, match="No such file"):  # a bug in a metric keeps its traceback
-        run_images(bundle, dataset, work=tmp_path / "bug", measures=deadly, engine="ray", workers=1)
+        run(bundle, dataset, tmp_path / "bug", metrics=deadly, engine="ray", workers=1)
     with pytest.raises(ResourceError, match="3 workers died on it"):
-        run_images(bundle, dataset, work=tmp_path / "work", measures=AlwaysDeadly(), engine="ray", workers=1)
+        run(bundle, dataset, tmp_path / "work", metrics=AlwaysDeadly(), engine="ray", workers=1)
     assert len((tmp_path / "work" / "results.jsonl").read_text().splitlines()) == 1
 
 
@@ -239,7 +238,7 @@ def test_another_bundle_at_the_workers_path_is_refused(
     with Switching(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "run_key", switching_key)
         with pytest.raises(EngineError, match="not the bundle that the run began with"):
-            run_images(mine, dataset, work=tmp_path / "work", measures=simple_measures, engine="ray")
+            run(mine, dataset, tmp_path / "work", engine="ray")
 
 
 @pytest.mark.slow
@@ -247,7 +246,7 @@ def test_more_workers_than_processors_are_refused(
     cluster: Any, bundle: Bundle, dataset: Dataset, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="2 CPUs, too few for 3 workers"):
-        run_images(bundle, dataset, work=tmp_path, measures=simple_measures, engine="ray", workers=3)
+        run(bundle, dataset, tmp_path, engine="ray", workers=3)
 
 
 def replace_files(dataset: Dataset, index: int, place: Path) -> Any:
@@ -256,7 +255,7 @@ def replace_files(dataset: Dataset, index: int, place: Path) -> Any:
     place.mkdir()
     copy = place / item.photo.name
     copy.write_bytes(item.photo.read_bytes())
-    return replace(item, ref=copy)
+    return replace(item, photo=copy)
 
 
 @pytest.mark.slow
@@ -267,10 +266,9 @@ def test_a_cluster_that_the_run_starts_ends_with_it(
     script = """
 import sys
 from pathlib import Path
-from harness_support import make_dataset, simple_measures
-from livemoments.validate.harness.run import run_images
+from harness_support import make_dataset, run
 work = Path(sys.argv[2])
-run_images(sys.argv[1], make_dataset(work / "data", 2), work=work, measures=simple_measures, engine="ray", workers=2)
+run(sys.argv[1], make_dataset(work / "data", 2), work, engine="ray", workers=2)
 import ray
 print("still connected" if ray.is_initialized() else "done")
 """
@@ -280,8 +278,8 @@ print("still connected" if ray.is_initialized() else "done")
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == "done"
     _await_end(before)
-    again = run_images(
-        bundle, replace(dataset, items=dataset.items[:2]), work=tmp_path, measures=simple_measures
+    again = run(
+        bundle, replace(dataset, items=dataset.items[:2]), tmp_path
     )  # reads the journal: the worker's name shows who did it
     assert [without_times(result) for result in again] == [without_times(result) for result in alone[:2]]
     assert all(result.worker for result in again)

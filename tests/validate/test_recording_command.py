@@ -16,6 +16,7 @@ from livemoments.errors import CheckpointError, ImageError, OutputError, UsageEr
 from livemoments.live_photo import LivePhoto
 from livemoments.types import Size
 from livemoments.validate.recording.opening import open_recording
+from livemoments.validate.recording.options import RecordOptions
 from livemoments.validate.recording.pipeline import record
 
 STEPS = 3
@@ -56,6 +57,18 @@ def test_arguments_that_cannot_be_used(
     with pytest.raises(UsageError, match=message):
         record(tiny_checkpoint, photos, tmp_path / "r", **{**OPTIONS, **options})  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_options_are_given_in_one_form(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="either RecordOptions or"):
+        record(tiny_checkpoint, photos, tmp_path / "r", RecordOptions(), seed=3)
+    with pytest.raises(UsageError, match="seed -1"):
+        record(tiny_checkpoint, photos, tmp_path / "r", RecordOptions(seed=-1))
+    chosen = RecordOptions(detail_images=("c", "a"), detail_tiles=None, detail_steps=(2, 0, 2)).selection(
+        ("a", "b", "c")
+    )
+    assert (chosen.images, chosen.tiles, chosen.steps, chosen.blocks) == (("a", "c"), None, (0, 2), None)
+    assert RecordOptions(detail_images=None).selection(("a", "b")).images is None
 
 
 def test_photos_checkpoints_and_places_that_cannot_be_used(tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ DAMAGES = {
     "leaves": (edit_meta(lambda m: rename_file(m, "../a.txt")), r"names '\.\./a.txt', which leaves"),
     "absolute": (edit_meta(lambda m: rename_file(m, "/etc/passwd")), "which leaves"),
     "backslash": (edit_meta(lambda m: rename_file(m, "..\\a.txt")), "which leaves"),
-    "NUL": (edit_meta(lambda m: rename_file(m, "a\0b")), "which is no file name"),
+    "NUL": (edit_meta(lambda m: rename_file(m, "a\0b")), "which is not a file name"),
     "missing": (edit_tensors(Path.unlink), "missing"),
     "cut short": (edit_tensors(lambda file: file.write_bytes(file.read_bytes()[:-1])), "bytes long"),
     "changed": (edit_tensors(flip_last_byte), "SHA-256"),
@@ -231,6 +231,14 @@ def test_a_damaged_recording_is_one_clear_error(recording: Path, name: str) -> N
     with pytest.raises(FileError, match=message) as caught:
         open_recording(recording)
     assert caught.value.fix
+
+
+def test_names_that_cannot_be_shown_are_names(recording: Path) -> None:
+    """A screenshot of macOS has a narrow no-break space before "PM"."""
+    name = "images/lr/at 9.41\u202fPM.txt"
+    (recording / "images" / "lr" / "a.txt").rename(recording / name)
+    edit_meta(lambda meta: rename_file(meta, name))(recording)
+    assert open_recording(recording).image_path("a", "lr") == recording / name
 
 
 def test_a_link_that_leaves_the_folder_is_refused(recording: Path, tmp_path: Path) -> None:

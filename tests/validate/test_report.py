@@ -25,10 +25,10 @@ from livemoments.errors import FileError, OutputError, ResourceError, UsageError
 from livemoments.store.files import write_file
 from livemoments.validate.report import numbers
 from livemoments.validate.report.gate import gate
+from livemoments.validate.report.images_csv import images_csv
 from livemoments.validate.report.junit import junit_xml
 from livemoments.validate.report.markdown import summary_markdown
-from livemoments.validate.report.schema import decode_report, encode_report, finite, report_schema
-from livemoments.validate.report.table import images_csv
+from livemoments.validate.report.report_json import decode_report, encode_report, finite, report_schema
 from livemoments.validate.report.write import FILES, write_reports
 from livemoments.validate.report_data import REPORT_SCHEMA, BundleInfo, Check, ImageResult, ValidationReport
 

@@ -22,9 +22,9 @@ from report_samples import sample_report
 from livemoments.errors import MissingExtraError
 from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
-from livemoments.validate.report import charts, pictures, view
-from livemoments.validate.report.gate import compare_with_baseline
-from livemoments.validate.report.page import render_page
+from livemoments.validate.report import charts, page_content, pictures
+from livemoments.validate.report.baseline import compare_with_baseline
+from livemoments.validate.report.html_page import render_page
 from livemoments.validate.report.write import write_reports
 from livemoments.validate.report_data import BundleInfo, Check, ImageResult, ValidationReport
 
@@ -243,7 +243,7 @@ def test_text_has_enough_contrast_in_both_themes() -> None:
     ],
 )
 def test_titles_are_cut_for_columns(title: str, short: str) -> None:
-    assert view.short_title(title) == short
+    assert page_content.short_title(title) == short
 
 
 # Charts.

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from livemoments.errors import BundleError, UsageError
 from livemoments.reference.random_checkpoint import make_checkpoint
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size, Stage
-from livemoments.validate.data_plan import DataPlan
 from livemoments.validate.datasets.embedded import write_embedded_set
+from livemoments.validate.harness.options import RunOptions
+from livemoments.validate.options import DataOptions, ValidateOptions
 from livemoments.validate.recording.store import Recording
-from livemoments.validate.report.schema import decode_report
-from livemoments.validate.report.text import report_text
+from livemoments.validate.report.gate import gate
+from livemoments.validate.report.report_json import decode_report
+from livemoments.validate.report.terminal_text import report_text
 from livemoments.validate.report_data import ValidationReport
 
 FILES = {"report.html", "report.json", "images.csv", "summary.md", "junit.xml"}
@@ -44,12 +47,11 @@ def recording(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def report(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ValidationReport:
-    found: ValidationReport = livemoments.validate(
+    found: ValidationReport = livemoments.validate_bundle(
         tiny_bundle,
         tiny_checkpoint,
         output=tmp_path_factory.getbasetemp() / "report",
-        settings=RestoreOptions(seed=3),
-        check_itself=False,
+        options=ValidateOptions(restore=RestoreOptions(seed=3), check_itself=False),
     )
     return found
 
@@ -82,14 +84,14 @@ def test_the_report_is_files_and_text(report: ValidationReport, tmp_path_factory
 def test_another_checkpoints_bundle_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     other = make_checkpoint(tmp_path / "other", size="tiny", seed=1)
     with pytest.raises(BundleError, match="was not exported from this checkpoint"):
-        livemoments.validate(tiny_bundle, other)
+        livemoments.validate_bundle(tiny_bundle, other)
 
 
 def test_arguments_that_do_not_go_together(tiny_bundle: Path, recording: Recording) -> None:
     with pytest.raises(UsageError, match="two references"):
-        livemoments.validate(tiny_bundle, "c", recording=recording)
+        livemoments.validate_bundle(tiny_bundle, "c", recording=recording)
     with pytest.raises(UsageError, match="there must be a reference"):
-        livemoments.validate(tiny_bundle, find_fault=True)
+        livemoments.validate_bundle(tiny_bundle, options=ValidateOptions(find_fault=True))
 
 
 def test_the_gate_opens_for_a_good_bundle(tiny_bundle: Path, recording: Recording) -> None:
@@ -184,11 +186,17 @@ def test_a_corrupt_image_is_skipped_reported_and_counted(tiny_bundle: Path, imag
 
 
 def test_a_baseline_tells_what_became_worse(tiny_bundle: Path, images: Path, tmp_path: Path) -> None:
-    plan = DataPlan(images, limit=1, pictures=False)
-    options: dict[str, Any] = {"data": plan, "settings": RestoreOptions(flow="dis", steps=3), "check_itself": False}
-    first = livemoments.validate(tiny_bundle, output=tmp_path / "first", **options)
+    data = DataOptions(images, limit=1, run=RunOptions(pictures=False))
+    plain = ValidateOptions(restore=RestoreOptions(flow="dis", steps=3), check_itself=False)
+
+    def against(baseline: Path) -> ValidationReport:
+        options = replace(plain, baseline=baseline)
+        report: ValidationReport = livemoments.validate_bundle(tiny_bundle, data=data, options=options)
+        return report
+
+    first = livemoments.validate_bundle(tiny_bundle, data=data, output=tmp_path / "first", options=plain)
     assert first.passed
-    same = livemoments.validate(tiny_bundle, baseline=tmp_path / "first" / "report.json", **options)
+    same = against(tmp_path / "first" / "report.json")
     assert same.baseline
     assert same.passed
     better = first.to_json()
@@ -197,9 +205,9 @@ def test_a_baseline_tells_what_became_worse(tiny_bundle: Path, images: Path, tmp
     for metric in better["metrics"]:
         metric["mean"] += 3 * (metric["name"] == "psnr_y")
     (tmp_path / "better.json").write_text(json.dumps(better))
-    worse = livemoments.validate(tiny_bundle, baseline=tmp_path / "better.json", **options)
+    worse = against(tmp_path / "better.json")
     assert not worse.passed
-    assert any("psnr_y" in reason for reason in worse.failures())
+    assert any("psnr_y" in reason for reason in gate(worse))
 
 
 def test_a_bad_baseline_is_known_before_the_work(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -214,8 +222,8 @@ def test_what_an_inexact_policy_costs_is_told(tiny_bundle: Path, tmp_path: Path)
     (frozen / MANIFEST_NAME).unlink()
     changed = msgspec.structs.replace(manifest, reference_policy="frozen")
     (frozen / MANIFEST_NAME).write_bytes(msgspec.json.encode(changed))
-    settings = RestoreOptions(steps=3, flow="dis")
-    report = livemoments.validate(Bundle.open(frozen), check_itself=False, settings=settings)
+    options = ValidateOptions(restore=RestoreOptions(steps=3, flow="dis"), check_itself=False)
+    report = livemoments.validate_bundle(Bundle.open(frozen), options=options)
     (check,) = [check for check in report.checks if check.name == "policy.psnr_db"]
     assert check.status == "info"
     assert 5 < (check.value or 0) < 60
@@ -228,3 +236,25 @@ def test_unusable_data_is_one_error(tiny_bundle: Path, images: Path, tmp_path: P
     assert_refused(run(*start, images, "--set", "synlive260"), "260")
     assert_refused(run(*start, images, "--metrics", "beauty"), "beauty", "psnr_y")
     assert_refused(run("validate", tiny_bundle, "--recording", images), images)
+
+
+def test_the_package_can_still_be_called(tiny_bundle: Path, recording: Recording) -> None:
+    keywords: dict[str, Any] = {"recording": recording, "clip": None, "check_itself": False, "levels": ("photo",)}
+    with pytest.warns(DeprecationWarning, match="validate_bundle"):
+        report = livemoments.validate(tiny_bundle, settings=RestoreOptions(seed=3), **keywords)
+    assert {rung.level for rung in report.ladder} == {"photo"}
+    assert (report.settings["seed"], report.passed) == (3, True)
+    with pytest.warns(DeprecationWarning, match="validate_bundle"), pytest.raises(TypeError, match="'colour'"):
+        livemoments.validate(tiny_bundle, colour="red")
+
+
+def test_options_are_checked_before_the_work(tiny_bundle: Path, images: Path) -> None:
+    for options, words in (
+        (ValidateOptions(cost_runs=-1), "-1 timed runs"),
+        (ValidateOptions(levels=("pixel",)), "'pixel' is not a rung"),  # type: ignore[arg-type]
+        (ValidateOptions(formats=("pdf",)), "'pdf'"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            livemoments.validate_bundle(tiny_bundle, options=options)
+    with pytest.raises(UsageError, match="the package's own metrics"):
+        livemoments.validate_bundle(tiny_bundle, data=DataOptions(images, run=RunOptions(metrics=lambda: None)))  # type: ignore[arg-type, return-value]

@@ -19,7 +19,7 @@ from torch import Tensor
 from livemoments.runtime.image_files.photo import write_image
 from livemoments.runtime.schedule import upstream_sigmas
 from livemoments.schedule import NOISE_LEVEL
-from livemoments.validate.quality.psnr import psnr_y
+from livemoments.validate.quality.fidelity import psnr_y
 
 _PAIRS = 24
 _STEPS = 6

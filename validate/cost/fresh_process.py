@@ -76,8 +76,8 @@ def measure_process(
         out.seek(0)
         err.seek(0)
         texts = [stream.read().decode(errors="replace") for stream in (out, err)]
-        found = measured.read().split()
-        if len(found) != 3:
+        measurements = measured.read().split()
+        if len(measurements) != 3:
             raise EngineError(f"'{command[0]}' could not be started: {texts[1].strip()}")
-        returncode, wall_s, peak = int(found[0]), float(found[1]), int(found[2])
+        returncode, wall_s, peak = int(measurements[0]), float(measurements[1]), int(measurements[2])
         return ProcessCost(returncode, wall_s, peak * _RSS_UNIT_BYTES, *texts)

@@ -8,31 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.live_photo import LivePhoto
-from livemoments.manifest import Graph
-from livemoments.natural_images import FLOW_STD_PX
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Array, Backend
 from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
 from livemoments.runtime.schedule import plan_steps
-from livemoments.types import ReferencePolicy, Size, Stage, TensorSpec
-from livemoments.validate.cost.energy import count_energy
-from livemoments.validate.cost.nvml import Gpu
+from livemoments.simulated_clip import synthetic_photograph
+from livemoments.stage_inputs import draw_input
+from livemoments.types import ReferencePolicy, Size, Stage
+from livemoments.validate.cost.nvml import Gpu, count_energy
 from livemoments.validate.harness.kept_engines import KeptEngines
 from livemoments.validate.report_data import StageCost
 
 PERCENTILES = (50, 90, 99)
-_OTHER_STD = 0.3
 _PASSED_ON = (Stage.MOTION, Stage.REFERENCE)
 
 
@@ -58,7 +55,7 @@ def measure_stages(
     bundle: Bundle,
     backend: Backend,
     *,
-    size: Size | None = None,
+    sizes: Sequence[Size] | None = None,
     batch: int = 1,
     runs: int = 20,
     warmup: int = 3,
@@ -74,7 +71,7 @@ def measure_stages(
     Args:
         bundle: opened.
         backend: what runs the graphs.
-        size: of the tiles; every size of the bundle by default.
+        sizes: of the tiles; every size of the bundle by default.
         batch: tiles computed at once.
         runs: timed runs of each stage.
         warmup: runs before, which are not timed.
@@ -88,39 +85,41 @@ def measure_stages(
         ResourceError: memory ran out.
     """
     _check_counts(runs, warmup, batch)
-    sizes = bundle.tile_sizes if size is None else (size,)
+    sizes = sizes or bundle.tile_sizes
     stages = [stage for stage in Stage if str(stage) in bundle.manifest.stages]
     resident = ReferencePolicy.parse(bundle.manifest.reference_policy).name != "phase-split"
-    found = []
+    point = plan_steps(bundle.manifest.schedule)[0]
+    costs = []
     with progress.task("Timing the stages", len(sizes) * len(stages) * (warmup + runs)) as task:
         for tile in sizes:
-            inputs = _StageInputs(bundle, tile, batch, seed)
+            passed_on: dict[str, Array] = {}
             with contextlib.ExitStack() as open_until_the_end:
                 for stage in stages:
                     started_s = time.perf_counter()
                     engine = backend.open(bundle, stage, tile)
                     load_s = time.perf_counter() - started_s
-                    passes_on = stage in _PASSED_ON
                     stays = stage is Stage.MOTION or (stage is Stage.REFERENCE and resident)
                     keep = [spec.name for spec in engine.outputs] if stays else []
-                    if keep:
-                        open_until_the_end.callback(engine.close)  # what it left on the device is still needed
-                    try:
-                        given = inputs.of(stage, engine.inputs)
+                    with contextlib.ExitStack() as open_for_now:
+                        # what a stage left on the device is still needed by others
+                        (open_until_the_end if keep else open_for_now).callback(engine.close)
+                        inputs = {}
+                        for spec in engine.inputs:
+                            if stage is Stage.RESTORATION and spec.name in passed_on:
+                                inputs[spec.name] = passed_on[spec.name]
+                            else:
+                                rng = np.random.default_rng([seed, *f"{stage} {spec.name}".encode()])
+                                inputs[spec.name] = draw_input(spec, rng, batch=batch, size=tile, point=point)
                         seconds = []
                         for _ in range(warmup + runs):
                             started_s = time.perf_counter()
-                            outputs = engine.run(engine.cast(given), keep=keep)
+                            outputs = engine.run(engine.cast(inputs), keep=keep)
                             seconds.append(time.perf_counter() - started_s)
                             task.advance(1, note=f"{stage} {tile}")
-                        if passes_on:
-                            inputs.learn(outputs)
-                    finally:
-                        if not keep:
-                            engine.close()
-                    graph = bundle.graph(stage, tile)
-                    found.append(_stage_cost(bundle, graph, stage, tile, seconds[warmup:], load_s))
-    return tuple(found)
+                        if stage in _PASSED_ON:
+                            passed_on |= outputs
+                    costs.append(_stage_cost(bundle, stage, tile, seconds[warmup:], load_s))
+    return tuple(costs)
 
 
 def measure_tiles(
@@ -157,7 +156,7 @@ def measure_tiles(
     frame, photo = batch_photo(bundle, tile, settings.batch, seed=settings.seed)
     seconds: list[float] = []
     with (
-        KeptEngines(backend, settings.policy(bundle)) as engines,
+        contextlib.closing(KeptEngines(backend, settings.policy(bundle))) as engines,
         progress.task("Timing whole tiles", warmup + runs) as task,
     ):
 
@@ -168,80 +167,36 @@ def measure_tiles(
 
         for _ in range(warmup):
             once()
-        with count_energy(gpu) as energy:
+        with count_energy(gpu) as joules:
             for _ in range(runs):
                 seconds.extend(once())
-    joules = energy.joules
-    return TileCost(tuple(seconds), None if joules is None else joules / len(seconds))
+    return TileCost(tuple(seconds), joules[0] / len(seconds) if joules else None)
 
 
 def batch_photo(bundle: Bundle, tile: Size, batch: int, *, seed: int = 0) -> tuple[Photo, Photo]:
     """A frame and a photo of one size that hold exactly one batch of tiles side by side."""
     width = tile.width * batch - bundle.manifest.overlap * (batch - 1)
-    rng = np.random.default_rng([seed, 1])
-    photo = _picture(rng, (1, 3, tile.height, width))[0].transpose(1, 2, 0)
-    levels = np.rint((photo + 1) * 127.5).astype(np.uint8)
-    return Photo(np.ascontiguousarray(np.roll(levels, 2, axis=1))), Photo(levels)
+    photo = synthetic_photograph(Size(tile.height, width), seed=seed)
+    return Photo(np.ascontiguousarray(np.roll(photo, 2, axis=1))), Photo(photo)
 
 
-class _StageInputs:
-    """Inputs by the graphs' names: drawn, or what an earlier stage gave."""
-
-    def __init__(self, bundle: Bundle, size: Size, batch: int, seed: int) -> None:
-        self._point = plan_steps(bundle.manifest.schedule)[0]
-        self._size, self._batch, self._seed = size, batch, seed
-        self._given: dict[str, Array] = {}
-
-    def learn(self, outputs: Mapping[str, Array]) -> None:
-        """Keep outputs for the stages that take them."""
-        self._given |= outputs
-
-    def of(self, stage: Stage, specs: Sequence[TensorSpec]) -> dict[str, Array]:
-        """Everything that a stage takes."""
-        return {spec.name: self._value(stage, spec) for spec in specs}
-
-    def _value(self, stage: Stage, spec: TensorSpec) -> Array:
-        if spec.dtype == "int64":
-            return np.array(self._point, np.int64)
-        if stage is Stage.RESTORATION and spec.name in self._given:
-            return self._given[spec.name]
-        free = {"batch": self._batch, "height": self._size.height, "width": self._size.width}
-        shape = tuple(free[axis] if isinstance(axis, str) else axis for axis in spec.shape)
-        rng = np.random.default_rng([self._seed, *f"{stage} {spec.name}".encode()])
-        if spec.name.startswith("image"):
-            return _picture(rng, shape)
-        if spec.name == "flow":
-            return _picture(rng, shape) * np.float32(FLOW_STD_PX)
-        return rng.standard_normal(shape, dtype=np.float32) * np.float32(1.0 if spec.name == "latent" else _OTHER_STD)
-
-
-def _picture(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Smooth shapes with some grain, in [-1, 1]."""
-    batch, channels, height, width = shape
-    coarse = rng.standard_normal((batch * channels, max(2, height // 16), max(2, width // 16)), dtype=np.float32)
-    smooth = np.stack([cv2.resize(plane, (width, height), interpolation=cv2.INTER_CUBIC) for plane in coarse])
-    grain = rng.standard_normal(smooth.shape, dtype=np.float32)
-    return np.clip(0.5 * smooth + np.float32(0.02) * grain, -1, 1).reshape(shape)
-
-
-def _stage_cost(
-    bundle: Bundle, graph: Graph, stage: Stage, size: Size, seconds: Sequence[float], load_s: float
-) -> StageCost:
-    files = {graph.path, *graph.weights}
+def _stage_cost(bundle: Bundle, stage: Stage, size: Size, seconds: Sequence[float], load_s: float) -> StageCost:
+    graph = bundle.graph(stage, size)
     return StageCost(
         stage=str(stage),
         size=str(size),
         runs=len(seconds),
         **{f"{name}_s": value for name, value in percentiles(seconds).items()},
         load_s=load_s,
-        bytes=sum(bundle.manifest.files[name].bytes for name in files),
+        bytes=sum(bundle.manifest.files[name].bytes for name in {graph.path, *graph.weights}),
     )
 
 
 def _check_counts(runs: int, warmup: int, batch: int) -> None:
-    if runs < 1:
-        raise UsageError(f"{runs} timed runs say nothing", fix="use 1 or more")
-    if warmup < 0:
-        raise UsageError(f"{warmup} runs cannot warm up", fix="use 0 or more")
-    if batch < 1:
-        raise UsageError(f"a batch of {batch} tiles cannot be computed", fix="use 1 or more")
+    for count, least, problem in (
+        (runs, 1, f"{runs} timed runs say nothing"),
+        (warmup, 0, f"{warmup} runs cannot warm up"),
+        (batch, 1, f"a batch of {batch} tiles cannot be computed"),
+    ):
+        if count < least:
+            raise UsageError(problem, fix=f"use {least} or more")

@@ -107,8 +107,8 @@ class State:
     def read(self, when: str, gpu: Gpu | None) -> None:
         """Add a reading."""
         cpu = cpu_mhz()
-        found = ({} if cpu is None else {"cpu": cpu}) | ({} if gpu is None else gpu.clocks_mhz())
-        self.clocks |= {f"{name}_{when}_mhz": value for name, value in found.items()}
+        clocks = ({} if cpu is None else {"cpu": cpu}) | ({} if gpu is None else gpu.clocks_mhz())
+        self.clocks |= {f"{name}_{when}_mhz": value for name, value in clocks.items()}
         load = load_average()
         self.load += () if load is None else (load,)
 

@@ -108,12 +108,12 @@ def family(pid: int) -> set[int]:
         except (OSError, ValueError, IndexError):  # it ended meanwhile
             continue
         children.setdefault(parent, []).append(int(path.parent.name))
-    found, left = set(), [pid]
+    relatives, left = set(), [pid]
     while left:
         one = left.pop()
-        found.add(one)
-        left += [child for child in children.get(one, []) if child not in found]
-    return found
+        relatives.add(one)
+        left += [child for child in children.get(one, []) if child not in relatives]
+    return relatives
 
 
 def restore_afresh(
@@ -178,17 +178,17 @@ def restore_afresh(
 def runtime_memory(backend: Backend) -> Memory:
     """The runtime's own count of device memory: a back-end that has one gives it as ``peak_device_bytes()``."""
     peak = getattr(backend, "peak_device_bytes", None)
-    found = peak() if peak is not None else None
-    if found is None:
+    peak_bytes = peak() if peak is not None else None
+    if peak_bytes is None:
         method = f"{backend.name} has no counter of its own in Python"
         return Memory(kind="runtime_vram", bytes=None, method=method)
-    return Memory(kind="runtime_vram", bytes=int(found), method=f"{backend.name}'s own counter")
+    return Memory(kind="runtime_vram", bytes=int(peak_bytes), method=f"{backend.name}'s own counter")
 
 
 def read_footprint(stderr: str) -> int | None:
     """The peak memory footprint in bytes that macOS' ``/usr/bin/time -l`` printed."""
-    found = _FOOTPRINT.findall(stderr)
-    return int(found[-1]) if found else None
+    footprints = _FOOTPRINT.findall(stderr)
+    return int(footprints[-1]) if footprints else None
 
 
 def _command(bundle: Bundle, photo: LivePhoto[Path], settings: RestoreOptions, output: Path) -> list[str]:
@@ -204,9 +204,9 @@ def _command(bundle: Bundle, photo: LivePhoto[Path], settings: RestoreOptions, o
 def _footprint(cost: ProcessCost | None) -> Memory:
     if platform.system() != "Darwin":
         return Memory(kind="footprint", bytes=None, method="Apple's footprint exists on macOS only")
-    found = None if cost is None else read_footprint(cost.stderr)
-    method = f"{_TIME} -l, peak memory footprint" if found is not None else f"{_TIME} -l printed no footprint"
-    return Memory(kind="footprint", bytes=found, method=method)
+    peak_bytes = None if cost is None else read_footprint(cost.stderr)
+    method = f"{_TIME} -l, peak memory footprint" if peak_bytes is not None else f"{_TIME} -l printed no footprint"
+    return Memory(kind="footprint", bytes=peak_bytes, method=method)
 
 
 def _check(cost: ProcessCost) -> None:

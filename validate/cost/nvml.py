@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 GPU_PROVIDERS = ("cuda", "tensorrt")
@@ -48,21 +49,21 @@ class Gpu:
     def clocks_mhz(self) -> dict[str, float]:
         """Current clocks of the multiprocessors and the memory."""
         kinds = {"gpu_sm": self._nvml.NVML_CLOCK_SM, "gpu_memory": self._nvml.NVML_CLOCK_MEM}
-        found = {}
+        clocks = {}
         for name, kind in kinds.items():
             value = self._read(lambda kind=kind: float(self._nvml.nvmlDeviceGetClockInfo(self._handle, kind)))  # type: ignore[misc]
             if value is not None:
-                found[name] = value
-        return found
+                clocks[name] = value
+        return clocks
 
     def describe(self) -> dict[str, str | int]:
         """Name, memory and driver."""
-        found = {
+        properties = {
             "gpu": self._read(lambda: _text(self._nvml.nvmlDeviceGetName(self._handle))),
             "gpu_memory_bytes": self.total_bytes(),
             "gpu_driver": self._read(lambda: _text(self._nvml.nvmlSystemGetDriverVersion())),
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in properties.items() if value is not None}
 
     def close(self) -> None:
         """Let go of NVML."""
@@ -73,6 +74,20 @@ class Gpu:
             return call()
         except self._nvml.NVMLError:
             return None
+
+
+@contextlib.contextmanager
+def count_energy(gpu: Gpu | None) -> Iterator[list[float]]:
+    """Count the GPU's energy over the ``with`` block (NVML's total energy counter; it ticks every 20 to 100 ms).
+
+    Gives a list that holds the joules of the whole GPU, idle power included, afterwards; empty where it cannot count.
+    """
+    joules: list[float] = []
+    before = None if gpu is None else gpu.energy_j()
+    yield joules
+    after = None if gpu is None else gpu.energy_j()
+    if before is not None and after is not None and after >= before:
+        joules.append(after - before)
 
 
 def open_gpu() -> tuple[Gpu | None, str]:

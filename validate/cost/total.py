@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from livemoments.bundle import Bundle
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
-from livemoments.runtime.image_files.photo import write_image
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size
 from livemoments.validate.cost.latency import batch_photo, measure_stages, measure_tiles, percentiles
-from livemoments.validate.cost.machine import watch_state
-from livemoments.validate.cost.memory import restore_afresh, runtime_memory
-from livemoments.validate.cost.nvml import GPU_PROVIDERS, open_gpu
-from livemoments.validate.report_data import Check, Cost
+from livemoments.validate.cost.machine import State, watch_state
+from livemoments.validate.cost.memory import FreshRun, restore_afresh, runtime_memory
+from livemoments.validate.cost.nvml import GPU_PROVIDERS, Gpu, open_gpu
+from livemoments.validate.made_up_photo import write_live_photo
+from livemoments.validate.report_data import Check, Cost, Memory
 
 
 def measure_cost(
@@ -30,7 +32,6 @@ def measure_cost(
     runs: int = 20,
     tile_runs: int = 5,
     warmup: int = 2,
-    fresh_process: bool = True,
     progress: Progress = SILENT,
 ) -> Cost:
     """Measure stages, whole tiles, a whole photo in a fresh process, memory and energy.
@@ -47,7 +48,6 @@ def measure_cost(
         runs: timed runs of each stage.
         tile_runs: timed batches of whole tiles.
         warmup: runs and batches before, which are not timed.
-        fresh_process: restore a photo in a process of its own; without, there is no peak memory and no ``photo_s``.
         progress: where to report.
 
     Raises:
@@ -59,51 +59,25 @@ def measure_cost(
     settings = (settings or RestoreOptions()).for_bundle(bundle)
     backend = backend or settings.open_backend()
     sizes = sizes or ([settings.tile] if settings.tile else bundle.tile_sizes)
-    gpu, no_gpu = open_gpu() if settings.provider.lower() in GPU_PROVIDERS else (None, "")
-    try:
-        with watch_state(gpu) as state:
-            stages = [
-                stage
-                for size in sizes
-                for stage in measure_stages(
-                    bundle,
-                    backend,
-                    size=size,
-                    batch=settings.batch,
-                    runs=runs,
-                    warmup=warmup,
-                    seed=settings.seed,
-                    progress=progress,
-                )
-            ]
-            tiles = measure_tiles(
-                bundle, settings, backend, size=sizes[0], runs=tile_runs, warmup=warmup, gpu=gpu, progress=progress
-            )
-            memory = [runtime_memory(backend)]
-            photo_s, photo_size = None, None
-            if fresh_process:
-                with progress.task("Restoring in a fresh process"), tempfile.TemporaryDirectory() as folder:
-                    files = photo or _synthetic_photo(bundle, sizes[0], settings, Path(folder))
-                    fresh = restore_afresh(bundle, files, settings, gpu=gpu, no_gpu=no_gpu)
-                memory = [*fresh.memory, *memory]
-                if fresh.seconds is not None:
-                    photo_s, photo_size = fresh.seconds, f"{fresh.width}x{fresh.height}"
-    finally:
-        if gpu is not None:
-            gpu.close()
-    tile_s = percentiles(tiles.seconds)
-    return Cost(
-        stages=tuple(stages),
-        tile_s=tile_s,
-        tiles_per_s=1 / tile_s["p50"] if tile_s["p50"] > 0 else None,
-        photo_s=photo_s,
-        photo=photo_size,
+    with _watched_machine(settings) as (gpu, no_gpu, state):
+        counts = {"runs": runs, "warmup": warmup, "batch": settings.batch, "seed": settings.seed}
+        stages = measure_stages(bundle, backend, sizes=sizes, progress=progress, **counts)
+        tiles = measure_tiles(
+            bundle, settings, backend, size=sizes[0], runs=tile_runs, warmup=warmup, gpu=gpu, progress=progress
+        )
+        memory = runtime_memory(backend)
+        with progress.task("Restoring in a fresh process"), tempfile.TemporaryDirectory() as folder:
+            files = photo or _synthetic_photo(bundle, sizes[0], settings, Path(folder))
+            fresh = restore_afresh(bundle, files, settings, gpu=gpu, no_gpu=no_gpu)
+    return _cost(
+        state,
+        tiles.seconds,
+        fresh,
+        memory,
+        stages=stages,
         load_s=sum(stage.load_s for stage in stages if stage.size == str(sizes[0])),
-        memory=tuple(memory),
         energy_j=tiles.energy_j,
         energy_method=_energy_method(tiles.energy_j, settings.provider, no_gpu),
-        clocks=state.clocks,
-        load_average=state.load,
     )
 
 
@@ -124,27 +98,37 @@ def cost_of_run(
         EngineError: the command failed.
         ResourceError: memory ran out.
     """
+    with _watched_machine(settings) as (gpu, no_gpu, state):
+        fresh = restore_afresh(
+            bundle, photo, settings, output=output, gpu=gpu, no_gpu=no_gpu, show_progress=show_progress
+        )
+    unmeasured = "not counted in a single run"
+    return _cost(state, fresh.tile_s, fresh, stages=(), load_s=fresh.load_s, energy_method=unmeasured)
+
+
+@contextlib.contextmanager
+def _watched_machine(settings: RestoreOptions) -> Iterator[tuple[Gpu | None, str, State]]:
+    """The GPU that the settings use, or why there is none, and the machine's state before and after the block."""
     gpu, no_gpu = open_gpu() if settings.provider.lower() in GPU_PROVIDERS else (None, "")
     try:
         with watch_state(gpu) as state:
-            fresh = restore_afresh(
-                bundle, photo, settings, output=output, gpu=gpu, no_gpu=no_gpu, show_progress=show_progress
-            )
+            yield gpu, no_gpu, state
     finally:
         if gpu is not None:
             gpu.close()
-    tile_s = percentiles(fresh.tile_s) if fresh.tile_s else {}
+
+
+def _cost(state: State, seconds: Sequence[float], fresh: FreshRun, *memory: Memory, **others: Any) -> Cost:
+    tile_s = percentiles(seconds) if seconds else {}
     return Cost(
-        stages=(),
         tile_s=tile_s,
         tiles_per_s=1 / tile_s["p50"] if tile_s.get("p50") else None,
         photo_s=fresh.seconds,
-        photo=f"{fresh.width}x{fresh.height}" if fresh.seconds is not None else None,
-        load_s=fresh.load_s,
-        memory=fresh.memory,
-        energy_method="not counted in a single run",
+        photo=None if fresh.seconds is None else f"{fresh.width}x{fresh.height}",
+        memory=(*fresh.memory, *memory),
         clocks=state.clocks,
         load_average=state.load,
+        **others,
     )
 
 
@@ -154,31 +138,27 @@ def cost_checks(cost: Cost) -> tuple[Check, ...]:
     ``cost.STAGE.SIZE.p50_s``, ``cost.tile.p50_s``, ``cost.load_s``, ``cost.photo_s``, ``cost.KIND.bytes``,
     ``cost.energy_j``; what was not measured is missing.
     """
-    found: list[tuple[str, float | None, str, str]] = [
+    rows: list[tuple[str, float | None, str, str]] = [
         (f"cost.{stage.stage}.{stage.size}.p50_s", stage.p50_s, "s", f"p90 {stage.p90_s:.4g} s, {stage.runs} runs")
         for stage in cost.stages
     ]
-    found += [
+    rows += [
         ("cost.tile.p50_s", cost.tile_s.get("p50"), "s", "a whole tile"),
         ("cost.load_s", cost.load_s, "s", "all engines"),
         ("cost.photo_s", cost.photo_s, "s", f"{cost.photo}, in a fresh process"),
         ("cost.energy_j", cost.energy_j, "J", cost.energy_method),
     ]
-    found += [(f"cost.{memory.kind}.bytes", memory.bytes, "bytes", memory.method) for memory in cost.memory]
+    rows += [(f"cost.{memory.kind}.bytes", memory.bytes, "bytes", memory.method) for memory in cost.memory]
     return tuple(
         Check(name=name, value=value, limit=None, unit=unit, better="lower", status="info", detail=detail)
-        for name, value, unit, detail in found
+        for name, value, unit, detail in rows
         if value is not None
     )
 
 
 def _synthetic_photo(bundle: Bundle, tile: Size, settings: RestoreOptions, folder: Path) -> LivePhoto[Path]:
     frame, photo = batch_photo(bundle, tile, settings.batch, seed=settings.seed)
-    files = LivePhoto(folder / "frame.png", folder / "photo.png", folder / "photo_frame.png")
-    for path, picture in ((files.frame, frame), (files.photo, photo), (files.photo_frame, frame)):
-        assert path is not None
-        write_image(path, picture.pixels)
-    return files
+    return write_live_photo(LivePhoto(frame, photo, frame), folder)
 
 
 def _energy_method(energy_j: float | None, provider: str, no_gpu: str) -> str:

@@ -2,83 +2,69 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
+from typing import Annotated
 
-from livemoments.errors import OutputError
+import msgspec
+
+from livemoments.manifest import Digest
 from livemoments.runtime.photo_index import CheckedFile
-from livemoments.store.files import read_file
+from livemoments.store.journals import LineJournal
 from livemoments.types import Size
 
 FILE_NAME = "checked-images.jsonl"
+_HEAD = {"schema": "livemoments/checked-images/1"}
+
+
+class _Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A checked file: path, size in bytes and time of change in ns as the key, its hash, and ``WxH``."""
+
+    key: str
+    sha256: Digest
+    size: Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d{0,6}x[1-9]\d{0,6}$")]
 
 
 class FileCache:
-    """Checked files by path, size in bytes and time of change in ns: a JSON line each, appended as they are found.
+    """Checked files, a line of a journal each, appended as they are found.
 
     Args:
         folder: where the file is kept; ``None`` keeps nothing.
 
     Raises:
         OutputError: the folder cannot be written.
+        ResourceError: the disk is full.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._known: dict[str, CheckedFile] = {}
         self._lock = threading.Lock()
-        self._path = None if folder is None else folder / FILE_NAME
-        if self._path is None:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            lines = read_file(self._path).decode("utf-8", "replace").splitlines() if self._path.exists() else []
-            if lines:
-                self._path.open("a").close()  # it must be possible to add to it
-        except OSError as error:
-            raise OutputError(folder or "", f"cannot be written ({error.strerror})", fix="choose another one") from None
-        for line in lines:
-            self._read(line)
+        self._journal = None if folder is None else LineJournal(folder / FILE_NAME, durable=False)
+        rows = [] if self._journal is None else self._journal.resume(_HEAD, _Row)
+        self._known = {row.key: CheckedFile(row.sha256, Size.parse(row.size)) for row in rows}
 
     def get(self, path: Path) -> CheckedFile | None:
         """What was found in this file, if it was not changed since."""
-        key = self._key(path)
         with self._lock:
-            return self._known.get(key) if key else None
+            return self._known.get(_key(path))
 
-    def put(self, path: Path, found: CheckedFile) -> None:
+    def put(self, path: Path, checked: CheckedFile) -> None:
         """Keep what was found.
 
         Raises:
             OutputError: the cache cannot be written.
+            ResourceError: the disk is full.
         """
-        key = self._key(path)
-        if self._path is None or key is None:
-            return
-        row = {"key": key, "sha256": found.sha256, "size": str(found.size)}
-        with self._lock:
-            self._known[key] = found
-            try:
-                with self._path.open("a", encoding="utf-8") as stream:
-                    # a newline first: what a killed run left half-written ends there
-                    stream.write("\n" + json.dumps(row))
-            except OSError as error:
-                raise OutputError(self._path, f"cannot be written ({error.strerror})") from None
+        key = _key(path)
+        if self._journal is not None and key:
+            with self._lock:
+                self._known[key] = checked
+                self._journal.append(_Row(key, checked.sha256, str(checked.size)))
 
-    def _read(self, line: str) -> None:
-        try:
-            row = json.loads(line)
-            size = Size.parse(row["size"])
-            if len(row["sha256"]) == 64:
-                self._known[row["key"]] = CheckedFile(row["sha256"], size)
-        except Exception:
-            return  # an empty line, or half of one: decoded again
 
-    def _key(self, path: Path) -> str | None:
-        if self._path is None:
-            return None
-        try:
-            state = path.stat()
-        except OSError:
-            return None
-        return f"{path.absolute()}|{state.st_size}|{state.st_mtime_ns}"
+def _key(path: Path) -> str:
+    """Empty for a file that is not there."""
+    try:
+        state = path.stat()
+    except OSError:
+        return ""
+    return f"{path.absolute()}|{state.st_size}|{state.st_mtime_ns}"

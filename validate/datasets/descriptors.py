@@ -13,40 +13,30 @@ from livemoments.validate.report_data import PaperRow
 SETS = ("synlive260", "vivolive144", "iphonelive90")
 
 
-class Descriptor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One known set.
-
-    Attributes:
-        name: how it is called here.
-        title: as the paper writes it.
-        count: photos that it has.
-        has_truth: the reselected instants are there in full quality.
-        metrics: our names of the metrics that the paper reports on it.
-        source: where it is from, and how to get it.
-    """
-
-    name: str
-    title: str
-    count: int
-    has_truth: bool
-    metrics: tuple[str, ...]
-    source: str
-
-
-class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the paper for one set: a row of numbers per method, in the order of ``columns``."""
+class PaperTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the paper for one set: rows of numbers by method, in the order of ``columns`` (our metrics' names)."""
 
     table: str
     columns: tuple[str, ...]
     rows: dict[str, tuple[float, ...]]
 
 
-class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Descriptor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One known set.
+
+    Attributes:
+        title: as the paper writes it.
+        count: photos that it has.
+        has_truth: the reselected instants are there in full quality.
+        source: where it is from, and how to get it.
+        paper: what was published for it.
+    """
+
     title: str
     count: int
     has_truth: bool
     source: str
-    paper: _Table
+    paper: PaperTable
 
 
 def descriptor(name: str) -> Descriptor:
@@ -55,15 +45,10 @@ def descriptor(name: str) -> Descriptor:
     Raises:
         UsageError: the name is unknown.
     """
-    entry = _entry(name)
-    return Descriptor(
-        name=name,
-        title=entry.title,
-        count=entry.count,
-        has_truth=entry.has_truth,
-        metrics=entry.paper.columns,
-        source=entry.source,
-    )
+    sets = _load()
+    if name not in sets:
+        raise UsageError(f"'{name}' is not a known data set", fix=f"use one of {', '.join(SETS)}, or leave it out")
+    return sets[name]
 
 
 def paper_rows(name: str) -> tuple[PaperRow, ...]:
@@ -72,21 +57,14 @@ def paper_rows(name: str) -> tuple[PaperRow, ...]:
     Raises:
         UsageError: the name is unknown.
     """
-    paper = _entry(name).paper
+    paper = descriptor(name).paper
     return tuple(
         PaperRow(method=method, table=paper.table, values=dict(zip(paper.columns, values, strict=True)))
         for method, values in paper.rows.items()
     )
 
 
-def _entry(name: str) -> _Entry:
-    sets = _load()
-    if name not in sets:
-        raise UsageError(f"'{name}' is not a known data set", fix=f"use one of {', '.join(SETS)}, or leave it out")
-    return sets[name]
-
-
 @cache
-def _load() -> dict[str, _Entry]:
+def _load() -> dict[str, Descriptor]:
     text = resources.files("livemoments.validate.datasets").joinpath("sets.toml").read_bytes()
-    return msgspec.toml.decode(text, type=dict[str, _Entry])
+    return msgspec.toml.decode(text, type=dict[str, Descriptor])

@@ -11,7 +11,7 @@ import numpy as np
 
 from livemoments.errors import MissingExtraError, UsageError
 from livemoments.runtime.image_files.photo import MIN_SIDE_PX, write_image
-from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
+from livemoments.runtime.upstream_layout import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size
 from livemoments.validate.synlive.degradation import apply, image_rng, sample_degradation
 from livemoments.validate.synlive.sources import moved_pair, with_margin

@@ -9,14 +9,12 @@ from pathlib import Path
 from livemoments.errors import ImageError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
-from livemoments.runtime import photo_set
+from livemoments.runtime import upstream_layout
 from livemoments.runtime.photo_index import index_photos
-from livemoments.runtime.photo_set import PHOTO_FRAMES, PHOTOS, TRUTHS
+from livemoments.runtime.upstream_layout import PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.validate.datasets.cache import FileCache
 from livemoments.validate.datasets.descriptors import Descriptor
 from livemoments.validate.datasets.descriptors import descriptor as find_descriptor
-
-_THREADS = 4  # decoding lets go of Python's lock; each thread holds one image
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ def open_dataset(
     known = None if descriptor is None else find_descriptor(descriptor)
     root = Path(folder)
     if known is not None:
-        parts = photo_set.list_photos(root, optional=(PHOTO_FRAMES, TRUTHS))
+        parts = upstream_layout.list_photos(root, optional=(PHOTO_FRAMES, TRUTHS))
         _check_known(root, known, len(parts[PHOTOS]), TRUTHS in parts, limit)
     cache = FileCache(None if work is None else Path(work))
     items, errors = index_photos(root, optional=(PHOTO_FRAMES, TRUTHS), limit=limit, checked=cache, progress=progress)
@@ -87,7 +85,7 @@ def open_dataset(
         items=items,
         rejected=rejected,
         descriptor=descriptor,
-        sha256=photo_set.set_sha256({item.name: item.sha256 for item in items}),
+        sha256=upstream_layout.set_sha256({item.name: item.sha256 for item in items}),
         has_truth=items[0].truth is not None,
     )
 

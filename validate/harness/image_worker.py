@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -25,12 +23,12 @@ from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.resize import WindowView
 from livemoments.runtime.restore import restore, to_integers
-from livemoments.validate.harness.image_files import ImageFiles, Role
+from livemoments.validate.harness.image_inputs import ImageInputs, Role
+from livemoments.validate.harness.image_metrics import ImageMetrics, photo_psnr_db
 from livemoments.validate.harness.kept_engines import KeptEngines
-from livemoments.validate.harness.key import bundle_digest
-from livemoments.validate.harness.metrics import Measures, photo_psnr_db
 from livemoments.validate.harness.previews import make_previews
-from livemoments.validate.report_data import ImageResult
+from livemoments.validate.harness.run_key import bundle_digest
+from livemoments.validate.report_data import ImageResult, finite_number
 
 _STRIP_ROWS = 256
 
@@ -43,14 +41,14 @@ class RunSpec:
         bundle: its folder.
         digest: the bundle's, so that a worker on another machine uses the same one.
         settings: how images are restored.
-        measures: makes a worker's metrics, once per worker.
+        metrics: makes a worker's metrics, once per worker.
         pictures: whether small pictures are made for the report.
     """
 
     bundle: Path
     digest: str
     settings: RestoreOptions
-    measures: Callable[[], Measures]
+    metrics: Callable[[], ImageMetrics]
     pictures: bool = True
 
 
@@ -97,10 +95,10 @@ class ImageWorker:
                 fix="copy the same bundle to this path on every machine",
             )
         self._engines = KeptEngines(backend or spec.settings.open_backend(), spec.settings.policy(self.bundle))
-        self._measures = spec.measures()
+        self._metrics = spec.metrics()
         self.name = f"{socket.gethostname()}:{os.getpid()}"
 
-    def run(self, files: ImageFiles, progress: Progress = SILENT) -> FinishedImage:
+    def run(self, files: ImageInputs, progress: Progress = SILENT) -> FinishedImage:
         """Restore and measure one image; what is wrong with it alone becomes a result with ``status="failed"``.
 
         Raises:
@@ -122,17 +120,9 @@ class ImageWorker:
         """Close the engines."""
         self._engines.close()
 
-    def __enter__(self) -> ImageWorker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _run(self, files: ImageFiles, progress: Progress) -> FinishedImage:
-        frame, photo = files.required("frame"), files.required("photo")
-        photo_frame, truth, recorded = files.photo("photo_frame"), files.photo("truth"), files.photo("recorded")
+    def _run(self, files: ImageInputs, progress: Progress) -> FinishedImage:
+        frame, photo, photo_frame = files.photo("frame"), files.photo("photo"), files.photo_if_there("photo_frame")
+        truth, recorded = files.photo_if_there("truth"), files.photo_if_there("recorded")
         if truth is not None:  # the result is in the photo's colours
             truth, _ = match_profile(truth, photo)
         started_s = time.perf_counter()
@@ -153,14 +143,14 @@ class ImageWorker:
         inputs = load_inputs(frame, photo, photo_frame, match_profiles=self.spec.settings.compat is None)
         upscaled = whole_image(inputs.frame_view, 8 * image.dtype.itemsize)
         with progress.task("Measuring"):
-            quality = self._measures.quality(image, upscaled, photo.pixels, None if truth is None else truth.pixels)
-            seam = self._measures.seam(image, result.plan)
+            quality = self._metrics.quality(image, upscaled, photo.pixels, None if truth is None else truth.pixels)
+            seam = self._metrics.seam(image, result.plan)
         pictures = {}
         if self.spec.pictures:
             restored = Photo(image, icc_profile=photo.icc_profile)
             pictures = make_previews(restored, upscaled, photo, truth, recorded)
         parity_db = None if recorded is None else photo_psnr_db(image, recorded.pixels)
-        pcr = self._measures.pcr(result, files.corners_of(result.plan.tiles))
+        pcr = self._metrics.pcr(result, files.corners_of(result.plan.tiles))
         return FinishedImage(
             ImageResult(
                 name=files.name,
@@ -168,10 +158,10 @@ class ImageWorker:
                 width=image.shape[1],
                 height=image.shape[0],
                 tiles=len(result.plan.tiles),
-                metrics=_finite(quality.metrics),
-                input_metrics=_finite(quality.input_metrics),
-                parity_psnr_db=_finite_or_none(parity_db),
-                seam=_finite_or_none(seam),
+                metrics={name: finite_number(value) for name, value in quality.metrics.items()},
+                input_metrics={name: finite_number(value) for name, value in quality.input_metrics.items()},
+                parity_psnr_db=finite_number(parity_db),
+                seam=finite_number(seam),
                 pcr={name: float(value) for name, value in pcr.items()},
                 seconds=elapsed_s - result.timings.load_seconds,
                 tile_seconds=result.timings.tile_run_seconds,
@@ -190,12 +180,3 @@ def whole_image(view: WindowView, bit_depth: int) -> np.ndarray:
         rows = min(_STRIP_ROWS, height - y0)
         image[y0 : y0 + rows] = to_integers(view.window(y0, 0, rows, width), bit_depth)
     return image
-
-
-def _finite(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {name: _finite_or_none(value) for name, value in values.items()}
-
-
-def _finite_or_none(value: float | None) -> float | None:
-    """Infinite decibels (equal pictures) are ``None`` in a report."""
-    return float(value) if value is not None and math.isfinite(value) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from types import TracebackType
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, LiveMomentsError
@@ -58,14 +57,6 @@ class KeptEngines(Backend):
     def close(self) -> None:
         """Close every engine that is kept."""
         self._drop(self._kept)
-
-    def __enter__(self) -> KeptEngines:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _drop(self, keys: Iterable[tuple[Stage, str]]) -> None:
         for key in list(keys):

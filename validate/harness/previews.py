@@ -8,6 +8,14 @@ import numpy as np
 from livemoments.runtime.image_files.encode import Metadata, encode, to_bit_depth
 from livemoments.runtime.image_files.photo import Photo
 
+ROLES = {
+    "input": "enlarged input",
+    "output": "restored",
+    "reference": "key photo",
+    "truth": "ground truth",
+    "error": "error map",
+}
+"""The pictures of an image in the order in which they are read, with their names on the report's page."""
 LONGEST_SIDE_PX = 900
 QUALITY = 86
 """Of the JPEG files: about 100 kB for a photograph of that size."""

@@ -25,7 +25,7 @@ from livemoments.errors import (
     UsageError,
 )
 from livemoments.progress import SILENT, Progress
-from livemoments.validate.harness.image_files import ImageFiles
+from livemoments.validate.harness.image_inputs import ImageInputs
 from livemoments.validate.harness.image_worker import FinishedImage, ImageWorker, RunSpec
 from livemoments.version import __version__
 
@@ -44,22 +44,20 @@ _GPU_PROVIDERS = ("cuda", "tensorrt", "rocm", "migraphx")
 
 def run_on_ray(
     spec: RunSpec,
-    images: Sequence[ImageFiles],
+    images: Sequence[ImageInputs],
     *,
     workers: int | None = None,
     address: str | None = None,
-    start_limit_s: float = START_LIMIT_S,
     progress: Progress = SILENT,
-) -> Generator[tuple[ImageFiles, FinishedImage]]:
+) -> Generator[tuple[ImageInputs, FinishedImage]]:
     """Work on images, in whatever order they finish.
 
     Args:
         spec: what to do.
-        images: which.
+        images: what they work on.
         workers: how many; by default one per GPU for providers that use one, else one per machine.
         address: ``HOST:PORT`` or ``auto``: a running cluster that this machine belongs to. By default Ray is started
             on this machine, unless this process has started it already, and ended afterwards.
-        start_limit_s: how long to wait while no worker is there.
         progress: where to report the start.
 
     Raises:
@@ -72,18 +70,17 @@ def run_on_ray(
         return
     with _connected(address) as ray, contextlib.ExitStack() as stack:
         with progress.task("Starting the workers"):
-            crew = _Crew(ray, spec, workers, len(images), start_limit_s)
-            stack.callback(crew.dismiss)
-            crew.wait_for_one()
-        yield from crew.work(images)
+            team = _Workers(ray, spec, workers, len(images))
+            stack.callback(team.dismiss)
+            team.wait_for_one()
+        yield from team.work(images)
 
 
-class _Crew:
+class _Workers:
     """The workers of one run, and what each is doing."""
 
-    def __init__(self, ray: Any, spec: RunSpec, workers: int | None, images: int, start_limit_s: float) -> None:
+    def __init__(self, ray: Any, spec: RunSpec, workers: int | None, images: int) -> None:
         self._ray = ray
-        self._start_limit_s = start_limit_s
         uses_gpu = spec.settings.provider.lower() in _GPU_PROVIDERS
         count, cpus = plan_workers(_nodes(ray), workers, uses_gpu=uses_gpu)
         cpus = min(cpus, spec.settings.threads or cpus)
@@ -91,7 +88,7 @@ class _Crew:
         settings = dataclasses.replace(spec.settings, threads=cpus)  # as many threads as are set aside for it
         self._given = ray.put((dataclasses.replace(spec, settings=settings), __version__))
         self._starting: dict[Any, Any] = {}  # reference to the answer -> worker
-        self._busy: dict[Any, tuple[Any, ImageFiles]] = {}
+        self._busy: dict[Any, tuple[Any, ImageInputs]] = {}
         self._idle: list[Any] = []
         for _ in range(min(count, images)):
             self._start()
@@ -101,7 +98,7 @@ class _Crew:
         while not self._idle:
             self._await_any()
 
-    def work(self, images: Sequence[ImageFiles]) -> Iterator[tuple[ImageFiles, FinishedImage]]:
+    def work(self, images: Sequence[ImageInputs]) -> Iterator[tuple[ImageInputs, FinishedImage]]:
         """Give out the images; results as they come."""
         queue = deque(images)
         deaths: Counter[str] = Counter()
@@ -133,7 +130,9 @@ class _Crew:
                 self._start()
                 continue
             self._idle.append(worker)
-            yield image, _result(answer)
+            if not isinstance(answer, FinishedImage):
+                _raise_failure(answer)
+            yield image, answer
 
     def dismiss(self) -> None:
         """End every worker."""
@@ -148,11 +147,11 @@ class _Crew:
     def _await_any(self) -> Any:
         """Wait for something to happen: the reference of a finished image, or ``None`` if a worker has started."""
         waiting = [*self._busy, *self._starting]
-        timeout_s = None if self._busy or self._idle else self._start_limit_s
+        timeout_s = None if self._busy or self._idle else START_LIMIT_S
         done, _ = self._ray.wait(waiting, num_returns=1, timeout=timeout_s)
         if not done:
             raise EngineError(
-                f"no worker started within {self._start_limit_s:.0f} s",
+                f"no worker started within {START_LIMIT_S:.0f} s",
                 fix="check 'ray status' for free CPUs and GPUs; ask for fewer --workers",
             )
         if done[0] not in self._starting:
@@ -189,7 +188,7 @@ class _Actor:
         """Why the worker cannot work, or ``None``."""
         return self._failure
 
-    def run(self, image: ImageFiles) -> FinishedImage | Failure:
+    def run(self, image: ImageInputs) -> FinishedImage | Failure:
         assert self._worker is not None  # ready() was asked first
         try:
             return self._worker.run(image)
@@ -274,13 +273,6 @@ def _check_reachable(address: str) -> None:
 def _nodes(ray: Any) -> list[tuple[float, float]]:
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive]
-
-
-def _result(answer: FinishedImage | Failure) -> FinishedImage:
-    if isinstance(answer, FinishedImage):
-        return answer
-    _raise_failure(answer)
-    raise AssertionError("a failure that is none")
 
 
 def _as_data(error: LiveMomentsError) -> Failure:

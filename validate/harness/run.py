@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from livemoments.bundle import Bundle
-from livemoments.errors import UsageError
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.options import RestoreOptions
-from livemoments.validate.harness.image_files import ImageFiles, check_recording, files_of
+from livemoments.validate.harness.image_inputs import ImageInputs, check_recording, inputs_of
+from livemoments.validate.harness.image_metrics import StandardMetrics
 from livemoments.validate.harness.image_worker import FinishedImage, ImageWorker, RunSpec
-from livemoments.validate.harness.key import bundle_digest, run_key
-from livemoments.validate.harness.metrics import Measures, StandardMeasures
+from livemoments.validate.harness.options import RunOptions
+from livemoments.validate.harness.run_key import bundle_digest, run_key
 from livemoments.validate.harness.run_store import RunStore, only_run_in
 from livemoments.validate.report_data import ImageResult
 
 if TYPE_CHECKING:
     from livemoments.validate.datasets.index import Dataset
     from livemoments.validate.recording.store import Recording
-
-EngineKind = Literal["local", "ray"]
-
-Finished = Iterator[tuple[ImageFiles, FinishedImage]]
 
 
 def run_images(
@@ -35,17 +31,12 @@ def run_images(
     *,
     work: str | os.PathLike[str],
     settings: RestoreOptions | None = None,
-    measures: Callable[[], Measures] | None = None,
+    options: RunOptions | None = None,
     recording: Recording | None = None,
-    pictures: bool = True,
-    engine: EngineKind = "local",
-    workers: int | None = None,
-    ray_address: str | None = None,
     backend: Backend | None = None,
     key: Mapping[str, Any] | None = None,
-    fresh: bool = False,
     progress: Progress = SILENT,
-    on_result: Callable[[ImageResult], None] | None = None,
+    on_result: Callable[[ImageResult], object] = lambda _: None,
 ) -> tuple[ImageResult, ...]:
     """Restore and measure every image of a data set.
 
@@ -59,16 +50,10 @@ def run_images(
         dataset: the images (:func:`livemoments.validate.datasets.index.open_dataset`).
         work: folder for the journal and the pictures.
         settings: how images are restored.
-        measures: makes what measures an image, once per worker; PSNR, SSIM and MS-SSIM by default
-            (:class:`StandardMeasures`). Something else must be picklable for ``ray``, and give its own ``key``.
+        options: what is measured, and where.
         recording: of the reference; its photos are compared with ours, and PCR's corners with its.
-        pictures: whether to make small pictures for the report.
-        engine: ``local``: one image after another in this process. ``ray``: on the workers of a Ray cluster.
-        workers: how many for ``ray``; by default one per GPU, or one per machine.
-        ray_address: of a running cluster; by default one is started on this machine and ended afterwards.
         backend: replaces the settings' back-end, for ``local``.
-        key: what decides the results of other measures.
-        fresh: begin anew, whatever the folder holds.
+        key: what decides the results of other metrics than the package's own.
         progress: where to report.
         on_result: called with each result as it is finished, also with those of an earlier run.
 
@@ -84,74 +69,48 @@ def run_images(
         OutputError: the folder cannot be written.
         ResourceError: memory or disk ran out; what was finished is kept.
     """
-    if engine not in ("local", "ray"):
-        raise UsageError(f"'{engine}' is no engine for a run", fix="use local or ray")
-    if engine == "local" and workers not in (None, 1):
-        raise UsageError("the local engine has one worker", fix="leave --workers out, or use --engine ray")
-    if engine == "ray" and backend is not None:
-        raise UsageError("a back-end cannot be sent to other machines", fix="name a provider in the settings")
+    options = options or RunOptions()
+    options.check(has_backend=backend is not None)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     settings = (settings or RestoreOptions()).for_bundle(opened)
     if recording is not None:
         check_recording(recording, settings, opened)
-    measures = measures or StandardMeasures()
-    of_measures = dict(key or {}) | (measures.key() if isinstance(measures, StandardMeasures) else {})
+    metrics = options.metrics
+    metrics_key = dict(key or {}) | (metrics.key() if isinstance(metrics, StandardMetrics) else {})
     digest = bundle_digest(opened)
     folder = Path(work)
-    spec = RunSpec(opened.path.absolute(), digest, settings, measures, pictures)
+    spec = RunSpec(opened.path.absolute(), digest, settings, metrics, options.pictures)
     recorded = None if recording is None else recording.meta.digest
-    images = [files_of(item, recording) for item in dataset.items]
+    images = [inputs_of(item, recording) for item in dataset.items]
     with only_run_in(folder):
-        store = RunStore(
-            folder, run_key(digest, settings, recorded, of_measures), images, pictures=pictures, fresh=fresh
-        )
+        key = run_key(digest, settings, recorded, metrics_key)
+        store = RunStore(folder, key, images, pictures=options.pictures, fresh=options.fresh)
         left = [image for image in images if image.name not in store.done]
         for result in store.done.values():
-            _tell(on_result, result)
-        with (
-            progress.task("Restoring the images", len(images)) as task,
-            _engine(engine, spec, left, opened, backend, workers, ray_address, progress) as finished,
-        ):
+            on_result(result)
+        if options.engine == "ray":
+            from livemoments.validate.harness.ray_engine import run_on_ray
+
+            finished = run_on_ray(spec, left, workers=options.workers, address=options.ray_address, progress=progress)
+        else:
+            finished = _run_here(spec, left, opened, backend, progress)
+        with progress.task("Restoring the images", len(images)) as task, closing(finished):
             task.advance(len(images) - len(left), note=f"{len(store.done)} done before" if store.done else None)
             for image, one in finished:
-                _tell(on_result, store.add(image, one))
+                on_result(store.add(image, one))
                 task.advance(1, note=image.name)
         store.finish()
     rejected = [ImageResult(name=name, status="failed", error=why) for name, why in dataset.rejected]
     for result in rejected:
-        _tell(on_result, result)
+        on_result(result)
     return tuple(sorted([*store.done.values(), *rejected], key=lambda result: result.name))
 
 
-def _engine(
-    engine: EngineKind,
-    spec: RunSpec,
-    images: Sequence[ImageFiles],
-    bundle: Bundle,
-    backend: Backend | None,
-    workers: int | None,
-    ray_address: str | None,
-    progress: Progress,
-) -> AbstractContextManager[Finished]:
-    if engine == "local":
-        return _local(spec, images, bundle, backend, progress)
-    from livemoments.validate.harness.ray_engine import run_on_ray
-
-    return closing(run_on_ray(spec, images, workers=workers, address=ray_address, progress=progress))
-
-
-@contextmanager
-def _local(
-    spec: RunSpec, images: Sequence[ImageFiles], bundle: Bundle, backend: Backend | None, progress: Progress
-) -> Iterator[Finished]:
+def _run_here(
+    spec: RunSpec, images: Sequence[ImageInputs], bundle: Bundle, backend: Backend | None, progress: Progress
+) -> Generator[tuple[ImageInputs, FinishedImage]]:
     """The images, one after another, in this process; nothing is opened if none is left."""
-    if not images:
-        yield iter(())
-        return
-    with ImageWorker(spec, bundle, backend) as worker:
-        yield ((image, worker.run(image, progress)) for image in images)
-
-
-def _tell(on_result: Callable[[ImageResult], None] | None, result: ImageResult) -> None:
-    if on_result is not None:
-        on_result(result)
+    if images:
+        with closing(ImageWorker(spec, bundle, backend)) as worker:
+            for image in images:
+                yield image, worker.run(image, progress)

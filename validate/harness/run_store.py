@@ -13,21 +13,29 @@ from typing import Any
 import msgspec
 
 from livemoments.errors import UsageError
-from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
 from livemoments.store.folders import StagedFolder, stage_folder
-from livemoments.store.journals import LineJournal
-from livemoments.validate.harness.image_files import ImageFiles
+from livemoments.store.journals import LineJournal, work_alone
+from livemoments.validate.harness.image_inputs import ImageInputs
 from livemoments.validate.harness.image_worker import FinishedImage
-from livemoments.validate.harness.key import key_difference
+from livemoments.validate.harness.previews import ROLES
 from livemoments.validate.quality.aggregate import save_features
 from livemoments.validate.report_data import ImageResult
 
 JOURNAL_NAME = "results.jsonl"
 PICTURES, FEATURES = "images", "features"
-ROLES = ("input", "output", "reference", "truth", "error")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _FINISHED = {"finished": True}
+
+
+class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A finished image; or the end, if every image of the data set is done."""
+
+    name: str = ""
+    sha256: str = ""
+    features: bool = False
+    result: ImageResult = ImageResult(name="", status="failed")
+    finished: bool = False
 
 
 class RunStore:
@@ -38,7 +46,7 @@ class RunStore:
 
     Args:
         work: the folder.
-        key: what the results depend on (:func:`livemoments.validate.harness.key.run_key`).
+        key: what the results depend on (:func:`livemoments.validate.harness.run_key.run_key`).
         images: the data set's; results of others are not read.
         pictures: whether a result counts only with its pictures there.
         fresh: begin anew, whatever is there.
@@ -53,22 +61,22 @@ class RunStore:
     """
 
     def __init__(
-        self, work: Path, key: Mapping[str, Any], images: Sequence[ImageFiles], *, pictures: bool, fresh: bool = False
+        self, work: Path, key: Mapping[str, Any], images: Sequence[ImageInputs], *, pictures: bool, fresh: bool = False
     ) -> None:
         self.work = work
         self.done: dict[str, ImageResult] = {}
         self._hashes = {image.name: image.sha256 for image in images}
         self._journal = LineJournal(work / JOURNAL_NAME)
-        head = self._journal.head
-        if not fresh and head is not None and head.get("key") == key:
-            self._read(pictures)
-        elif not fresh and head is not None:
-            self._check_finished(head, key)
-        if fresh or head is None or head.get("key") != key:
+        if fresh:
             self._journal.start({"key": dict(key)})
+        else:
+            self._check_key(key)
+        for line in self._journal.resume({"key": dict(key)}, _Line):
+            if self._is_there(line, pictures=pictures):
+                self.done[line.name] = line.result
         self._sweep()
 
-    def add(self, image: ImageFiles, finished: FinishedImage) -> ImageResult:
+    def add(self, image: ImageInputs, finished: FinishedImage) -> ImageResult:
         """Keep a finished image.
 
         Returns:
@@ -84,16 +92,10 @@ class RunStore:
             place.unlink(missing_ok=True)  # of a run with other metrics
             if finished.features:
                 save_features(place, finished.features)
-        line = {
-            "name": image.name,
-            "sha256": image.sha256,
-            "features": bool(finished.features),
-            "result": msgspec.to_builtins(msgspec.structs.replace(finished.result, files=files)),
-        }
-        self._journal.append(line)
-        kept = msgspec.convert(line["result"], ImageResult)
-        self.done[image.name] = kept
-        return kept
+        result = msgspec.structs.replace(finished.result, files=files)
+        self._journal.append(_Line(image.name, image.sha256, bool(finished.features), result))
+        self.done[image.name] = result
+        return result
 
     def finish(self) -> None:
         """Say that every image of the data set is done: another run may take the folder.
@@ -105,32 +107,25 @@ class RunStore:
         if not self._journal.lines or self._journal.lines[-1] != _FINISHED:
             self._journal.append(_FINISHED)
 
-    def _read(self, pictures: bool) -> None:
-        for number, line in enumerate(self._journal.lines):
-            if line == _FINISHED:
-                continue
-            try:
-                name, sha256, featured = line["name"], line["sha256"], line["features"]
-                result = msgspec.convert(line["result"], ImageResult)
-            except (KeyError, TypeError, msgspec.ValidationError):
-                self._journal.keep(number)
-                return
-            has_features = not featured or features_file(self.work, name).is_file()
-            if self._hashes.get(name) == sha256 and has_features and self._has_pictures(result, wanted=pictures):
-                self.done[name] = result
+    def _is_there(self, line: _Line, *, pictures: bool) -> bool:
+        """Whether a line is an image's as it is now, with everything that belongs to its result."""
+        if line.finished or self._hashes.get(line.name) != line.sha256:
+            return False
+        if line.features and not features_file(self.work, line.name).is_file():
+            return False
+        files = line.result.files.values()
+        lacks_pictures = not files or not all((self.work / file).is_file() for file in files)
+        return not (pictures and line.result.status == "ok" and lacks_pictures)
 
-    def _has_pictures(self, result: ImageResult, *, wanted: bool) -> bool:
-        if not wanted or result.status == "failed":
-            return True
-        return bool(result.files) and all((self.work / name).is_file() for name in result.files.values())
-
-    def _check_finished(self, head: Mapping[str, Any], key: Mapping[str, Any]) -> None:
-        if not self._journal.lines or self._journal.lines[-1] == _FINISHED:
+    def _check_key(self, key: Mapping[str, Any]) -> None:
+        """Refuse to replace an unfinished run of another key."""
+        head, lines = self._journal.head, self._journal.lines
+        if head is None or head.get("key") == key or not lines or lines[-1] == _FINISHED:
             return
-        differs = ", ".join(key_difference(head.get("key", {}), key))
-        count = len(self._journal.lines)
+        before = head.get("key", {})
+        differs = ", ".join(sorted(name for name in {*before, *key} if before.get(name) != key.get(name)))
         raise UsageError(
-            f"{self.work} holds {count} results of an unfinished run that differs in: {differs}",
+            f"{self.work} holds {len(lines)} results of an unfinished run that differs in: {differs}",
             fix="go on with what it was begun with, choose another folder, or delete this one",
         )
 
@@ -172,14 +167,11 @@ def only_run_in(work: Path) -> Iterator[None]:
         UsageError: another process is working there.
         OutputError: the folder cannot be made.
     """
-    with contextlib.ExitStack() as held:
-        try:
-            with output_errors(work):
-                work.mkdir(parents=True, exist_ok=True)
-                held.enter_context(only_one(work / _LOCK))
-        except BusyError as busy:
-            fix = f"wait for it, or choose another folder{busy.hint}"
-            raise UsageError(f"another run is working in {work}", fix=fix) from None
+
+    def busy(hint: str) -> UsageError:
+        return UsageError(f"another run is working in {work}", fix=f"wait for it, or choose another folder{hint}")
+
+    with work_alone(work, _LOCK, place=work, busy=busy):
         yield
 
 

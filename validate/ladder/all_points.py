@@ -1,7 +1,7 @@
 """The network rung with a checkpoint at hand: every stage at every tile size and every point of the schedule.
 
 Inputs are made up (natural spectra, realistic magnitudes) and the reference computes the outputs there and then; what a
-recording holds of real photos is compared by :mod:`livemoments.validate.ladder.replay`. Needs torch.
+recording holds of real photos is compared by :mod:`livemoments.validate.ladder.compare`. Needs torch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from livemoments.reference.checkpoint import read_configs, read_prompt
 from livemoments.reference.layout import CheckpointFiles
 from livemoments.runtime.backends.base import Backend, to_host
 from livemoments.types import Size, Stage
-from livemoments.validate.ladder.measures import measure
-from livemoments.validate.ladder.recorded import STEPPED
-from livemoments.validate.ladder.rungs import Worst
+from livemoments.validate.ladder.recorded_runs import STEPPED
+from livemoments.validate.ladder.rungs import WorstDistance
+from livemoments.validate.ladder.tensor_distance import tensor_distance
 from livemoments.validate.report_data import Rung
 
 
@@ -35,9 +35,9 @@ def check_source(bundle: Bundle, files: CheckpointFiles, progress: Progress = SI
             f"was exported with flow: {bundle.manifest.model.flow}, this checkpoint says {files.flow}",
             fix="export again, or correct flow in the checkpoint's inference_config.yml",
         )
-    found = list(files.walk())
-    with progress.task("hashing the checkpoint", total=len(found)) as task:
-        for name, path in found:
+    walked = list(files.walk())
+    with progress.task("hashing the checkpoint", total=len(walked)) as task:
+        for name, path in walked:
             if bundle.manifest.source.files.get(name) != hash_file(path):
                 raise BundleError(
                     bundle.path,
@@ -61,8 +61,8 @@ def all_points(
     Args:
         bundle: opened.
         files: the checkpoint it was exported from.
-        limits: of the bundle's precision.
-        seed: of the inputs; never those of the export's own check.
+        limits: those of the bundle's precision.
+        seed: decides the inputs, which are never those of the export's own check.
         backend: what runs the engines.
         progress: where to report.
 
@@ -81,17 +81,17 @@ def all_points(
         for stage, size in work:
             cases = (references.case(stage, size, point) for point in (points if stage in STEPPED else [0]))
             worst = _worst_output(bundle, stage, size, cases, backend)
-            rungs.append(worst.rung("network", str(stage), str(size), limits.stage_rel_l2[str(stage)]))
+            rungs.append(worst.rung("network", str(stage), size, limits.stage_rel_l2[str(stage)]))
             task.advance(note=f"{stage} {size}")
     return tuple(rungs)
 
 
-def _worst_output(bundle: Bundle, stage: Stage, size: Size, cases: Iterable[Case], backend: Backend) -> Worst:
-    worst = Worst()
+def _worst_output(bundle: Bundle, stage: Stage, size: Size, cases: Iterable[Case], backend: Backend) -> WorstDistance:
+    worst = WorstDistance()
     with backend.open(bundle, stage, size) as engine:
         for case in cases:
             outputs = engine.run(engine.cast(case.inputs))
             for name, expected in case.outputs.items():
                 label = name if case.point is None else f"{name} at point {case.point}"
-                worst.add(measure(to_host(outputs[name]), expected), label)
+                worst.add(tensor_distance(to_host(outputs[name]), expected), label)
     return worst

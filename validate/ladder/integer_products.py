@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from livemoments.ort import open_session
+from livemoments.validate.ladder.rungs import held_to
 from livemoments.validate.report_data import Check
 
 _ROWS, _DEPTH, _COLUMNS = 64, 256, 64
@@ -30,28 +31,21 @@ def check_integer_products(product: Product | None = None, seed: int = 0) -> Che
 
     Args:
         product: what multiplies; onnxruntime's ``MatMulInteger`` on the CPU by default.
-        seed: of the random half.
+        seed: decides the random half.
     """
     rng = np.random.default_rng(seed)
     left = rng.integers(0, 256, (_ROWS, _DEPTH), dtype=np.uint8)
     right = rng.integers(-128, 128, (_DEPTH, _COLUMNS)).astype(np.int8)
     left[::2] = 255
     right[:, ::2] = np.where(np.arange(_COLUMNS // 2) % 2, 127, -128).astype(np.int8)
-    found = (product or multiply)(left, right)
+    computed = (product or multiply)(left, right)
     exact = left.astype(np.int64) @ right.astype(np.int64)
-    wrong = int(np.count_nonzero(found != exact))
-    worst = float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
-    return Check(
-        name="self.integer_products",
-        value=float(wrong),
-        limit=0.0,
-        unit="count",
-        better="lower",
-        status="fail" if wrong else "pass",
-        detail=f"elements of 8-bit products on the CPU that are not exact; off by {worst:.1e} of the norm"
-        if wrong
-        else f"all {exact.size} elements of 8-bit products on the CPU are exact",
-    )
+    wrong = int(np.count_nonzero(computed != exact))
+    worst = float(np.linalg.norm(computed - exact) / np.linalg.norm(exact))
+    detail = f"all {exact.size} elements of 8-bit products on the CPU are exact"
+    if wrong:
+        detail = f"elements of 8-bit products on the CPU that are not exact; off by {worst:.1e} of the norm"
+    return held_to("self.integer_products", float(wrong), 0.0, "count", detail)
 
 
 def multiply(left: np.ndarray, right: np.ndarray, options: object = None) -> np.ndarray:
@@ -63,8 +57,8 @@ def multiply(left: np.ndarray, right: np.ndarray, options: object = None) -> np.
         options: the session's; by default those of every session.
     """
     session = open_session(_matmul_integer(right, len(left)), options)
-    found: np.ndarray = session.run(None, {"left": left})[0]
-    return found
+    product: np.ndarray = session.run(None, {"left": left})[0]
+    return product
 
 
 def _matmul_integer(right: np.ndarray, rows: int) -> bytes:

@@ -1,4 +1,4 @@
-"""From distances to rungs: the worst of several, its limit, its verdict."""
+"""From distances to rungs and checks: the worst of several, its limit, its verdict."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from livemoments.validate.ladder.measures import Distance
-from livemoments.validate.report_data import Rung
+from livemoments.types import Size
+from livemoments.validate.ladder.tensor_distance import Distance
+from livemoments.validate.report_data import Check, Level, Rung, finite_number
 
-Level = Literal["block", "network", "step", "tile", "photo"]
-LEVELS: tuple[Level, ...] = ("block", "network", "step", "tile", "photo")
-"""From the smallest part to the whole."""
-
-
-def finite(value: float | None) -> float | None:
-    """The number as a report holds it: ``None`` for NaN and infinity."""
-    return value if value is not None and math.isfinite(value) else None
+_NOTHING = Distance(math.nan, math.nan, math.nan, math.nan)
 
 
 @dataclass
-class Worst:
+class WorstDistance:
     """The worst of the distances of one rung. NaN is worse than any number.
 
     Attributes:
@@ -40,67 +34,41 @@ class Worst:
         value = distance.rel_l2 if self.of == "rel_l2" or distance.psnr_db is None else -distance.psnr_db
         return math.inf if math.isnan(value) else value
 
-    def rung(self, level: Level, name: str, size: str, limit: float | None, *, note: str = "") -> Rung:
-        """The rung; ``info`` without a limit, or if there was nothing to compare."""
-        if self.distance is None:
-            return nothing(level, name, size, note or "nothing to compare was recorded")
-        value = self.distance.rel_l2 if self.of == "rel_l2" else self.distance.psnr_db
-        return rung_of(
-            level,
-            name,
-            size,
-            self.distance,
-            limit,
-            self.of,
-            passed=limit is None or _keeps(value, limit, self.of),
-            where="; ".join(part for part in (self.where, note) if part),
+    def rung(self, level: Level, name: str, size: Size | str, limit: float | None, *, note: str = "") -> Rung:
+        """The rung; ``info`` without a limit, or if there was nothing to compare, of which ``note`` says why."""
+        distance, where = self.distance, "; ".join(part for part in (self.where, note) if part)
+        if distance is None:
+            distance, limit = _NOTHING, None
+            where = where or "nothing to compare was recorded"
+        elif not math.isfinite(distance.rel_l2):
+            where = f"{where}: not finite, or of another shape"
+        value = getattr(distance, self.of)
+        passed = limit is None or (value <= limit if self.of == "rel_l2" else value is not None and value >= limit)
+        return Rung(
+            level=level,
+            name=name,
+            size=str(size),
+            rel_l2=finite_number(distance.rel_l2),
+            sqnr_db=finite_number(distance.sqnr_db),
+            cosine=finite_number(distance.cosine),
+            max_abs=finite_number(distance.max_abs),
+            psnr_db=finite_number(distance.psnr_db),
+            limit=limit,
+            limit_of=self.of,
+            status="info" if limit is None else "pass" if passed else "fail",
+            where=where,
         )
 
 
-def rung_of(
-    level: Level,
-    name: str,
-    size: str,
-    distance: Distance,
-    limit: float | None,
-    limit_of: Literal["rel_l2", "psnr_db"] = "rel_l2",
-    *,
-    passed: bool,
-    where: str,
-) -> Rung:
-    """A rung whose verdict is known."""
-    return Rung(
-        level=level,
+def held_to(name: str, value: float | None, limit: float | None, unit: str, detail: str) -> Check:
+    """A check of a number of which less is better: NaN and what was not measured fail; ``info`` without a limit."""
+    passed = limit is None or (value is not None and value <= limit)
+    return Check(
         name=name,
-        size=size,
-        rel_l2=finite(distance.rel_l2),
-        sqnr_db=finite(distance.sqnr_db),
-        cosine=finite(distance.cosine),
-        max_abs=finite(distance.max_abs),
-        psnr_db=finite(distance.psnr_db),
+        value=finite_number(value),
         limit=limit,
-        limit_of=limit_of,
+        unit=unit,
+        better="lower",
         status="info" if limit is None else "pass" if passed else "fail",
-        where=where if math.isfinite(distance.rel_l2) else f"{where}: not finite, or of another shape",
+        detail=detail,
     )
-
-
-def nothing(level: Level, name: str, size: str, why: str) -> Rung:
-    """A rung that could not be measured, and why."""
-    return Rung(
-        level=level,
-        name=name,
-        size=size,
-        rel_l2=None,
-        sqnr_db=None,
-        cosine=None,
-        max_abs=None,
-        status="info",
-        where=why,
-    )
-
-
-def _keeps(value: float | None, limit: float, of: str) -> bool:
-    if value is None:
-        return False
-    return value >= limit if of == "psnr_db" else value <= limit

@@ -26,9 +26,9 @@ from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restoration import Restoration, plan_tiles
 from livemoments.runtime.restore import restore_tiles, to_integers
 from livemoments.types import Size, Stage, TensorSpec
-from livemoments.validate.ladder.measures import measure
-from livemoments.validate.ladder.rungs import finite
-from livemoments.validate.report_data import Better, Check
+from livemoments.validate.ladder.rungs import held_to
+from livemoments.validate.ladder.tensor_distance import tensor_distance
+from livemoments.validate.report_data import Check
 
 _NEIGHBOUR_SCALE = 1.25
 """How much larger the other row of a batch is: a range that is taken over the batch then shows."""
@@ -36,12 +36,8 @@ _PHOTO_TILES = 1.5
 """Width of the picture in tiles: two of them, which overlap."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Captured:
-    """What went into a stage's first run, on the host, and the size that its engine was opened for."""
-
-    inputs: dict[str, np.ndarray]
-    size: Size
+_Captured = tuple[dict[str, np.ndarray], Size]
+"""What went into a stage's first run, on the host, and the size that its engine was opened for."""
 
 
 class _Capturing(Backend):
@@ -50,21 +46,21 @@ class _Capturing(Backend):
     def __init__(self, inner: Backend) -> None:
         self.name, self.provider = inner.name, inner.provider
         self.inner = inner
-        self.found: dict[Stage, _Captured] = {}
+        self.captured: dict[Stage, _Captured] = {}
 
     def open(self, bundle: Bundle, stage: Stage, size: Size) -> Engine:
-        return _CapturingEngine(self.inner.open(bundle, stage, size), size, self.found)
+        return _CapturingEngine(self.inner.open(bundle, stage, size), size, self.captured)
 
 
 class _CapturingEngine(Engine):
-    def __init__(self, inner: Engine, size: Size, found: dict[Stage, _Captured]) -> None:
+    def __init__(self, inner: Engine, size: Size, captured: dict[Stage, _Captured]) -> None:
         super().__init__(inner.stage, inner.inputs, inner.outputs)
-        self._inner, self._size, self._found = inner, size, found
+        self._inner, self._size, self._captured = inner, size, captured
 
     def _run(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
-        if self.stage not in self._found:
+        if self.stage not in self._captured:
             copies = {name: np.array(to_host(array)) for name, array in inputs.items()}
-            self._found[self.stage] = _Captured(copies, self._size)
+            self._captured[self.stage] = copies, self._size
         return self._inner.run(inputs, keep=keep)
 
     def close(self) -> None:
@@ -90,7 +86,7 @@ def self_checks(
     Args:
         bundle: opened.
         backend: what runs the engines; :class:`OrtBackend` on the CPU by default.
-        seed: of the picture and the noise.
+        seed: decides the picture and the noise.
         limits: how far another batch may move a result, by sums in another order or (dynamic quantization) a range over
             the whole batch: ``stage_rel_l2`` and ``step_rel_l2``. Rows and repetitions must be identical whatever the
             limits. The shipped ones of the bundle's precision by default.
@@ -111,8 +107,8 @@ def self_checks(
         checks += _picture(bundle, capturing, seed, held, progress)
         checks += _stages(bundle, capturing, held, progress)
     except EngineError as error:
-        return (*checks, _check("finite", None, 0.0, "count", error.message.splitlines()[0]))
-    return (*checks, _check("finite", 0.0, 0.0, "count", "no stage failed or gave NaN or infinity"))
+        return (*checks, held_to("self.finite", None, 0.0, "count", error.message.splitlines()[0]))
+    return (*checks, held_to("self.finite", 0.0, 0.0, "count", "no stage failed or gave NaN or infinity"))
 
 
 def _picture(
@@ -129,20 +125,24 @@ def _picture(
         task.advance()
         together = _restore(bundle, inputs, backend.inner, seed, batch=2)
         task.advance()
-    yield _same("second_run", again, first, "a second run of the same picture")
-    yield _same("tile_order", backwards, first, "the same picture with its tiles in the opposite order")
-    error = measure(together, first).rel_l2
+    for name, picture, what in (
+        ("second_run", again, "a second run of the same picture"),
+        ("tile_order", backwards, "the same picture with its tiles in the opposite order"),
+    ):
+        differing = float(np.count_nonzero(picture != first))
+        yield held_to(f"self.{name}", differing, 0.0, "count", f"values of {what} that differ")
+    error = tensor_distance(together, first).rel_l2
     levels = int(np.abs(_levels(together) - _levels(first)).max())
     detail = f"two tiles at once against one after the other; the 8-bit pictures differ by at most {levels} levels"
-    yield _check("batch_size", error, limits.step_rel_l2, "rel_l2", detail)
+    yield held_to("self.batch_size", error, limits.step_rel_l2, "rel_l2", detail)
 
 
 def _stages(bundle: Bundle, backend: _Capturing, limits: PrecisionLimits, progress: Progress) -> Iterator[Check]:
-    with progress.task("Checking stages against themselves", len(backend.found)) as task:
-        for stage in (stage for stage in Stage if stage in backend.found):
-            captured = backend.found.pop(stage)
-            with backend.inner.open(bundle, stage, captured.size) as engine:
-                yield from _stage(engine, captured.inputs, limits)
+    with progress.task("Checking stages against themselves", len(backend.captured)) as task:
+        for stage in (stage for stage in Stage if stage in backend.captured):
+            inputs, size = backend.captured.pop(stage)
+            with backend.inner.open(bundle, stage, size) as engine:
+                yield from _stage(engine, inputs, limits)
             task.advance(note=str(stage))
 
 
@@ -158,19 +158,17 @@ def _stage(engine: Engine, row: Mapping[str, np.ndarray], limits: PrecisionLimit
         first, second = (_take(spec, twins[spec.name], place) for place in (0, 1))
         worst_rows = max(worst_rows, float(np.count_nonzero(first != second)))
         for name, value in (("another row", mixed), ("the same row", twins)):
-            error = measure(_take(spec, value[spec.name], 0), _take(spec, alone[spec.name], 0)).rel_l2
+            error = tensor_distance(_take(spec, value[spec.name], 0), _take(spec, alone[spec.name], 0)).rel_l2
             if error > worst_neighbour:
                 worst_neighbour, where = error, f"output '{spec.name}' beside {name}"
         constant += _constant_channels(stage, _take(spec, alone[spec.name], 0))
-    yield _check(f"batch_rows.{stage}", worst_rows, 0.0, "count", "elements that differ between two identical rows")
-    yield _check(
-        f"batch_neighbours.{stage}",
-        worst_neighbour,
-        limits.stage_rel_l2[str(stage)],
-        "rel_l2",
-        where or "equal to being alone",
-    )
-    yield _check(f"constant_channels.{stage}", float(constant), 0.0, "count", "channels of an output without variation")
+    detail = "elements that differ between two identical rows"
+    yield held_to(f"self.batch_rows.{stage}", worst_rows, 0.0, "count", detail)
+    limit = limits.stage_rel_l2[str(stage)]
+    detail = where or "equal to being alone"
+    yield held_to(f"self.batch_neighbours.{stage}", worst_neighbour, limit, "rel_l2", detail)
+    detail = "channels of an output without variation"
+    yield held_to(f"self.constant_channels.{stage}", float(constant), 0.0, "count", detail)
 
 
 def _run(engine: Engine, rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -238,26 +236,3 @@ def _scene(tile: Size, seed: int) -> RestoreInputs:
 
 def _levels(stitched: np.ndarray) -> np.ndarray:
     return to_integers(stitched / 2 + 0.5, 8).astype(np.int16)
-
-
-def _same(name: str, value: np.ndarray, first: np.ndarray, what: str) -> Check:
-    differing = float(np.count_nonzero(value != first))
-    return _check(name, differing, 0.0, "count", f"values of {what} that differ")
-
-
-def _check(name: str, value: float | None, limit: float | None, unit: str, detail: str) -> Check:
-    better: Better = "lower"
-    if limit is None:
-        return Check(
-            name=f"self.{name}", value=value, limit=None, unit=unit, better=better, status="info", detail=detail
-        )
-    passed = value is not None and value <= limit
-    return Check(
-        name=f"self.{name}",
-        value=finite(value),
-        limit=limit,
-        unit=unit,
-        better=better,
-        status="pass" if passed else "fail",
-        detail=detail,
-    )

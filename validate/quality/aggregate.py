@@ -1,45 +1,74 @@
 """The metrics over a data set: a stream of images, in memory that does not grow with their number.
 
-Means and deviations are exact (:mod:`exact`): the same bits in any order, from any split over workers, and again from
-per-image results that were written earlier. The Frechet distance's sums are float64 and depend on the order in their
+Means and deviations are exact: the same bits in any order, from any split over workers, and again from per-image
+results that were written earlier. The Frechet distance's sums are float64 and depend on the order in their
 last digits: add images in the data set's order.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from livemoments.errors import UsageError
 from livemoments.store.files import write_file
-from livemoments.validate.quality.exact import ExactMoments
 from livemoments.validate.quality.frechet import FeatureSums, frechet_distance
-from livemoments.validate.quality.luma import Luma
-from livemoments.validate.quality.meter import INFINITE, ImageQuality, QualityMeter, measure_image
+from livemoments.validate.quality.meter import INFINITE, QualityMeter
 from livemoments.validate.quality.registry import MetricSpec
 from livemoments.validate.report_data import Metric
 
-__all__ = ["Aggregator", "ImageQuality", "QualityMeter", "load_features", "measure_image", "save_features"]
+
+class ExactMoments:
+    """Count, sum and sum of squares of finite doubles: the same bits in any order.
+
+    A double is a whole multiple of 2^-1074, so both sums are fractions within some hundred bytes for any count of them.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._total = self._squares = Fraction(0)
+
+    def add(self, value: float) -> None:
+        """Take a number.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        if not math.isfinite(value):
+            raise ValueError(f"{value} has no place in a mean")
+        exact = Fraction(value)
+        self.count += 1
+        self._total += exact
+        self._squares += exact * exact
+
+    @property
+    def mean(self) -> float | None:
+        """The mean, rounded once; ``None`` of nothing."""
+        return float(self._total / self.count) if self.count else None
+
+    @property
+    def std(self) -> float | None:
+        """The population's standard deviation; 0 of one number, ``None`` of nothing."""
+        if not self.count:
+            return None
+        return math.sqrt(self._squares / self.count - (self._total / self.count) ** 2)  # exact, so never below 0
 
 
 class Aggregator:
-    """Takes images one by one.
+    """Takes what a meter measured of images, one by one.
 
     Args:
-        specs: the metrics, as :func:`select` gives them.
-        luma: the convention of y, for the titles.
-        problems: why a metric cannot be measured, by name; read when the rows are made.
+        meter: its metrics and convention of y; why it has no number for one is read when the rows are made.
     """
 
-    def __init__(
-        self, specs: Iterable[MetricSpec], luma: str = Luma.BT601_STUDIO, problems: Mapping[str, str] | None = None
-    ) -> None:
-        self.specs = tuple(specs)
-        self._luma = Luma.parse(luma)
-        self._problems = problems if problems is not None else {}
+    def __init__(self, meter: QualityMeter) -> None:
+        self.specs = meter.specs
+        self._luma, self._problems = meter.luma, meter.problems
         self._outputs = {spec.name: ExactMoments() for spec in self.specs}
         self._inputs = {spec.name: ExactMoments() for spec in self.specs}
         self._infinite = dict.fromkeys(self._outputs, 0)
@@ -50,11 +79,6 @@ class Aggregator:
             for role in ("output", "truth")
         }
         self._featured = dict.fromkeys(self._outputs, 0)
-
-    @classmethod
-    def for_meter(cls, meter: QualityMeter) -> Aggregator:
-        """For what a meter measures."""
-        return cls(meter.specs, meter.luma, meter.problems)
 
     def add(
         self,

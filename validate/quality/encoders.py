@@ -40,12 +40,7 @@ def _open_onnx(file: Path) -> Callable[[np.ndarray], np.ndarray]:
     if len(session.get_inputs()) != 1:
         raise EngineError(f"{file}: an encoder takes one image, not {len(session.get_inputs())} inputs")
     name = session.get_inputs()[0].name
-
-    def run(batch: np.ndarray) -> np.ndarray:
-        features: np.ndarray = session.run(None, {name: batch})[0]
-        return features
-
-    return run
+    return lambda batch: np.asarray(session.run(None, {name: batch})[0])
 
 
 def _open_torchscript(file: Path, device: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -58,7 +53,6 @@ def _open_torchscript(file: Path, device: str) -> Callable[[np.ndarray], np.ndar
 
     def run(batch: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            features: np.ndarray = module(torch.from_numpy(batch).to(device)).float().cpu().numpy()
-        return features
+            return np.asarray(module(torch.from_numpy(batch).to(device)).float().cpu())
 
     return run

@@ -90,6 +90,17 @@ def luma_of(pixels: np.ndarray, luma: Luma = Luma.BT601_STUDIO) -> np.ndarray:
     return plane.reshape(pixels.shape[:2])
 
 
+def check_same_size(value: np.ndarray, reference: np.ndarray) -> None:
+    """Refuse pictures of different sizes.
+
+    Raises:
+        UsageError: their heights or widths differ.
+    """
+    if value.shape[:2] != reference.shape[:2]:
+        sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (value, reference))
+        raise UsageError(f"pictures of different sizes cannot be compared: {sizes}")
+
+
 def luma_strips(
     value: np.ndarray, reference: np.ndarray, luma: Luma = Luma.BT601_STUDIO
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -97,7 +108,7 @@ def luma_strips(
 
     Args:
         value: (H, W, 3) RGB.
-        reference: likewise; the bit depths may differ.
+        reference: what it is compared with, of the same size; the bit depths may differ.
         luma: the convention.
 
     Yields:
@@ -108,9 +119,7 @@ def luma_strips(
     """
     full_scale(value)
     full_scale(reference)
-    if value.shape != reference.shape:
-        sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (value, reference))
-        raise UsageError(f"pictures of different sizes cannot be compared: {sizes}")
+    check_same_size(value, reference)
     height, width = value.shape[:2]
     rows = max(_LEAST_STRIP_ROWS, STRIP_PX // width)
     for top in range(0, height, rows):

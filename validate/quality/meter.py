@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from livemoments.errors import UsageError
-from livemoments.validate.quality.deep import Adapter, Adapters, naming
 from livemoments.validate.quality.fidelity import measure_fidelity
-from livemoments.validate.quality.luma import Luma, full_scale
+from livemoments.validate.quality.luma import Luma, check_same_size, full_scale
+from livemoments.validate.quality.networks import Adapter, Adapters, naming
 from livemoments.validate.quality.registry import DEFAULT, FID_PATCH_PX, MetricSpec, select
-from livemoments.validate.quality.tiling import TILE_PX, mean_features, pair_mean, patches, solo_mean
+from livemoments.validate.quality.tiling import TILE_PX, direction, patches, tile_mean
 
 INFINITE = "_infinite"
 """Ends the name of an entry that stands, as 1.0, beside a ``None`` which means infinitely good (equal pictures)."""
@@ -98,10 +98,9 @@ class QualityMeter:
             EngineError: a network failed.
         """
         for other in (input_upscaled, truth):
-            if other is not None and other.shape[:2] != output.shape[:2]:
-                sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (output, other))
-                raise UsageError(f"pictures of different sizes cannot be compared: {sizes}")
-        photo = None if reference is None else _Seen(reference, self._tile_px)
+            if other is not None:
+                check_same_size(output, other)
+        photo = None if reference is None else _ScoredPicture(reference, self._tile_px)
         metrics = self._scores(output, photo, truth)
         inputs = {} if input_upscaled is None else self._scores(input_upscaled, photo, truth)
         features: dict[str, np.ndarray] = {}
@@ -114,28 +113,32 @@ class QualityMeter:
                             features[f"{spec.name}.{role}"] = np.stack(rows).astype(np.float32)
         return ImageQuality(metrics, inputs, features)
 
-    def _scores(self, pixels: np.ndarray, photo: _Seen | None, truth: np.ndarray | None) -> dict[str, float | None]:
+    def _scores(
+        self, pixels: np.ndarray, photo: _ScoredPicture | None, truth: np.ndarray | None
+    ) -> dict[str, float | None]:
         full_scale(pixels)
         own = [spec.name for spec in self.specs if spec.kind == "fidelity"]
-        found: dict[str, float | None] = dict.fromkeys(own)
+        values: dict[str, float | None] = dict.fromkeys(own)
         if truth is not None and own:
-            found |= measure_fidelity(pixels, truth, own, self.luma)
-        seen = _Seen(pixels, self._tile_px)
+            values |= measure_fidelity(pixels, truth, own, self.luma)
+        seen = _ScoredPicture(pixels, self._tile_px)
         for spec in self.specs:
             if spec.kind not in ("fidelity", "frechet"):
                 with naming(spec):
-                    found[spec.name] = self._deep(spec, seen, photo, truth)
+                    values[spec.name] = self._deep(spec, seen, photo, truth)
         scores: dict[str, float | None] = {}
         for spec in self.specs:
             if spec.kind == "frechet":
                 continue  # of the whole set
-            value = found.get(spec.name)
+            value = values.get(spec.name)
             scores[spec.name] = value if value is not None and math.isfinite(value) else None
             if value == math.inf:
                 scores[spec.name + INFINITE] = 1.0
         return scores
 
-    def _deep(self, spec: MetricSpec, seen: _Seen, photo: _Seen | None, truth: np.ndarray | None) -> float | None:
+    def _deep(
+        self, spec: MetricSpec, seen: _ScoredPicture, photo: _ScoredPicture | None, truth: np.ndarray | None
+    ) -> float | None:
         lacks_truth, lacks_photo = spec.needs_truth and truth is None, spec.needs_photo and photo is None
         shown = [seen] if photo is None or not spec.needs_photo else [seen, photo]
         if lacks_truth or lacks_photo or min(each.least_side_px for each in shown) < spec.least_side_px:
@@ -145,7 +148,7 @@ class QualityMeter:
             return None
         if spec.kind == "pair":
             assert truth is not None
-            return pair_mean(network, seen.pixels, truth, self._tile_px)
+            return tile_mean(network, seen.pixels, truth, longest_px=self._tile_px)
         if spec.kind == "solo":
             return seen.score(spec.name, network)
         assert photo is not None
@@ -153,25 +156,6 @@ class QualityMeter:
             return relative_deviation(*(each.score(str(spec.base), network) for each in shown))
         first, second = (each.features(spec.name, network) for each in shown)
         return cosine(first, second)
-
-
-def measure_image(
-    output: np.ndarray,
-    input_upscaled: np.ndarray | None,
-    reference: np.ndarray | None,
-    truth: np.ndarray | None,
-    *,
-    metrics: QualityMeter | str | Iterable[str] = DEFAULT,
-    weights: Path | None = None,
-) -> ImageQuality:
-    """:meth:`QualityMeter.measure`, with a meter that may be made for this one image.
-
-    Raises:
-        UsageError: a metric is unknown, the folder is not there, or the pictures cannot be compared.
-        EngineError: a network failed.
-    """
-    meter = metrics if isinstance(metrics, QualityMeter) else QualityMeter(metrics, weights=weights)
-    return meter.measure(output, input_upscaled, reference, truth)
 
 
 def relative_deviation(value: float, reference: float) -> float | None:
@@ -193,7 +177,7 @@ def cosine(first: np.ndarray, second: np.ndarray) -> float | None:
     return float(first @ second) / lengths if lengths else None
 
 
-class _Seen:
+class _ScoredPicture:
     """A picture, and what networks have said about it so far."""
 
     def __init__(self, pixels: np.ndarray, tile_px: int) -> None:
@@ -205,10 +189,12 @@ class _Seen:
 
     def score(self, name: str, network: Callable[[np.ndarray], float]) -> float:
         if name not in self._scores:
-            self._scores[name] = solo_mean(network, self.pixels, self._tile_px)
+            self._scores[name] = tile_mean(network, self.pixels, longest_px=self._tile_px)
         return self._scores[name]
 
     def features(self, name: str, network: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         if name not in self._features:
-            self._features[name] = mean_features(network, self.pixels, self._tile_px)
+            self._features[name] = tile_mean(
+                lambda tile: direction(network(tile)), self.pixels, longest_px=self._tile_px
+            )
         return self._features[name]

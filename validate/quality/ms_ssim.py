@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 
 from livemoments.errors import UsageError
-from livemoments.validate.quality.luma import Luma, luma_strips
 from livemoments.validate.quality.ssim import WINDOW_PX, Similarity
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -23,8 +22,8 @@ class Halving:
     """Halves a plane that arrives as strips of rows by the mean of 2 x 2 pixels.
 
     Args:
-        height: of the whole plane; with ``width`` it decides whether a row and a column are repeated.
-        width: likewise.
+        height: rows of the whole plane; an odd last one is repeated.
+        width: its columns; an odd last one is repeated.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -54,8 +53,8 @@ class MultiScaleSimilarity:
     """MS-SSIM of two pictures that arrive as strips of y.
 
     Args:
-        height: of the pictures in pixels.
-        width: likewise.
+        height: the pictures' height in pixels.
+        width: their width in pixels.
 
     Raises:
         UsageError: a side is shorter than 161 pixels.
@@ -88,20 +87,3 @@ class MultiScaleSimilarity:
         """The product over the scales."""
         parts = [scale.contrast for scale in self.scales[:-1]] + [self.scales[-1].ssim]
         return float(np.prod([max(part, 0.0) ** weight for part, weight in zip(parts, WEIGHTS, strict=True)]))
-
-
-def ms_ssim_y(value: np.ndarray, reference: np.ndarray, luma: Luma = Luma.BT601_STUDIO) -> float:
-    """Multi-scale structural similarity of y; exactly 1 for pictures of equal y.
-
-    Args:
-        value: (H, W, 3) RGB, uint8, uint16, or float in [0, 1].
-        reference: likewise, of the same size.
-        luma: the convention of y.
-
-    Raises:
-        UsageError: the pictures cannot be compared, or a side is shorter than 161 pixels.
-    """
-    similarity = MultiScaleSimilarity(*value.shape[:2])
-    for strips in luma_strips(value, reference, luma):
-        similarity.push(*strips)
-    return similarity.ms_ssim

@@ -39,7 +39,7 @@ class Weights:
     Attributes:
         files: of the weights; one of them is enough.
         origin: where the user gets the files.
-        loader: which adapter reads it (:mod:`deep`).
+        loader: which adapter reads it (:mod:`networks`).
         modules: what must be installed for it.
         extra: of this package that brings the modules; ``None`` if nothing beyond this package is needed.
     """
@@ -100,127 +100,62 @@ class MetricSpec:
         return "needs " + " and ".join(needs or ["a picture on which the score is finite"])
 
 
-def _pyiqa(
-    file: str, source: str = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights", loader: str = ""
-) -> Weights:
-    return Weights((file,), source, loader or "pyiqa", ("torch", "pyiqa"), "iqa-nc")
+_TORCHVISION = "https://download.pytorch.org/models"
+_PYIQA = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights"
+_OPENAI_CLIP = "https://github.com/openai/CLIP"
+_DINO = "https://github.com/facebookresearch/dino"
+_FID = "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights"
 
 
-_NIQE = _pyiqa("niqe_modelparameters.mat")
-_MUSIQ = _pyiqa("musiq_koniq_ckpt-e95806b9.pth")
-_CLIPIQA = _pyiqa("RN50.pt", "https://github.com/openai/CLIP")
-_MANIQA = _pyiqa("ckpt_koniq10k.pt")
-_NO_REFERENCE: tuple[tuple[str, str, Better, Weights, int], ...] = (
-    ("niqe", "NIQE", "lower", _NIQE, 192),
-    ("musiq", "MUSIQ", "higher", _MUSIQ, 32),
-    ("clipiqa", "CLIP-IQA", "higher", _CLIPIQA, 32),
-    ("maniqa", "MANIQA", "higher", _MANIQA, 224),
+def _pyiqa(file: str, origin: str = _PYIQA) -> Weights:
+    return Weights((file,), origin, "pyiqa", ("torch", "pyiqa"), "iqa-nc")
+
+
+def _exported(stem: str) -> Weights:
+    return Weights((f"{stem}.onnx", f"{stem}.pt"), "exported as docs/quality.md says", "encoder")
+
+
+_ALEXNET = Weights(("alexnet-owt-7be5be79.pth",), _TORCHVISION, "lpips", ("torch", "lpips"), "iqa")
+_VGG = Weights(("vgg16-397923af.pth",), _TORCHVISION, "dists", ("torch", "DISTS_pytorch"), "iqa")
+_CLIP_VIT = Weights(("ViT-B-32.pt",), _OPENAI_CLIP, "clip_vit", ("torch",), "reference")
+_DINO_VIT = Weights(("dino_deitsmall16_pretrain.pth",), _DINO, "dino_vit", ("torch",), "reference")
+_INCEPTION = Weights(("pt_inception-2015-12-05-6726825d.pth",), _FID, "piq_inception", ("torch", "piq"), "iqa")
+
+
+def _deep(
+    name: str, label: str, better: Better, kind: Kind, least_side_px: int, *sources: Weights, base: str | None = None
+) -> MetricSpec:
+    """A metric of a network: it has no unit, and is restricted where its package's licence is."""
+    licence = NON_COMMERCIAL if any(source.extra == "iqa-nc" for source in sources) else None
+    return MetricSpec(name, label, better, "1", kind, sources, base, least_side_px, licence)
+
+
+_NO_REFERENCE: tuple[MetricSpec, ...] = (
+    _deep("niqe", "NIQE (tiles)", "lower", "solo", 192, _pyiqa("niqe_modelparameters.mat")),
+    _deep("musiq", "MUSIQ (tiles)", "higher", "solo", 32, _pyiqa("musiq_koniq_ckpt-e95806b9.pth")),
+    _deep("clipiqa", "CLIP-IQA (tiles)", "higher", "solo", 32, _pyiqa("RN50.pt", _OPENAI_CLIP)),
+    _deep("maniqa", "MANIQA (tiles)", "higher", "solo", 224, _pyiqa("ckpt_koniq10k.pt")),
 )
-_TORCHVISION_MODELS = "https://download.pytorch.org/models"
-_EXPORT = "exported as docs/quality.md says"
 
 
-def _encoder(stem: str) -> Weights:
-    return Weights((f"{stem}.onnx", f"{stem}.pt"), _EXPORT, "encoder")
+def _relative(solo: MetricSpec) -> MetricSpec:
+    label = solo.label.replace(" (tiles)", " relative to the key photo (tiles)")
+    return _deep(f"{solo.name}_re", label, "lower", "relative", solo.least_side_px, *solo.sources, base=solo.name)
 
 
 SPECS: tuple[MetricSpec, ...] = (
     MetricSpec("psnr_y", "PSNR", "higher", "dB", "fidelity"),
     MetricSpec("ssim_y", "SSIM", "higher", "1", "fidelity", least_side_px=WINDOW_PX),
     MetricSpec("ms_ssim_y", "MS-SSIM", "higher", "1", "fidelity", least_side_px=LEAST_SIDE_PX),
-    MetricSpec(
-        "lpips",
-        "LPIPS (AlexNet 0.1, tiles)",
-        "lower",
-        "1",
-        "pair",
-        sources=(Weights(("alexnet-owt-7be5be79.pth",), _TORCHVISION_MODELS, "lpips", ("torch", "lpips"), "iqa"),),
-        least_side_px=64,
+    _deep("lpips", "LPIPS (AlexNet 0.1, tiles)", "lower", "pair", 64, _ALEXNET),
+    _deep("dists", "DISTS (tiles)", "lower", "pair", 32, _VGG),
+    *map(_relative, _NO_REFERENCE),
+    _deep("clip_q", "CLIP-Q (tiles)", "higher", "cosine", 32, _exported("clip_image_encoder"), _CLIP_VIT),
+    _deep("dino_q", "DINO-Q (tiles)", "higher", "cosine", 16, _exported("dino_image_encoder"), _DINO_VIT),
+    _deep(
+        "fid_512", "FID of 512-pixel patches", "lower", "frechet", FID_PATCH_PX, _exported("fid_inception"), _INCEPTION
     ),
-    MetricSpec(
-        "dists",
-        "DISTS (tiles)",
-        "lower",
-        "1",
-        "pair",
-        sources=(Weights(("vgg16-397923af.pth",), _TORCHVISION_MODELS, "dists", ("torch", "DISTS_pytorch"), "iqa"),),
-        least_side_px=32,
-    ),
-    *(
-        MetricSpec(
-            f"{name}_re",
-            f"{label} relative to the key photo (tiles)",
-            "lower",
-            "1",
-            "relative",
-            base=name,
-            sources=(source,),
-            least_side_px=side,
-            licence=NON_COMMERCIAL,
-        )
-        for name, label, _, source, side in _NO_REFERENCE
-    ),
-    MetricSpec(
-        "clip_q",
-        "CLIP-Q (tiles)",
-        "higher",
-        "1",
-        "cosine",
-        sources=(
-            _encoder("clip_image_encoder"),
-            Weights(("ViT-B-32.pt",), "https://github.com/openai/CLIP", "clip_vit", ("torch",), "reference"),
-        ),
-        least_side_px=32,
-    ),
-    MetricSpec(
-        "dino_q",
-        "DINO-Q (tiles)",
-        "higher",
-        "1",
-        "cosine",
-        sources=(
-            _encoder("dino_image_encoder"),
-            Weights(
-                ("dino_deitsmall16_pretrain.pth",),
-                "https://github.com/facebookresearch/dino",
-                "dino_vit",
-                ("torch",),
-                "reference",
-            ),
-        ),
-        least_side_px=16,
-    ),
-    MetricSpec(
-        "fid_512",
-        "FID of 512-pixel patches",
-        "lower",
-        "1",
-        "frechet",
-        sources=(
-            _encoder("fid_inception"),
-            Weights(
-                ("pt_inception-2015-12-05-6726825d.pth",),
-                "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights",
-                "piq_inception",
-                ("torch", "piq"),
-                "iqa",
-            ),
-        ),
-        least_side_px=FID_PATCH_PX,
-    ),
-    *(
-        MetricSpec(
-            name,
-            f"{label} (tiles)",
-            better,
-            "1",
-            "solo",
-            sources=(source,),
-            least_side_px=side,
-            licence=NON_COMMERCIAL,
-        )
-        for name, label, better, source, side in _NO_REFERENCE
-    ),
+    *_NO_REFERENCE,
 )
 BY_NAME = {spec.name: spec for spec in SPECS}
 

@@ -35,28 +35,9 @@ class Border:
     start: int
     stop: int
 
-    def __str__(self) -> str:
-        axes = ("x", "y") if self.vertical else ("y", "x")
-        return f"{axes[0]}={self.position}, {axes[1]}={self.start}..{self.stop}"
 
-
-@dataclass(frozen=True, slots=True)
-class SeamScore:
-    """The score of a picture.
-
-    Attributes:
-        score: over all borders together, weighted by their lengths.
-        worst: the greatest of single borders.
-        worst_border: where that is.
-    """
-
-    score: float
-    worst: float
-    worst_border: Border
-
-
-def seam_score(pixels: np.ndarray, tiles: Iterable[Tile], luma: Luma = Luma.BT601_STUDIO) -> SeamScore | None:
-    """Look for seams.
+def seam_score(pixels: np.ndarray, tiles: Iterable[Tile], luma: Luma = Luma.BT601_STUDIO) -> float | None:
+    """The score of a picture, over all borders together, weighted by their lengths.
 
     Args:
         pixels: (H, W, 3) RGB, uint8, uint16, or float in [0, 1].
@@ -71,22 +52,17 @@ def seam_score(pixels: np.ndarray, tiles: Iterable[Tile], luma: Luma = Luma.BT60
     """
     full_scale(pixels)
     borders = find_borders(tiles, Size(*pixels.shape[:2]))
-    across_total = beside_total = 0.0
-    length = 0
-    worst: tuple[float, Border] | None = None
+    rows = []
     for border in borders:
         across, beside = _steepness(pixels, border, borders, luma)
-        if beside is None:
-            continue
-        ratio = (across + FLOOR_LEVELS) / (beside + FLOOR_LEVELS)
-        if worst is None or ratio > worst[0]:
-            worst = (ratio, border)
-        run = border.stop - border.start
-        across_total, beside_total, length = across_total + run * across, beside_total + run * beside, length + run
-    if worst is None:
+        if beside is not None:
+            rows.append((across, beside, border.stop - border.start))
+    if not rows:
         return None
-    score = (across_total / length + FLOOR_LEVELS) / (beside_total / length + FLOOR_LEVELS)
-    return SeamScore(score, *worst)
+    acrosses, besides, lengths = np.array(rows).T
+    return float(
+        (np.average(acrosses, weights=lengths) + FLOOR_LEVELS) / (np.average(besides, weights=lengths) + FLOOR_LEVELS)
+    )
 
 
 def find_borders(tiles: Iterable[Tile], size: Size) -> tuple[Border, ...]:

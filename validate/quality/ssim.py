@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from livemoments.errors import UsageError
-from livemoments.validate.quality.luma import PEAK, Luma, luma_strips
+from livemoments.validate.quality.luma import PEAK
 
 WINDOW_PX = 11
 SIGMA_PX = 1.5
@@ -89,23 +89,6 @@ class Similarity:
         if self._windows == 0:
             raise UsageError(f"SSIM needs pictures of at least {WINDOW_PX}x{WINDOW_PX} pixels")
         return self._windows
-
-
-def ssim_y(value: np.ndarray, reference: np.ndarray, luma: Luma = Luma.BT601_STUDIO) -> float:
-    """Structural similarity of y; exactly 1 for pictures of equal y.
-
-    Args:
-        value: (H, W, 3) RGB, uint8, uint16, or float in [0, 1].
-        reference: likewise, of the same size.
-        luma: the convention of y.
-
-    Raises:
-        UsageError: the pictures cannot be compared, or are smaller than 11 x 11 pixels.
-    """
-    similarity = Similarity(value.shape[1])
-    for strips in luma_strips(value, reference, luma):
-        similarity.push(*strips)
-    return similarity.ssim
 
 
 def _filtered(plane: np.ndarray) -> np.ndarray:

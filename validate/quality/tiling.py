@@ -10,11 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 
 from livemoments.types import Size, Tile
 from livemoments.validate.quality.luma import full_scale
+
+Value = TypeVar("Value", float, np.ndarray)
 
 TILE_PX = 1024
 """Longest side of a tile, the model's own; the shorter ones are longer than half of it in larger pictures."""
@@ -31,54 +34,49 @@ def divide(size: Size, longest_px: int = TILE_PX) -> tuple[Tile, ...]:
     return tuple(Tile(index, *corner) for index, corner in enumerate(corners))
 
 
-def unit_tiles(pixels: np.ndarray, longest_px: int = TILE_PX) -> Iterator[tuple[Tile, np.ndarray]]:
-    """The tiles of an (H, W, 3) picture, each as (h, w, 3) float32 in [0, 1].
+def unit(pixels: np.ndarray) -> np.ndarray:
+    """A part of a picture as float32 in [0, 1].
 
     Raises:
         UsageError: the array is no RGB picture.
     """
-    white = full_scale(pixels)
-    for tile in divide(Size(*pixels.shape[:2]), longest_px):
-        yield tile, np.clip(pixels[tile.window].astype(np.float32) / np.float32(white), 0, 1)
+    return np.clip(pixels.astype(np.float32) / np.float32(full_scale(pixels)), 0, 1)
 
 
 def patches(pixels: np.ndarray, side_px: int) -> Iterator[np.ndarray]:
     """The whole squares of a picture from its top left corner on, what remains at the right and bottom left out."""
-    white = full_scale(pixels)
+    full_scale(pixels)
     height, width = pixels.shape[:2]
     for y in range(0, height - side_px + 1, side_px):
         for x in range(0, width - side_px + 1, side_px):
-            patch = pixels[y : y + side_px, x : x + side_px].astype(np.float32)
-            yield np.clip(patch / np.float32(white), 0, 1)
+            yield unit(pixels[y : y + side_px, x : x + side_px])
 
 
-def solo_mean(metric: Callable[[np.ndarray], float], value: np.ndarray, longest_px: int = TILE_PX) -> float:
-    """The mean of a score over a picture's tiles, weighted by area."""
-    total = math.fsum(metric(tile) * place.height * place.width for place, tile in unit_tiles(value, longest_px))
-    return total / (value.shape[0] * value.shape[1])
+def tile_mean(measure: Callable[..., Value], *pictures: np.ndarray, longest_px: int = TILE_PX) -> Value:
+    """The mean of what is measured on the tiles of pictures of one size, weighted by area.
+
+    Args:
+        measure: takes a tile of every picture, (h, w, 3) float32 in [0, 1] each; gives a number or an array.
+        pictures: (H, W, 3) RGB.
+        longest_px: side of the tiles.
+
+    Raises:
+        UsageError: an array is no RGB picture.
+    """
+    full_scale(pictures[0])
+    height, width = pictures[0].shape[:2]
+    places = divide(Size(height, width), longest_px)
+    areas = [place.height * place.width for place in places]
+    values = [measure(*(unit(picture[place.window]) for picture in pictures)) for place in places]
+    mean = np.average(values, axis=0, weights=areas)
+    plain: Any = float(mean) if np.ndim(mean) == 0 else mean
+    return plain
 
 
-def pair_mean(
-    metric: Callable[[np.ndarray, np.ndarray], float],
-    value: np.ndarray,
-    reference: np.ndarray,
-    longest_px: int = TILE_PX,
-) -> float:
-    """The mean of a distance over the tiles of two pictures of one size, weighted by area."""
-    pairs = zip(unit_tiles(value, longest_px), unit_tiles(reference, longest_px), strict=True)
-    total = math.fsum(metric(tile, other) * place.height * place.width for (place, tile), (_, other) in pairs)
-    return total / (value.shape[0] * value.shape[1])
-
-
-def mean_features(
-    encode: Callable[[np.ndarray], np.ndarray], value: np.ndarray, longest_px: int = TILE_PX
-) -> np.ndarray:
-    """The mean of the tiles' features at unit length, weighted by area: (d,) float64."""
-    total = np.zeros(1)
-    for place, tile in unit_tiles(value, longest_px):
-        features = encode(tile).astype(np.float64)
-        total = total + place.height * place.width * features / max(float(np.linalg.norm(features)), 1e-12)
-    return total / (value.shape[0] * value.shape[1])
+def direction(features: np.ndarray) -> np.ndarray:
+    """Features at unit length, (d,) float64."""
+    wide = features.astype(np.float64)
+    return wide / max(float(np.linalg.norm(wide)), 1e-12)
 
 
 def _borders(length: int, longest_px: int) -> list[int]:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from livemoments.errors import EngineError
+from livemoments.validate.quality.lpips_dists_piq import batch_of
 
 HEAD_DIM = 64
 """Width of one attention head, the same in both families."""
@@ -147,8 +148,9 @@ def vit_encoder(
 
     def encode(tile: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            image = torch.from_numpy(np.ascontiguousarray(tile.transpose(2, 0, 1)))[None].to(device)
-            features: np.ndarray = _forward((image - mean) / std, kept, layout, len(blocks))[0].cpu().numpy()
+            features: np.ndarray = (
+                _forward((batch_of(tile, device) - mean) / std, kept, layout, len(blocks))[0].cpu().numpy()
+            )
         return features
 
     return encode

@@ -1,20 +1,29 @@
-"""The local weights folder: which metric finds its files in it, and a cache that the deep packages read them from."""
+"""The local weights folder: which metric finds its files in it, a cache that the deep packages
+read them from, and their way to the network shut.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
+import socket
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-from livemoments.errors import UsageError
+from livemoments.errors import EngineError, UsageError
 from livemoments.validate.quality.registry import MetricSpec, Weights
 
 # Where a file may lie below the folder, so that a copy of $TORCH_HOME, or of its hub folder, will do.
 _PLACES = ("", "checkpoints", "pyiqa", "clip", "hub/checkpoints", "hub/pyiqa", "hub/clip")
 # Below the hub folder: torchvision's and piq's downloads, pyiqa's, and CLIP's as pyiqa loads it.
 _CACHES = ("checkpoints", "pyiqa", "clip")
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def check_folder(weights: Path | None) -> None:
@@ -42,9 +51,9 @@ def missing(spec: MetricSpec, weights: Path | None) -> str | None:
     reasons = [_missing(source, weights) for source in spec.sources]
     if None in reasons or not reasons:
         return None
-    # The sources with all modules here come first: they are the shorter source to a number.
-    found = sorted((reason for reason in reasons if reason), key=lambda reason: reason.startswith("needs"))
-    return "; or ".join(dict.fromkeys(found)) + (f" [{spec.licence}]" if spec.licence else "")
+    # The sources with all modules here come first: they are the shorter way to a number.
+    ordered = sorted((reason for reason in reasons if reason), key=lambda reason: reason.startswith("needs"))
+    return "; or ".join(dict.fromkeys(ordered)) + (f" [{spec.licence}]" if spec.licence else "")
 
 
 def open_source(spec: MetricSpec, weights: Path | None) -> tuple[Weights, Path]:
@@ -55,14 +64,9 @@ def open_source(spec: MetricSpec, weights: Path | None) -> tuple[Weights, Path]:
     """
     for source in spec.sources:
         file = find_file(source, weights)
-        if file is not None and not absent_modules(source):
+        if file is not None and _missing(source, weights) is None:
             return source, file
     raise UsageError(f"{spec.name}: {missing(spec, weights)}")
-
-
-def absent_modules(source: Weights) -> list[str]:
-    """Modules of a source that are not installed."""
-    return [name for name in source.modules if importlib.util.find_spec(name) is None]
 
 
 @contextlib.contextmanager
@@ -76,8 +80,53 @@ def hub_cache(file: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+@contextlib.contextmanager
+def offline(hub: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """Run a package's code without the network: weights are local files, or there is no number.
+
+    The thread that entered it can open no connection and resolve no name, and ``torch.load`` unpickles tensors only,
+    whatever a package passes.
+
+    Args:
+        hub: a folder that torch's hub takes for its cache meanwhile.
+
+    Raises:
+        EngineError: from within, where something wants to connect.
+    """
+    import torch
+
+    thread = threading.get_ident()
+    load = torch.load
+
+    def guarded(call: Callable[..., Any]) -> Callable[..., Any]:
+        def guard(*arguments: Any, **options: Any) -> Any:
+            if threading.get_ident() == thread:
+                raise EngineError("a metric's package wanted to reach the network; weights are read from files only")
+            return call(*arguments, **options)
+
+        return guard
+
+    def tensors_only(*arguments: Any, **options: Any) -> Any:
+        return load(*arguments, **{**options, "weights_only": True})
+
+    with contextlib.ExitStack() as stack:
+        for owner, name in (
+            (socket, "getaddrinfo"),
+            (socket.socket, "connect"),
+            (socket.socket, "connect_ex"),
+            (torch.hub, "download_url_to_file"),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, guarded(getattr(owner, name))))
+        stack.enter_context(mock.patch.object(torch, "load", tensors_only))
+        stack.enter_context(mock.patch.dict(os.environ, _OFFLINE))
+        if hub is not None:
+            stack.callback(torch.hub.set_dir, torch.hub.get_dir())
+            torch.hub.set_dir(os.fspath(hub))
+        yield
+
+
 def _missing(source: Weights, weights: Path | None) -> str | None:
-    if absent_modules(source):
+    if any(importlib.util.find_spec(name) is None for name in source.modules):
         return f"needs the extra '{source.extra}': pip install 'livemoments-deploy[{source.extra}]'"
     if find_file(source, weights) is None:
         place = "a folder and name it with --iqa-weights" if weights is None else str(weights)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from livemoments.reference.checkpoint import Reference
 from livemoments.reference.pipeline import Observer
 from livemoments.types import Stage
-from livemoments.validate.recording.schema import DETAILS, Detail
+from livemoments.validate.recording.schema import DETAILS, Detail, Selection
 
 _TILE = re.compile(r"tile(\d+)\.(?:step(\d+)\.)?(.+)")
 _FIRST, _LAST = "lq.image", "decoded"
@@ -40,15 +40,12 @@ class Wanted:
 
     Attributes:
         detail: the level.
-        tiles, steps: of which more than the stages is recorded; ``None``: of all.
-        blocks: whose modules are recorded, and then no others; ``None``: all modules of every stage.
+        selection: the tiles, steps and blocks of which more than the stages is recorded.
         kv_steps: for each step, the one under whose name its keys and values are told.
     """
 
     detail: Detail
-    tiles: Collection[int] | None
-    steps: Collection[int] | None
-    blocks: Collection[int] | None
+    selection: Selection
     kv_steps: tuple[int, ...]
 
     def at_least(self, detail: Detail) -> bool:
@@ -57,11 +54,11 @@ class Wanted:
 
     def tile(self, index: int) -> bool:
         """Whether more than the stages of this tile is recorded."""
-        return self.tiles is None or index in self.tiles
+        return self.selection.tiles is None or index in self.selection.tiles
 
     def step(self, index: int) -> bool:
         """Whether more than the stages of this step is recorded."""
-        return self.steps is None or index in self.steps
+        return self.selection.steps is None or index in self.selection.steps
 
     def kv(self, index: int) -> bool:
         """Whether a wanted step reads the keys and values that are told at this step."""
@@ -69,10 +66,8 @@ class Wanted:
 
     def module(self, name: str) -> bool:
         """Whether the module is recorded."""
-        if self.blocks is None:
-            return True
-        found = _BLOCK.match(name)
-        return found is not None and int(found[1]) in self.blocks
+        match, blocks = _BLOCK.match(name), self.selection.blocks
+        return blocks is None or (match is not None and int(match[1]) in blocks)
 
 
 class Capture:
@@ -126,11 +121,11 @@ class Capture:
             self.result = value
         if _NOT_KEPT.fullmatch(name):
             return
-        found = _TILE.fullmatch(name)
-        if found is None:
+        match = _TILE.fullmatch(name)
+        if match is None:
             self._sink(name, value)
             return
-        tile, step, part = int(found[1]), found[2], found[3]
+        tile, step, part = int(match[1]), match[2], match[3]
         if part == _FIRST:
             self._begin(tile)
         if not part.startswith("kv.") or self._wants_kv(tile, int(step)):

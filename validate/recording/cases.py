@@ -6,7 +6,6 @@ error of one stage does not pass to the next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +53,7 @@ def recorded_case(
         recording: opened.
         image: a photo's name.
         tile: a tile's index.
-        stage: which.
+        stage: the stage that ran.
         step: for the transformers: the sampling step. The reference stage has a case at steps at which it ran
             (:meth:`RecordingSettings.kv_steps`).
         part: for the VAE's encoder: ``lq`` or ``ref``.
@@ -99,18 +98,16 @@ def schedule_point(schedule: Schedule, timestep: float) -> int | None:
     return nearest if distances[nearest] <= _TIMESTEP_ROUNDING else None
 
 
+def keys_values_names(tile_step: str, block: int) -> dict[str, tuple[str, str]]:
+    """Under which names a block's keys (``k``) and values (``v``) are recorded: the image's, then the text's."""
+    prefix = f"{tile_step}.kv.transformer_blocks.{block}.attn"
+    return {part: (f"{prefix}.to_{part}", f"{prefix}.add_{part}_proj") for part in "kv"}
+
+
 def _keys_values(recording: Recording, image: str, tile_step: str, layout: str) -> dict[str, np.ndarray]:
-    pairs: list[Sequence[np.ndarray]] = []
-    while recording.has(image, f"{tile_step}.kv.transformer_blocks.{len(pairs)}.attn.to_k"):
-        prefix = f"{tile_step}.kv.transformer_blocks.{len(pairs)}.attn"
-        pairs.append(
-            [
-                np.concatenate(
-                    [recording.read(image, f"{prefix}.to_{p}"), recording.read(image, f"{prefix}.add_{p}_proj")], axis=1
-                )
-                for p in "kv"
-            ]
-        )
+    pairs: list[list[np.ndarray]] = []
+    while recording.has(image, (names := keys_values_names(tile_step, len(pairs)))["k"][0]):
+        pairs.append([np.concatenate([recording.read(image, name) for name in names[p]], axis=1) for p in "kv"])
     if not pairs:
         raise FileError(
             recording.path,

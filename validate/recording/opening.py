@@ -9,7 +9,7 @@ from livemoments.progress import SILENT, Progress
 from livemoments.store.names import check_utf8
 from livemoments.validate.recording.golden_format import GoldenRecording
 from livemoments.validate.recording.schema import META_NAME
-from livemoments.validate.recording.store import Recording, open_stored
+from livemoments.validate.recording.store import RECORDINGS, Recording, StoredRecording
 
 
 def open_recording(
@@ -30,4 +30,10 @@ def open_recording(
     check_utf8(folder)
     if not (folder / META_NAME).is_file() and (folder / "expected.npz").is_file():
         return GoldenRecording(folder)
-    return open_stored(folder, verify_hashes=verify_hashes, progress=progress)
+    meta = RECORDINGS.read(folder)
+    RECORDINGS.check_names(folder, meta.files)
+    with progress.task("Checking the recording", sum(entry.bytes for entry in meta.files.values())) as task:
+        for name, entry in meta.files.items():
+            RECORDINGS.check_file(folder / name, entry, verify_hash=verify_hashes)
+            task.advance(entry.bytes)
+    return StoredRecording(folder, meta)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 
 from livemoments.errors import ImageError, ResourceError
@@ -17,26 +19,13 @@ from livemoments.reference.layout import CheckpointFiles, locate
 from livemoments.reference.own_tiles import default_overlap, default_tile
 from livemoments.runtime.image_files.photo import write_image
 from livemoments.runtime.inputs import load_inputs
-from livemoments.runtime.tiles.plan import TilePlan, plan_balanced
-from livemoments.schedule import DEFAULT_STEPS
+from livemoments.runtime.tiles.plan import plan_balanced
 from livemoments.store.names import check_utf8
-from livemoments.types import ReferencePolicy, Size
 from livemoments.validate.datasets.index import Dataset
 from livemoments.validate.recording.capture import Capture, Wanted
-from livemoments.validate.recording.conditions import (
-    check_blocks,
-    check_detail,
-    check_tile,
-    exact_arithmetic,
-    find_device,
-    find_photos,
-    hash_checkpoint,
-    make_settings,
-    select_images,
-    sorted_numbers,
-    with_schedule,
-)
 from livemoments.validate.recording.opening import open_recording
+from livemoments.validate.recording.options import RecordOptions
+from livemoments.validate.recording.preparation import exact_arithmetic, find_device, find_photos, hash_checkpoint
 from livemoments.validate.recording.schema import (
     LR,
     RECORDING_SCHEMA,
@@ -47,9 +36,6 @@ from livemoments.validate.recording.schema import (
     Detail,
     ImageEntry,
     RecordingMeta,
-    RecordingSettings,
-    Selection,
-    StorageType,
     TileEntry,
 )
 from livemoments.validate.recording.store import Recording
@@ -64,22 +50,11 @@ def record(
     checkpoint: str | os.PathLike[str],
     photos: str | os.PathLike[str] | Dataset | LivePhoto[Path],
     output: str | os.PathLike[str],
+    options: RecordOptions | None = None,
     *,
-    dtype: StorageType = "float32",
-    tile: Size | None = None,
-    overlap: int | None = None,
-    steps: int = DEFAULT_STEPS,
-    policy: str | ReferencePolicy = "per-step",
-    seed: int = 0,
-    detail: Detail = "stages",
-    detail_images: Collection[str] | int | None = 1,
-    detail_tiles: Collection[int] | None = (0,),
-    detail_steps: Collection[int] | None = None,
-    blocks: Collection[int] | None = None,
-    limit: int | None = None,
-    device: str = "cpu",
     overwrite: bool = False,
     progress: Progress = SILENT,
+    **fields: Any,
 ) -> Recording:
     """Run the reference in float32 on every photo, and keep what it computes.
 
@@ -92,25 +67,10 @@ def record(
         photos: a folder with ``lr/``, ``ref/`` and perhaps ``ref_lr/`` and ``gt/``, one that is indexed already, or a
             single photo.
         output: the recording's folder.
-        dtype: what floats are stored as; they are computed in float32 in any case. ``float16`` halves the size and
-            rounds by up to 5e-4, relatively.
-        tile: size of every tile; both sides are multiples of a token (16 px with upstream's networks). ``None``: what
-            the checkpoint was trained for, as an export takes.
-        overlap: least overlap of neighbours, pixels; ``None``: likewise.
-        steps: Euler steps.
-        policy: when ReferenceNet runs.
-        seed: of the noise.
-        detail: ``stages`` (inputs and outputs of every stage but keys and values), ``keys-values`` (and the motion
-            bias), ``blocks`` (what leaves each transformer block), ``modules`` (what leaves every module). Each holds
-            those before it.
-        detail_images: of how many photos, or of which, more than the stages is recorded; ``None``: of all.
-        detail_tiles: likewise of which tiles.
-        detail_steps: likewise of which steps.
-        blocks: record the modules of these transformer blocks only.
-        limit: at most this many photos, spread evenly over the names in order.
-        device: where the reference runs: ``cpu``, ``cuda``, ``cuda:1``, …
+        options: what to record and how.
         overwrite: replace an older recording.
         progress: where to report.
+        fields: in the options' place, the attributes of :class:`livemoments.validate.recording.options.RecordOptions`.
 
     Returns:
         The recording, opened.
@@ -123,41 +83,34 @@ def record(
         EngineError: the reference computed something that is not finite.
         ResourceError: memory or disk ran out.
     """
-    selection = Selection(
-        tiles=sorted_numbers(detail_tiles, "tile"),
-        steps=sorted_numbers(detail_steps, "step"),
-        blocks=sorted_numbers(blocks, "block"),
-    )
+    if options is not None and fields:
+        raise TypeError("give either RecordOptions or their fields as keywords")
+    options = options or RecordOptions(**fields)
+    options.check()
     if isinstance(photos, LivePhoto):
         check_utf8(photos.name, ImageError)
     files = locate(Path(checkpoint))
     configs = read_configs(files)
-    if overlap is None and tile is None:
-        overlap = files.overlap
-    tile = tile or default_tile(configs, files.tile)
-    overlap = default_overlap(configs, (tile,)) if overlap is None else overlap
-    settings = make_settings(tile, overlap, steps, policy, seed, selection)
-    check_detail(detail, dtype)
-    place = find_device(device)
+    tile = options.tile or default_tile(configs, files.tile)
+    overlap = files.overlap if options.overlap is None and options.tile is None else options.overlap
+    settings = options.settings(configs, tile, default_overlap(configs, (tile,)) if overlap is None else overlap)
+    device = find_device(options.device)
     with write_recording(output, overwrite=overwrite) as writer:  # first: a place that cannot be written is known now
-        items = find_photos(photos, limit, progress)
-        selection = select_images(selection, detail_images, [item.name for item in items])
-        check_blocks(blocks, configs)
-        check_tile(tile, configs)
+        items = find_photos(photos, options.limit, progress)
         meta = RecordingMeta(
             schema=RECORDING_SCHEMA,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             producer=_PRODUCER,
             source=hash_checkpoint(files, progress),
-            dtype=dtype,
-            settings=with_schedule(settings, configs),
+            dtype=options.dtype,
+            settings=settings,
             model=model_of(configs, read_prompt(files, configs.transformer), files.flow),
-            detail=detail,
-            selection=selection,
+            detail=options.detail,
+            selection=options.selection([item.name for item in items]),
             images={},
             files={},
         )
-        _record_all(files, items, meta, writer, place, progress)
+        _record_all(files, items, meta, writer, device, progress)
         writer.commit(meta)
     return open_recording(output, verify_hashes=False)
 
@@ -202,11 +155,9 @@ def _record_image(
 ) -> ImageEntry:
     settings = meta.settings
     inputs = load_inputs(item.frame, item.photo, item.photo_frame)
-    plan = _plan(inputs.size, settings)
+    plan = plan_balanced(inputs.size, [meta.tile], settings.overlap, pad_small=True)
     detail = _detail_of(meta, item.name)
-    wanted = Wanted(
-        detail, meta.selection.tiles, meta.selection.steps, meta.selection.blocks, kv_steps=settings.kv_steps()
-    )
+    wanted = Wanted(detail, meta.selection, settings.kv_steps())
     sources = {LR: item.frame, REF: item.photo, REF_LR: item.photo_frame, TRUTH: item.truth}
     pictures = {role: image.copy(role, path) for role, path in sources.items() if path is not None}
     with Capture(reference, wanted, image.add) as capture:
@@ -239,18 +190,13 @@ def _record_image(
     )
 
 
-def _plan(size: Size, settings: RecordingSettings) -> TilePlan:
-    return plan_balanced(size, [Size.parse(settings.tile)], settings.overlap, pad_small=True)
-
-
 def _detail_of(meta: RecordingMeta, name: str) -> Detail:
     chosen = meta.selection.images
     return meta.detail if chosen is None or name in chosen else "stages"
 
 
 def _key(meta: RecordingMeta, item: LivePhoto[Path]) -> str:
-    """Of everything that an image's files depend on."""
-    selection = {"tiles": meta.selection.tiles, "steps": meta.selection.steps, "blocks": meta.selection.blocks}
+    """A key of everything that an image's files depend on."""
     return condition_key(
         {
             "producer": meta.producer,
@@ -258,7 +204,7 @@ def _key(meta: RecordingMeta, item: LivePhoto[Path]) -> str:
             "dtype": meta.dtype,
             "settings": meta.settings,
             "detail": _detail_of(meta, item.name),
-            "selection": selection,
+            "selection": msgspec.structs.replace(meta.selection, images=None),
             "image": item.sha256,
             "suffixes": [path and path.suffix for path in (item.frame, item.photo, item.photo_frame, item.truth)],
         }

@@ -76,7 +76,7 @@ class RecordingSettings(_Entry, frozen=True):
         policy: reference policy.
         schedule: timestep and sigma of each step, in order.
         noise_level: ``z_init = (1 - noise_level) z_lq + noise_level noise``.
-        seed: of the tiles' noise, drawn as the runtime draws it; ``None``: drawn in some other way.
+        seed: decides the tiles' noise, drawn as the runtime draws it; ``None``: drawn in some other way.
         upstream: upstream's tiling, border and 8-bit colour fix (``--compat upstream``) instead of the runtime's.
     """
 
@@ -119,7 +119,7 @@ class RecordingMeta(_Entry, frozen=True):
         created: UTC, ISO 8601.
         producer: the package and its version.
         source: the checkpoint.
-        dtype: of the stored floats. Under ``float16`` a tensor too small for half precision stays ``float32``.
+        dtype: what floats are stored as. Under ``float16`` a tensor too small for half precision stays ``float32``.
         model: what the runtime must know of the networks; ``None`` where a recording of another format does not say.
         detail: the finest level.
         images: by name.

@@ -6,7 +6,7 @@ A recording is a folder (``docs/recordings.md``)::
     images/{lr,ref,ref_lr,gt,result}/NAME.png   the inputs, copied, and the reference's 8-bit result
     tensors/NAME/photo.safetensors              photo.flow_lr, ref_patch_coords, photo.stitched, …
     tensors/NAME/tile0.safetensors              tile0.flow, tile0.z_lq, tile0.step0.velocity, …
-    tensors/NAME/tile0.step0.kv.safetensors     keys and values; likewise .blocks and .modules
+    tensors/NAME/tile0.step0.kv.safetensors     keys and values; .blocks and .modules too
 
 :func:`open_recording` checks it; :meth:`Recording.read` takes one tensor from its file at a time.
 """
@@ -14,32 +14,31 @@ A recording is a folder (``docs/recordings.md``)::
 from __future__ import annotations
 
 import abc
-import json
-import os
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
-import msgspec
 import numpy as np
 
-from livemoments.bundle import hash_file, size_of_listed
-from livemoments.errors import FileError, UsageError
-from livemoments.progress import SILENT, Progress
+from livemoments.errors import FileError
+from livemoments.live_photo import LivePhoto
+from livemoments.runtime.noise import NoiseSource, RecordedNoise, SeededNoise, TileNoise
+from livemoments.store.hashed_folders import HashedFolders
 from livemoments.types import ReferencePolicy, Size
 from livemoments.validate.recording.schema import (
+    LR,
     META_NAME,
     RECORDING_SCHEMA,
+    REF,
+    REF_LR,
     RESULT,
     ImageEntry,
     RecordingMeta,
 )
-
-if TYPE_CHECKING:
-    from livemoments.manifest import FileEntry
+from livemoments.validate.recording.tensor_file import read_tensor, tensor_names
 
 _AGAIN = "copy the recording again, or make it again with 'livemoments record'"
 _RESULT_NAME = "photo.result"
+_NOISE = ("lq.posterior_noise", "ref.posterior_noise", "noise")
 
 
 class Recording(abc.ABC):
@@ -65,17 +64,42 @@ class Recording(abc.ABC):
         Raises:
             FileError: no such photo was recorded.
         """
-        found = self.meta.images.get(image)
-        if found is None:
+        entry = self.meta.images.get(image)
+        if entry is None:
             raise FileError(
                 self.path, f"no photo '{image}' was recorded", fix=f"use one of {', '.join(self.images[:5])}"
             )
-        return found
+        return entry
 
     def image_path(self, image: str, role: str) -> Path | None:
         """The file of a photo's ``lr``, ``ref``, ``ref_lr``, ``gt`` or ``result``; ``None`` if there is none."""
         name = self.entry(image).files.get(role)
         return None if name is None else self.path / name
+
+    def live_photo(self, image: str) -> LivePhoto[Path]:
+        """The files that a photo was restored from.
+
+        Raises:
+            FileError: no such photo, or its frame or photo is not in the recording.
+        """
+        frame, photo, photo_frame = (self.image_path(image, role) for role in (LR, REF, REF_LR))
+        if frame is None or photo is None:
+            raise FileError(self.path, f"holds no input images of '{image}'", fix="record again")
+        return LivePhoto(frame, photo, photo_frame, name=image)
+
+    def noise(self, image: str) -> NoiseSource:
+        """The noise of a photo's tiles: the recorded one; the seed's where the noise itself was not kept.
+
+        Raises:
+            FileError: no such photo, or a damaged file.
+        """
+        tiles = {}
+        for index in range(len(self.entry(image).tiles)):
+            names = [f"tile{index}.{part}" for part in _NOISE]
+            if self.has(image, *names):
+                tiles[index] = TileNoise(*(self.read(image, name)[0] for name in names))
+        seed = self.meta.settings.seed
+        return SeededNoise(seed) if not tiles and seed is not None else RecordedNoise(tiles)
 
     @abc.abstractmethod
     def _known(self, image: str) -> Mapping[str, object]:
@@ -111,8 +135,8 @@ class Recording(abc.ABC):
                 f"'{name}' of '{image}' was not recorded (detail: {level})",
                 fix="record with a finer --detail, or more tiles and steps",
             )
-        found = self._read(image, name)
-        return found.astype(np.float32) if found.dtype.kind == "f" else found
+        value = self._read(image, name)
+        return value.astype(np.float32) if value.dtype.kind == "f" else value
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, {len(self.images)} photos, {self.meta.detail})"
@@ -126,8 +150,6 @@ class StoredRecording(Recording):
         self._index: tuple[str, dict[str, str]] | None = None  # of one photo: memory does not grow with their number
 
     def _read(self, image: str, name: str) -> np.ndarray:
-        from livemoments.validate.recording.tensor_file import read_tensor
-
         place = self._known(image)[name]
         if place in self.entry(image).files.values():  # the 8-bit result is kept as a picture only
             from livemoments.runtime.image_files.photo import read_photo
@@ -136,68 +158,19 @@ class StoredRecording(Recording):
         return read_tensor(self.path / place, name)
 
     def _known(self, image: str) -> dict[str, str]:
-        from livemoments.validate.recording.tensor_file import tensor_names
-
         entry = self.entry(image)
         if self._index is not None and self._index[0] == image:
             return self._index[1]
-        found: dict[str, str] = {}
+        places: dict[str, str] = {}
         for file in entry.tensors:
             for name in tensor_names(self.path / file):
-                if name in found:
-                    raise FileError(self.path / file, f"holds '{name}', which {found[name]} holds too", fix=_AGAIN)
-                found[name] = file
+                if name in places:
+                    raise FileError(self.path / file, f"holds '{name}', which {places[name]} holds too", fix=_AGAIN)
+                places[name] = file
         if RESULT in entry.files:
-            found.setdefault(_RESULT_NAME, entry.files[RESULT])
-        self._index = (image, found)
-        return found
-
-
-def open_stored(folder: Path, *, verify_hashes: bool = True, progress: Progress = SILENT) -> Recording:
-    """Open a recording in the format of ``livemoments record`` and check it; see :func:`open_recording`."""
-    meta = _read_meta(folder)
-    _check_paths(folder, meta)
-    total = sum(entry.bytes for entry in meta.files.values())
-    with progress.task("Checking the recording", total) as task:
-        for name, entry in meta.files.items():
-            _check_file(folder / name, entry, verify_hash=verify_hashes)
-            task.advance(entry.bytes)
-    return StoredRecording(folder, meta)
-
-
-def _read_meta(folder: Path) -> RecordingMeta:
-    file = folder / META_NAME
-    try:
-        if not folder.exists():
-            raise FileError(folder, "no such recording", fix="make one with 'livemoments record CHECKPOINT -o FOLDER'")
-        if not file.is_file():
-            raise FileError(
-                folder,
-                f"not a recording: there is no {META_NAME} in it",
-                fix="name the folder that 'livemoments record' wrote; if it was interrupted, run it again",
-            )
-        text = file.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        raise FileError(file, f"cannot be read ({reason})", fix="check the path and its permissions") from None
-    try:
-        found: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileError(file, f"not valid JSON ({error})", fix=_AGAIN) from None
-    schema = found.get("schema") if isinstance(found, dict) else None
-    if schema != RECORDING_SCHEMA:
-        raise FileError(
-            file,
-            f"schema {schema!r} is not known; this release reads '{RECORDING_SCHEMA}'",
-            fix="use the release that wrote it, or record again",
-        )
-    try:
-        meta = msgspec.json.decode(text, type=RecordingMeta)
-        _check_values(meta)
-    except (msgspec.MsgspecError, UsageError, ValueError) as error:
-        reason = error.message if isinstance(error, UsageError) else str(error)
-        raise FileError(file, f"malformed: {reason}", fix=_AGAIN) from None
-    return meta
+            places.setdefault(_RESULT_NAME, entry.files[RESULT])
+        self._index = (image, places)
+        return places
 
 
 def _check_values(meta: RecordingMeta) -> None:
@@ -218,26 +191,17 @@ def _check_values(meta: RecordingMeta) -> None:
                 raise ValueError(f"'{name}' uses '{file}', of which no hash is listed")
 
 
-def _check_paths(folder: Path, meta: RecordingMeta) -> None:
-    root = os.path.realpath(folder)
-    for name in meta.files:
-        parts = PurePosixPath(name)
-        if not name or "\0" in name:
-            raise FileError(folder / META_NAME, f"names {name!r}, which is no file name", fix=_AGAIN)
-        escapes = parts.is_absolute() or ".." in parts.parts or "\\" in name
-        if escapes or not Path(os.path.realpath(folder / name)).is_relative_to(root):
-            raise FileError(
-                folder / META_NAME,
-                f"names '{name}', which leaves the recording's folder",
-                fix="do not use this recording unless you trust who made it; record again",
-            )
-
-
-def _check_file(file: Path, entry: FileEntry, *, verify_hash: bool) -> None:
-    size = size_of_listed(file, FileError)
-    if size is None:
-        raise FileError(file, f"missing: {META_NAME} lists this file", fix=_AGAIN)
-    if size != entry.bytes:
-        raise FileError(file, f"is {size} bytes long, {META_NAME} says {entry.bytes}", fix=_AGAIN)
-    if verify_hash and hash_file(file).sha256 != entry.sha256:
-        raise FileError(file, f"its SHA-256 is not {META_NAME}'s: the file was changed or damaged", fix=_AGAIN)
+RECORDINGS = HashedFolders(
+    kind="recording",
+    manifest=META_NAME,
+    decoded=RecordingMeta,
+    version=("schema", "schema", RECORDING_SCHEMA),
+    check=_check_values,
+    error=FileError,
+    listing=META_NAME,
+    command="livemoments record CHECKPOINT -o FOLDER",
+    verb="record",
+    remake=_AGAIN,
+    renew=_AGAIN,
+)
+"""How recordings are read."""

@@ -1,30 +1,27 @@
 """One safetensors file: written tensor by tensor in bounded memory, read tensor by tensor.
 
-The format: the header's length (unsigned 64-bit, little-endian), a JSON header that names each tensor's type, shape and
-place, then the tensors' bytes without gaps (https://github.com/huggingface/safetensors, "Format"). The header comes
-first, but what it says is known last: until :meth:`TensorWriter.close` the bytes go to a hidden file beside it.
+The header comes first, but what it says is known last: until :meth:`TensorWriter.close` the bytes go to a hidden file
+beside it.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from livemoments.errors import EngineError, FileError, UsageError
 from livemoments.manifest import FileEntry
+from livemoments.store.files import sync_file
+from livemoments.store.hashed_folders import hash_file
+from livemoments.store.safetensors_file import write_safetensors
 from livemoments.validate.recording.schema import StorageType
 
-_DTYPES = {"float32": "F32", "float16": "F16", "int64": "I64", "uint8": "U8"}
-_ALIGNMENT_BYTES = 8
 _COPY_BYTES = 1 << 22
 _LARGEST_HALF = 65504.0
 HALF_REL_L2 = 2.0**-11
@@ -47,8 +44,8 @@ class TensorWriter:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         self.path = path
         self._dtype = dtype
-        self._header: dict[str, dict[str, Any]] = {}
-        self._end = 0
+        self._tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._sizes: dict[str, int] = {}
         self._data_path = path.with_name(f".{path.name}.data")
         self._data = self._data_path.open("xb")
 
@@ -59,31 +56,21 @@ class TensorWriter:
             EngineError: it is not finite.
             UsageError: too large for half precision, or added already.
         """
-        if name in self._header:
+        if name in self._tensors:
             raise UsageError(f"'{name}' would be recorded twice in {self.path.name}")
         stored = self._stored(name, value)
-        start, self._end = self._end, self._end + stored.nbytes
-        self._header[name] = {
-            "dtype": _DTYPES[stored.dtype.name],
-            "shape": list(stored.shape),
-            "data_offsets": [start, self._end],
-        }
+        self._tensors[name] = (stored.dtype.name, stored.shape)
+        self._sizes[name] = stored.nbytes
         self._data.write(stored.data)
 
     def close(self) -> FileEntry:
         """Write the header, then the tensors behind it; flush to the disk. Returns the file's size and SHA-256."""
         self._data.close()
-        encoded = json.dumps(self._header, separators=(",", ":")).encode()
-        encoded += b" " * (-len(encoded) % _ALIGNMENT_BYTES)
-        digest, total = hashlib.sha256(), 0
-        with self.path.open("wb") as stream, self._data_path.open("rb") as data:
-            for piece in _pieces(struct.pack("<Q", len(encoded)) + encoded, data):
-                digest.update(piece)
-                total += stream.write(piece)
-            stream.flush()
-            os.fsync(stream.fileno())
+        with self._data_path.open("rb") as data:
+            write_safetensors(self.path, self._tensors, lambda name: _pieces(data, self._sizes[name]))
+        sync_file(self.path)
         self._data_path.unlink()
-        return FileEntry(sha256=digest.hexdigest(), bytes=total)
+        return hash_file(self.path)
 
     def _stored(self, name: str, value: np.ndarray) -> np.ndarray:
         if value.dtype.kind != "f":
@@ -112,10 +99,10 @@ def _keeps(exact: np.ndarray, half: np.ndarray) -> bool:
     return float(np.vdot(lost, lost)) <= squares * HALF_REL_L2**2
 
 
-def _pieces(head: bytes, data: Any) -> Iterator[bytes]:
-    yield head
-    while piece := data.read(_COPY_BYTES):
-        yield piece
+def _pieces(data: BinaryIO, size: int) -> Iterator[bytes]:
+    """The next bytes of an open file."""
+    for start in range(0, size, _COPY_BYTES):
+        yield data.read(min(_COPY_BYTES, size - start))
 
 
 @contextmanager
@@ -152,5 +139,5 @@ def read_tensor(path: Path, name: str) -> np.ndarray:
         FileError: damaged or unreadable.
     """
     with _opened(path) as opened:
-        found: np.ndarray = opened.get_tensor(name)
-        return found
+        tensor: np.ndarray = opened.get_tensor(name)
+        return tensor

@@ -24,14 +24,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from livemoments.bundle import hash_file
 from livemoments.errors import OutputError
 from livemoments.manifest import FileEntry
 from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
 from livemoments.store.files import read_file, sync_file, write_file
 from livemoments.store.folders import StagedFolder, check_destination, remove_emptied
+from livemoments.store.hashed_folders import encode_manifest, hash_file
 from livemoments.validate.recording.schema import META_NAME, ImageEntry, RecordingMeta, StorageType
+from livemoments.validate.recording.store import RECORDINGS
 from livemoments.validate.recording.tensor_file import TensorWriter
 
 _PLACE = re.compile(r"tile(\d+)(?:\.step(\d+))?\.(.+)")
@@ -116,10 +117,10 @@ class ImageWriter:
 
 def _place(name: str, opened: dict[str, Any]) -> tuple[str, list[str]]:
     """The stem of the file that a tensor goes to, and which of the open files will get nothing more."""
-    found = _PLACE.fullmatch(name)
-    if found is None:
+    match = _PLACE.fullmatch(name)
+    if match is None:
         return "photo", [stem for stem in opened if stem != "photo"]
-    tile, step, part = f"tile{found[1]}", found[2], found[3]
+    tile, step, part = f"tile{match[1]}", match[2], match[3]
     kind = next((kind for pattern, kind in _KINDS if pattern.match(part)), None)
     if part == "motion_bias":
         kind = "motion"
@@ -156,12 +157,12 @@ class RecordingWriter:
         """
         with output_errors(self._destination):
             for file in sorted((self._work / "finished").glob("*.json")):
-                found = _read_finished(file, self.folder)
-                if found is not None and keys.get(file.stem) == found.key:
-                    self._entries[file.stem] = found
+                finished = _read_finished(file, self.folder)
+                if finished is not None and keys.get(file.stem) == finished.key:
+                    self._entries[file.stem] = finished
                 else:
                     file.unlink()
-            kept = {self.folder / path for found in self._entries.values() for path in found.files}
+            kept = {self.folder / path for finished in self._entries.values() for path in finished.files}
             for path in sorted(self.folder.rglob("*"), reverse=True):
                 if path.is_dir():
                     with contextlib.suppress(OSError):
@@ -200,10 +201,9 @@ class RecordingWriter:
         images = {name: self._entries[name].entry for name in sorted(self._entries)}
         files = {path: entry for name in images for path, entry in sorted(self._entries[name].files.items())}
         complete = msgspec.structs.replace(meta, images=images, files=files)
-        encoded = msgspec.json.format(msgspec.json.encode(complete, order="sorted"), indent=1)
         with output_errors(self._destination):
-            (self.folder / META_NAME).write_bytes(encoded + b"\n")
-        StagedFolder(self._destination, self.folder, overwrite=self._overwrite, is_ours=_is_recording).publish()
+            (self.folder / META_NAME).write_bytes(encode_manifest(complete))
+        StagedFolder(self._destination, self.folder, overwrite=self._overwrite, is_ours=RECORDINGS.is_one).publish()
         shutil.rmtree(self._work, ignore_errors=True)
 
 
@@ -219,7 +219,7 @@ def write_recording(destination: str | os.PathLike[str], *, overwrite: bool = Fa
     target = Path(destination).absolute()
     work = target.with_name(f".{target.name}.unfinished")
     remove_emptied(work, "recording")
-    check_destination(destination, is_ours=_is_recording, kind="a recording", overwrite=overwrite)
+    check_destination(destination, is_ours=RECORDINGS.is_one, kind="a recording", overwrite=overwrite)
     with contextlib.ExitStack() as held:
         try:
             with output_errors(target):
@@ -236,15 +236,11 @@ def write_recording(destination: str | os.PathLike[str], *, overwrite: bool = Fa
                 shutil.rmtree(work, ignore_errors=True)
 
 
-def _is_recording(folder: Path) -> bool:
-    return (folder / META_NAME).is_file()
-
-
 def _read_finished(file: Path, folder: Path) -> _Finished | None:
     """A finished image, if all of its files are what they were."""
     try:
-        found = msgspec.json.decode(read_file(file), type=_Finished)
-        intact = all((folder / path).is_file() and hash_file(folder / path) == e for path, e in found.files.items())
+        finished = msgspec.json.decode(read_file(file), type=_Finished)
+        intact = all((folder / path).is_file() and hash_file(folder / path) == e for path, e in finished.files.items())
     except msgspec.MsgspecError:
         return None
-    return found if intact else None
+    return finished if intact else None

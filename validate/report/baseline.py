@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 
 from livemoments.validate.report.baseline_cost import compare_cost, compare_size
 from livemoments.validate.report.differences import held, missing, noted
-from livemoments.validate.report.noise import Noise, allowed_loss
-from livemoments.validate.report.numbers import format_value
+from livemoments.validate.report.noise import NOISE, allowed_loss
+from livemoments.validate.report.numbers import first_few, format_value
 from livemoments.validate.report_data import Check, Difference, Metric, Rung, ValidationReport
 
 _BEHIND = {"parity": "ladder", "ladder": "ladder", "quality": "metrics", "cost": "cost", "images": "images"}
@@ -22,39 +22,35 @@ _OF_THE_ENGINE = ("ladder", "cost")
 _SHOWN = 3
 
 
-def compare_with_baseline(
-    report: ValidationReport, baseline: ValidationReport, *, noise: Noise | None = None
-) -> tuple[Difference, ...]:
+def compare_with_baseline(report: ValidationReport, baseline: ValidationReport) -> tuple[Difference, ...]:
     """What became of every number of an earlier run.
 
     Args:
         report: the new run.
         baseline: the earlier one.
-        noise: the rule's numbers, instead of the defaults.
 
     Returns:
         Never without a verdict: where nothing could be compared, one failure says so.
     """
-    rule = noise or Noise()
     kind, images = _other_kind(report, baseline), _other_images(report, baseline)
-    found: list[Difference] = []
+    differences: list[Difference] = []
     if kind:
-        found.append(noted("bundle", None, None, "1", f"{kind}; parity, cost and size are not compared"))
+        differences.append(noted("bundle", None, None, "1", f"{kind}; parity, cost and size are not compared"))
     if images:
-        found.append(noted("dataset", None, None, "1", f"{images}; quality is not compared"))
-    found += _compare_checks(report, baseline, rule, other_kind=bool(kind))
+        differences.append(noted("dataset", None, None, "1", f"{images}; quality is not compared"))
+    differences += _compare_checks(report, baseline, other_kind=bool(kind))
     if not kind:
-        found += _compare_ladder(report, baseline, rule)
-    found += _compare_metrics(report, baseline, rule, other_images=bool(images))
+        differences += _compare_ladder(report, baseline)
+    differences += _compare_metrics(report, baseline, other_images=bool(images))
     if not images:
-        found += _compare_images(report, baseline)
+        differences += _compare_images(report, baseline)
     if not kind:
-        found += compare_cost(report, baseline, rule)
-        found += compare_size(report, baseline, rule)
-    if all(difference.status == "info" for difference in found):
+        differences += compare_cost(report, baseline)
+        differences += compare_size(report, baseline)
+    if all(difference.status == "info" for difference in differences):
         why = "nothing in the earlier report could be compared with this run"
-        found.append(held("baseline", None, None, 0.0, "1", worse=True, detail=why))
-    return tuple(found)
+        differences.append(held("baseline", None, None, 0.0, "1", worse=True, detail=why))
+    return tuple(differences)
 
 
 def _other_kind(report: ValidationReport, baseline: ValidationReport) -> str:
@@ -79,9 +75,7 @@ def _other_images(report: ValidationReport, baseline: ValidationReport) -> str:
     return f"other images: was {was}; is {now}"
 
 
-def _compare_checks(
-    report: ValidationReport, baseline: ValidationReport, noise: Noise, *, other_kind: bool
-) -> Iterator[Difference]:
+def _compare_checks(report: ValidationReport, baseline: ValidationReport, *, other_kind: bool) -> Iterator[Difference]:
     """Every check must still be there; one that no other part of the report holds must not have become worse."""
     now = {check.name: check for check in report.checks}
     for old in baseline.checks:
@@ -94,10 +88,10 @@ def _compare_checks(
         elif old.status != "info" and new.status == "info":
             yield held(name, old.value, new.value, 0.0, old.unit, worse=True, detail="had a limit before, has none now")
         elif old.status != "info" and not (behind and getattr(report, behind) and getattr(baseline, behind)):
-            yield _compare_check(name, old, new, noise)
+            yield _compare_check(name, old, new)
 
 
-def _compare_check(name: str, old: Check, new: Check, noise: Noise) -> Difference:
+def _compare_check(name: str, old: Check, new: Check) -> Difference:
     broke = old.status == "pass" and new.status == "fail"
     if old.value is None or new.value is None:
         detail = "passed before, fails now" if broke else "not a finite number"
@@ -106,17 +100,17 @@ def _compare_check(name: str, old: Check, new: Check, noise: Noise) -> Differenc
     if old.unit == "count":
         allowed = 0.0
     elif old.unit == "dB":
-        allowed = noise.parity_db
+        allowed = NOISE.parity_db
     elif old.unit == "rel_l2":
-        allowed = max(old.value * noise.parity_factor, noise.parity_floor_rel_l2) - old.value
+        allowed = max(old.value * NOISE.parity_factor, NOISE.parity_floor_rel_l2) - old.value
     else:
-        allowed = noise.other * abs(old.value)
+        allowed = NOISE.other * abs(old.value)
     worse = broke or loss > allowed
     detail = f"worse by {format_value(loss, old.unit)}" if worse else ""
     return held(name, old.value, new.value, allowed, old.unit, worse=worse, detail=detail)
 
 
-def _compare_ladder(report: ValidationReport, baseline: ValidationReport, noise: Noise) -> Iterator[Difference]:
+def _compare_ladder(report: ValidationReport, baseline: ValidationReport) -> Iterator[Difference]:
     now = {(rung.level, rung.name, rung.size): rung for rung in report.ladder}
     levels = {rung.level for rung in report.ladder}
     gone = Counter[str](rung.level for rung in baseline.ladder if rung.level not in levels)
@@ -129,27 +123,27 @@ def _compare_ladder(report: ValidationReport, baseline: ValidationReport, noise:
         if new is None:
             yield missing(name, old.rel_l2, "rel_l2")
         elif old.limit_of == "psnr_db":
-            yield _compare_psnr(name, old, new, noise)
+            yield _compare_psnr(name, old, new)
         else:
-            yield _compare_rel_l2(name, old, new, noise)
+            yield _compare_rel_l2(name, old, new)
 
 
-def _compare_psnr(name: str, old: Rung, new: Rung, noise: Noise) -> Difference:
+def _compare_psnr(name: str, old: Rung, new: Rung) -> Difference:
     # None in a rung that did not fail: equal pictures.
-    before = noise.ceiling_db if old.psnr_db is None and old.status != "fail" else old.psnr_db
-    now = noise.ceiling_db if new.psnr_db is None and new.status != "fail" else new.psnr_db
+    before = NOISE.ceiling_db if old.psnr_db is None and old.status != "fail" else old.psnr_db
+    now = NOISE.ceiling_db if new.psnr_db is None and new.status != "fail" else new.psnr_db
     if before is None or now is None:
         return _not_finite(name, before, now, "dB")
-    loss = min(before, noise.ceiling_db) - min(now, noise.ceiling_db)
-    worse = loss > noise.parity_db
+    loss = min(before, NOISE.ceiling_db) - min(now, NOISE.ceiling_db)
+    worse = loss > NOISE.parity_db
     detail = f"{format_value(loss, 'dB')} lower" if worse else ""
-    return held(name, old.psnr_db, new.psnr_db, noise.parity_db, "dB", worse=worse, detail=detail)
+    return held(name, old.psnr_db, new.psnr_db, NOISE.parity_db, "dB", worse=worse, detail=detail)
 
 
-def _compare_rel_l2(name: str, old: Rung, new: Rung, noise: Noise) -> Difference:
+def _compare_rel_l2(name: str, old: Rung, new: Rung) -> Difference:
     if old.rel_l2 is None or new.rel_l2 is None:
         return _not_finite(name, old.rel_l2, new.rel_l2, "rel_l2")
-    top = max(old.rel_l2 * noise.parity_factor, noise.parity_floor_rel_l2)
+    top = max(old.rel_l2 * NOISE.parity_factor, NOISE.parity_floor_rel_l2)
     worse = new.rel_l2 > top
     detail = f"past {format_value(top, 'rel_l2')}{f' at {new.where}' if new.where else ''}" if worse else ""
     return held(name, old.rel_l2, new.rel_l2, top - old.rel_l2, "rel_l2", worse=worse, detail=detail)
@@ -161,7 +155,7 @@ def _not_finite(name: str, before: float | None, now: float | None, unit: str) -
 
 
 def _compare_metrics(
-    report: ValidationReport, baseline: ValidationReport, noise: Noise, *, other_images: bool
+    report: ValidationReport, baseline: ValidationReport, *, other_images: bool
 ) -> Iterator[Difference]:
     now = {metric.name: metric for metric in report.metrics}
     for old in baseline.metrics:
@@ -171,7 +165,7 @@ def _compare_metrics(
         if new is None or new.mean is None:
             yield missing(name, old.mean, old.unit, "" if new is None or new.status == "ok" else new.status)
         elif not other_images:
-            yield _compare_metric(name, old, (old.mean, new.mean), _pairs(report, baseline, old.name), noise)
+            yield _compare_metric(name, old, (old.mean, new.mean), _pairs(report, baseline, old.name))
 
 
 def _pairs(report: ValidationReport, baseline: ValidationReport, metric: str) -> list[tuple[float, float]]:
@@ -186,7 +180,7 @@ def _pairs(report: ValidationReport, baseline: ValidationReport, metric: str) ->
 
 
 def _compare_metric(
-    name: str, old: Metric, means: tuple[float, float], pairs: Sequence[tuple[float, float]], noise: Noise
+    name: str, old: Metric, means: tuple[float, float], pairs: Sequence[tuple[float, float]]
 ) -> Difference:
     """The mean over the images that both have; of a metric of the whole set (FID) the two means."""
     before, now = means
@@ -195,7 +189,7 @@ def _compare_metric(
         now = sum(new for _, new in pairs) / len(pairs)
     sign = 1.0 if old.better == "lower" else -1.0
     losses = [sign * (new - was) for was, new in pairs]
-    allowed = allowed_loss(losses, unit=old.unit, mean=before, better=old.better, noise=noise)
+    allowed = allowed_loss(losses, unit=old.unit, mean=before, better=old.better)
     loss = sign * (now - before)
     worse = loss > allowed
     over = f"over {len(pairs)} paired images" if pairs else "of the whole set"
@@ -216,6 +210,5 @@ def _compare_images(report: ValidationReport, baseline: ValidationReport) -> Ite
 
 
 def _lost(name: str, lost: Sequence[str], what: str) -> Difference:
-    more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
-    detail = f"{what}: {', '.join(lost[:_SHOWN])}{more}" if lost else ""
+    detail = f"{what}: {first_few(lost, _SHOWN)}" if lost else ""
     return held(name, 0.0, float(len(lost)), 0.0, "count", worse=bool(lost), detail=detail)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from livemoments.validate.report.differences import held, missing, noted
-from livemoments.validate.report.noise import Noise, allowed_slowdown
+from livemoments.validate.report.noise import NOISE, allowed_slowdown
 from livemoments.validate.report.numbers import format_change, format_seconds
 from livemoments.validate.report_data import Cost, Difference, ValidationReport
 
@@ -16,7 +16,7 @@ _MATTER = ("batch", "flow", "kv_dtype", "kv_store", "reference", "steps", "threa
 """Settings that change what is timed."""
 
 
-def compare_cost(report: ValidationReport, baseline: ValidationReport, noise: Noise) -> Iterator[Difference]:
+def compare_cost(report: ValidationReport, baseline: ValidationReport) -> Iterator[Difference]:
     """Latency and peaks of both runs; ``info`` on another machine, and for what differs in kind."""
     if baseline.cost is None:
         return
@@ -27,14 +27,14 @@ def compare_cost(report: ValidationReport, baseline: ValidationReport, noise: No
     if other:
         yield noted("machine", None, None, "1", f"{other}; latency and memory are not compared")
     why_not = "not compared" if other else ""
-    yield from _compare_latency(report.cost, baseline.cost, noise, why_not)
-    yield from _compare_memory(report.cost, baseline.cost, noise, why_not)
+    yield from _compare_latency(report.cost, baseline.cost, why_not)
+    yield from _compare_memory(report.cost, baseline.cost, why_not)
 
 
-def compare_size(report: ValidationReport, baseline: ValidationReport, noise: Noise) -> Iterator[Difference]:
+def compare_size(report: ValidationReport, baseline: ValidationReport) -> Iterator[Difference]:
     """The bundle's bytes; the stage that grew most is named."""
     before, now = baseline.bundle, report.bundle
-    allowed = noise.size * before.bytes
+    allowed = NOISE.size * before.bytes
     worse = now.bytes - before.bytes > allowed
     grown = {name: size - before.files.get(name, 0) for name, size in now.files.items()}
     most = max(grown, key=grown.__getitem__, default=None)
@@ -59,25 +59,14 @@ def _other_machine(report: ValidationReport, baseline: ValidationReport) -> str:
     return f"another machine or setting: {'; '.join(parts)}" if parts else ""
 
 
-def _compare_latency(new: Cost, old: Cost, noise: Noise, why_not: str) -> Iterator[Difference]:
-    now = {(stage.stage, stage.size): stage for stage in new.stages}
-    for before in old.stages:
-        after, name = now.get((before.stage, before.size)), f"latency {before.stage} {before.size}"
-        if after is None:
-            yield missing(name, before.p50_s, "s")
+def _compare_latency(new: Cost, old: Cost, why_not: str) -> Iterator[Difference]:
+    now = _latencies(new)
+    for name, before in _latencies(old).items():
+        if name in now:
+            allowed = allowed_slowdown(before[0], before, now[name])
+            yield _slower(name, before[0], now[name][0], allowed, why_not)
         else:
-            spreads = ((before.p50_s, before.p90_s), (after.p50_s, after.p90_s))
-            allowed = allowed_slowdown(before.p50_s, *spreads, noise=noise)
-            yield _slower(name, before.p50_s, after.p50_s, allowed, why_not)
-    if (before_s := old.tile_s.get("p50")) is not None:
-        if (after_s := new.tile_s.get("p50")) is None:
-            yield missing("latency tile", before_s, "s")
-        else:
-            spreads = (
-                (before_s, old.tile_s.get("p90", before_s)),
-                (after_s, new.tile_s.get("p90", after_s)),
-            )
-            yield _slower("latency tile", before_s, after_s, allowed_slowdown(before_s, *spreads, noise=noise), why_not)
+            yield missing(name, before[0], "s")
     if old.photo_s is not None:
         if new.photo_s is None:
             yield missing("latency photo", old.photo_s, "s")
@@ -85,7 +74,15 @@ def _compare_latency(new: Cost, old: Cost, noise: Noise, why_not: str) -> Iterat
             other_photo = why_not or (
                 "" if old.photo == new.photo else f"another photo: was {old.photo}, is {new.photo}"
             )
-            yield _slower("latency photo", old.photo_s, new.photo_s, noise.single_run * old.photo_s, other_photo)
+            yield _slower("latency photo", old.photo_s, new.photo_s, NOISE.single_run * old.photo_s, other_photo)
+
+
+def _latencies(cost: Cost) -> dict[str, tuple[float, float]]:
+    """p50 and p90 in seconds, by name."""
+    latencies = {f"latency {stage.stage} {stage.size}": (stage.p50_s, stage.p90_s) for stage in cost.stages}
+    if (p50_s := cost.tile_s.get("p50")) is not None:
+        latencies["latency tile"] = (p50_s, cost.tile_s.get("p90", p50_s))
+    return latencies
 
 
 def _slower(name: str, before_s: float, now_s: float, allowed_s: float, why_not: str) -> Difference:
@@ -96,7 +93,7 @@ def _slower(name: str, before_s: float, now_s: float, allowed_s: float, why_not:
     return held(name, before_s, now_s, allowed_s, "s", worse=worse, detail=detail)
 
 
-def _compare_memory(new: Cost, old: Cost, noise: Noise, why_not: str) -> Iterator[Difference]:
+def _compare_memory(new: Cost, old: Cost, why_not: str) -> Iterator[Difference]:
     now = {memory.kind: memory for memory in new.memory}
     for before in old.memory:
         if before.bytes is None:
@@ -108,7 +105,7 @@ def _compare_memory(new: Cost, old: Cost, noise: Noise, why_not: str) -> Iterato
         elif measured is None:
             yield missing(name, float(before.bytes), "bytes", "" if after is None else after.method)
         else:
-            allowed = noise.memory * before.bytes
+            allowed = NOISE.memory * before.bytes
             worse = measured - before.bytes > allowed
             detail = f"larger by {format_change(before.bytes, measured, 'bytes')[1:]}" if worse else ""
             yield held(name, float(before.bytes), measured, allowed, "bytes", worse=worse, detail=detail)

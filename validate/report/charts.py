@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+import numpy as np
+
 from livemoments.validate.report.numbers import format_bytes, format_round
 from livemoments.validate.report_data import Status
 
@@ -63,10 +65,7 @@ def log_axis(scale: Scale) -> str:
     step = max(1, math.ceil((high - low) / 3))
     parts = []
     for power in range(low, high + 1, step):
-        x = scale.at(10.0**power)
-        anchor = "start" if x < 4 else "end" if x > 96 else "middle"
-        label = "1" if power == 0 else f"1e{power}"
-        parts.append(f'<text x="{x}%" y="13" text-anchor="{anchor}">{label}</text>')
+        parts.append(_tick(scale.at(10.0**power), "1" if power == 0 else f"1e{power}"))
     return _svg("axis", _AXIS_PX, parts)
 
 
@@ -99,7 +98,7 @@ def latency_track(p50_s: float, p90_s: float, p99_s: float, scale: Scale) -> str
         "track",
         _TRACK_PX,
         [
-            f'<rect class="bar" x="0" y="5" width="{half}%" height="{_TRACK_PX - 10}" rx="1.5"/>',
+            _bar(half),
             f'<line class="whisker" x1="{half}%" x2="{top}%" y1="{middle}" y2="{middle}"/>',
             _line("whisker", ninety, 7, _TRACK_PX - 7),
             _line("whisker", top, 4, _TRACK_PX - 4),
@@ -109,22 +108,16 @@ def latency_track(p50_s: float, p90_s: float, p99_s: float, scale: Scale) -> str
 
 def bar_track(value: float, scale: Scale) -> str:
     """A bar from the left edge."""
-    return _svg(
-        "track",
-        _TRACK_PX,
-        [f'<rect class="bar" x="0" y="5" width="{scale.at(value)}%" height="{_TRACK_PX - 10}" rx="1.5"/>'],
-    )
+    return _svg("track", _TRACK_PX, [_bar(scale.at(value))])
 
 
 def seconds_axis(scale: Scale) -> str:
     """0 and round times above a column of :func:`latency_track`."""
     step = _round_step(scale.high / 2.5)
-    parts = ['<text x="0%" y="13">0</text>']
+    parts = [_tick(0, "0")]
     value = step
     while value <= scale.high * 0.97:
-        x = scale.at(value)
-        anchor = "end" if x > 95 else "middle"
-        parts.append(f'<text x="{x}%" y="13" text-anchor="{anchor}">{format_round(value, "s")}</text>')
+        parts.append(_tick(scale.at(value), format_round(value, "s")))
         value += step
     return _svg("axis", _AXIS_PX, parts)
 
@@ -134,9 +127,7 @@ def histogram(values: Sequence[float], mean: float) -> str:
     low, high = min(values), max(values)
     if high <= low:
         return _svg("track", _HISTOGRAM_PX, [_line("limit", 50, 2, _HISTOGRAM_PX)])
-    counts = [0] * _BINS
-    for value in values:
-        counts[min(int((value - low) / (high - low) * _BINS), _BINS - 1)] += 1
+    counts = np.histogram(values, _BINS, (low, high))[0].tolist()
     width, top = 100 / _BINS, max(counts)
     parts = []
     for number, count in enumerate(counts):
@@ -167,6 +158,15 @@ def split_bar(parts: Mapping[str, float], label: str) -> str:
 def _svg(kind: str, height: int, parts: Sequence[str], label: str = "") -> str:
     described = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
     return f'<svg class="{kind}" width="100%" height="{height}" {described}>{"".join(parts)}</svg>'
+
+
+def _tick(x: float, label: str) -> str:
+    anchor = "start" if x < 4 else "end" if x > 95 else "middle"
+    return f'<text x="{x}%" y="13" text-anchor="{anchor}">{label}</text>'
+
+
+def _bar(width: float) -> str:
+    return f'<rect class="bar" x="0" y="5" width="{width}%" height="{_TRACK_PX - 10}" rx="1.5"/>'
 
 
 def _line(kind: str, x: float, top: float, bottom: float) -> str:

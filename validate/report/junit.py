@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from livemoments.validate.report.gate import FAILED_IMAGES, gate
-from livemoments.validate.report.numbers import format_limit, format_value
+from livemoments.validate.report.numbers import format_measured, format_value
 from livemoments.validate.report_data import Status, ValidationReport
 
 _CLASS = "livemoments.validate"
@@ -75,19 +75,13 @@ def _gate_cases(report: ValidationReport) -> Iterator[_Case]:
 
 def _check_cases(report: ValidationReport) -> Iterator[_Case]:
     for check in report.checks:
-        text = _sentence(
-            format_value(check.value, check.unit), format_limit(check.limit, check.unit, check.better), check.detail
-        )
-        yield _Case(check.name, check.status, text)
+        yield _Case(check.name, check.status, _sentence(format_measured(check), check.detail))
 
 
 def _ladder_cases(report: ValidationReport) -> Iterator[_Case]:
     for rung in report.ladder:
-        if rung.limit_of == "psnr_db":
-            value, limit = format_value(rung.psnr_db, "dB"), format_limit(rung.limit, "dB", "higher")
-        else:
-            value, limit = format_value(rung.rel_l2, "rel_l2"), format_limit(rung.limit, "rel_l2", "lower")
-        yield _Case(f"{rung.level} {rung.name} {rung.size}", rung.status, _sentence(value, limit, rung.where))
+        name = f"{rung.level} {rung.name} {rung.size}"
+        yield _Case(name, rung.status, _sentence(format_measured(rung), rung.where))
 
 
 def _image_cases(report: ValidationReport) -> Iterator[_Case]:
@@ -100,11 +94,11 @@ def _image_cases(report: ValidationReport) -> Iterator[_Case]:
 def _baseline_cases(report: ValidationReport) -> Iterator[_Case]:
     for difference in report.baseline:
         was, now = (format_value(value, difference.unit) for value in (difference.before, difference.now))
-        yield _Case(difference.name, difference.status, _sentence(f"was {was}, is {now}", "", difference.detail))
+        yield _Case(difference.name, difference.status, _sentence(f"was {was}, is {now}", difference.detail))
 
 
-def _sentence(value: str, limit: str, detail: str) -> str:
-    return ": ".join(filter(None, (" ".join(filter(None, (value, f"(limit {limit})" if limit else ""))), detail)))
+def _sentence(measured: str, detail: str) -> str:
+    return f"{measured}: {detail}" if detail else measured
 
 
 def _text(text: str) -> str:

@@ -10,12 +10,13 @@ from livemoments.validate.report.numbers import (
     MISSING,
     format_bytes,
     format_change,
+    format_count,
     format_plain,
     format_seconds,
     format_small,
     format_value,
 )
-from livemoments.validate.report_data import Rung, ValidationReport
+from livemoments.validate.report_data import LEVELS, Rung, ValidationReport
 
 _REASONS = 10
 _IMAGES = 5
@@ -30,10 +31,10 @@ def summary_markdown(report: ValidationReport) -> str:
 def _lines(report: ValidationReport) -> Iterator[str]:
     reasons = gate(report)
     held = len(held_to_limits(report))
-    verdict = f"failed: {len(reasons)} {_plural(len(reasons), 'reason')}" if reasons else "passed"
+    verdict = f"failed: {format_count(len(reasons), 'reason')}" if reasons else "passed"
     yield f"## {'❌' if reasons else '✅'} {_text(report.bundle.name)}: validation {verdict}"
     yield ""
-    yield f"{held} {_plural(held, 'number')} held against limits. {_about(report)}"
+    yield f"{format_count(held, 'number')} held against limits. {_about(report)}"
     if reasons:
         yield ""
         yield from (f"- {_text(reason)}" for reason in reasons[:_REASONS])
@@ -60,15 +61,14 @@ def _about(report: ValidationReport) -> str:
     bundle = report.bundle
     parts = [f"{bundle.target} {bundle.precision}", f"policy {bundle.policy}", f"on {bundle.provider}"]
     if report.dataset is not None:
-        count = report.dataset.images
-        parts.append(f"{count} {_plural(count, 'image')} of {report.dataset.name}")
+        parts.append(f"{format_count(report.dataset.images, 'image')} of {report.dataset.name}")
     if processor := report.machine.get("processor"):
         parts.append(str(processor))
     return f"{_text(', '.join(parts))}."
 
 
 def _parity_rows(ladder: Sequence[Rung]) -> Iterator[tuple[str, ...]]:
-    for level in ("block", "network", "step", "tile", "photo"):
+    for level in LEVELS:
         rungs = [rung for rung in ladder if rung.level == level]
         if rungs:
             errors = [rung.rel_l2 for rung in rungs]
@@ -121,10 +121,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
         yield f"| {' | '.join(head)} |"
         yield f"|{' --- |' * len(head)}"
         yield from lines
-
-
-def _plural(count: int, word: str) -> str:
-    return word if count == 1 else f"{word}s"
 
 
 def _text(text: str) -> str:

@@ -47,6 +47,7 @@ class Noise:
     other: float = 0.10
 
 
+NOISE = Noise()
 _SIMILARITY_SCALE = 0.02
 
 
@@ -61,7 +62,7 @@ def quality_scale(mean: float, better: Better) -> float:
     return abs(mean)
 
 
-def allowed_loss(losses: Sequence[float], *, unit: str, mean: float, better: Better, noise: Noise) -> float:
+def allowed_loss(losses: Sequence[float], *, unit: str, mean: float, better: Better) -> float:
     """The mean loss over paired images that is still noise, in the metric's unit.
 
     ``standard_errors`` standard errors of the mean, within the floor and the ceiling. One image has no spread: the
@@ -72,27 +73,25 @@ def allowed_loss(losses: Sequence[float], *, unit: str, mean: float, better: Bet
         unit: of the metric, ``dB`` or ``1``.
         mean: of the metric, in the earlier run.
         better: which way is good.
-        noise: the rule's numbers.
     """
     if unit == "dB":
-        floor, ceiling = noise.quality_floor_db, noise.quality_ceiling_db
+        floor, ceiling = NOISE.quality_floor_db, NOISE.quality_ceiling_db
     else:
         scale = quality_scale(mean, better)
-        floor, ceiling = noise.quality_floor * scale, noise.quality_ceiling * scale
+        floor, ceiling = NOISE.quality_floor * scale, NOISE.quality_ceiling * scale
     if len(losses) < 2:
         return ceiling
     error = statistics.stdev(losses) / math.sqrt(len(losses))
-    return min(max(noise.standard_errors * error, floor), ceiling)
+    return min(max(NOISE.standard_errors * error, floor), ceiling)
 
 
-def allowed_slowdown(p50_s: float, *spreads: tuple[float, float], noise: Noise) -> float:
+def allowed_slowdown(p50_s: float, *spreads: tuple[float, float]) -> float:
     """Seconds by which a p50 may grow: the larger of the runs' own spreads, within the floor and the ceiling.
 
     Args:
         p50_s: of the earlier run.
         spreads: (p50, p90) of both runs.
-        noise: the rule's numbers.
     """
     share = max((p90 / p50 - 1 for p50, p90 in spreads if p50 > 0), default=0.0)
-    share = min(max(share, noise.latency_floor), noise.latency_ceiling)
-    return max(share * p50_s, noise.latency_floor_s)
+    share = min(max(share, NOISE.latency_floor), NOISE.latency_ceiling)
+    return max(share * p50_s, NOISE.latency_floor_s)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from livemoments.validate.report_data import Check, Rung
 
 MISSING = "–"
 """Stands for a number that there is none of."""
@@ -100,14 +103,19 @@ def format_change(before: float | None, now: float | None, unit: str) -> str:
     """How a value moved: in its unit for dB and counts, else in percent."""
     if before is None or now is None or not (math.isfinite(before) and math.isfinite(now)):
         return MISSING
-    if unit == "dB":
-        return f"{_sign(now - before)}{abs(now - before):.2f} dB"
-    if unit == "count" or before == 0:
-        return f"{_sign(now - before)}{format_value(abs(now - before), unit)}"
+    if unit in ("dB", "count") or before == 0:
+        return format_signed(now - before, unit)
     share = (now - before) / abs(before) * 100
     if share >= 100:
         return f"×{now / before:.3g}"
     return f"{_sign(share)}{abs(share):.1f} %"
+
+
+def format_signed(value: float | None, unit: str) -> str:
+    """A difference with its sign and unit."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{_sign(value)}{format_value(abs(value), unit)}"
 
 
 def format_limit(limit: float | None, unit: str, better: str) -> str:
@@ -115,6 +123,23 @@ def format_limit(limit: float | None, unit: str, better: str) -> str:
     if limit is None:
         return ""
     return f"{'≤' if better == 'lower' else '≥'} {format_round(limit, unit)}"
+
+
+def format_measured(entry: Check | Rung) -> str:
+    """``3.1e-5 (limit ≤ 1e-4)``, or the number alone where there is no limit."""
+    limit = format_limit(entry.limit, entry.unit, entry.better)
+    return format_value(entry.value, entry.unit) + (f" (limit {limit})" if limit else "")
+
+
+def format_count(count: int, word: str) -> str:
+    """``1 image``, ``1,234 images``."""
+    return f"{count:,} {word if count == 1 else word + 's'}"
+
+
+def first_few(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first names, and how many more there are: ``a, b, c and 4 more``."""
+    more = len(names) - most
+    return separator.join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def format_round(value: float, unit: str) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from livemoments.store.files import read_file
-from livemoments.validate.harness.previews import RECORDED_TOP_LEVELS, TRUTH_TOP_LEVELS
+from livemoments.validate.harness.previews import RECORDED_TOP_LEVELS, ROLES, TRUTH_TOP_LEVELS
 from livemoments.validate.report_data import ImageResult, ValidationReport
 
 WORST = 12
@@ -20,14 +20,6 @@ BUDGET_BYTES = 6_500_000
 """Of all pictures together, before base64 adds a third."""
 _SMALL_BYTES = 90_000
 _QUALITY = 82
-ROLES = {
-    "input": "enlarged input",
-    "output": "restored",
-    "reference": "key photo",
-    "truth": "ground truth",
-    "error": "error map",
-}
-"""What ``ImageResult.files`` may hold, in the order in which it is read, with its name on the page."""
 _HEAT_STOPS = 9
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
@@ -63,28 +55,22 @@ def make_gallery(report: ValidationReport, folder: Path, *, budget_bytes: int = 
         folder: what they are relative to.
         budget_bytes: of all together.
     """
-    chosen = choose_images(report)
-    gallery, spent = Gallery(), 0
-    shown = 0
-    for image, why in chosen:
+    gallery, spent, shown = Gallery(), 0, 0
+    for image, why in choose_images(report):
         if spent >= budget_bytes:
             break
-        uris: dict[str, str] = {}
-        size = (image.width, image.height)
-        cost = 0
-        for role in ROLES:
-            if (name := image.files.get(role)) is None:
-                continue
-            picture = _read(folder, name)
-            if picture is None:
-                gallery.unreadable.append(name)
-                continue
-            data, mime, size = picture
-            cost += len(data)
-            uris[role] = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+        read = {role: _read(folder, image.files[role]) for role in ROLES if role in image.files}
+        pictures = {role: picture for role, picture in read.items() if picture is not None}
+        gallery.unreadable += [image.files[role] for role in read if role not in pictures]
+        cost = sum(len(data) for data, _, _ in pictures.values())
         if spent + cost > budget_bytes:
             break
-        if uris:
+        if pictures:
+            *_, (_, _, size) = pictures.values()
+            uris = {
+                role: f"data:{mime};base64,{base64.b64encode(data).decode()}"
+                for role, (data, mime, _) in pictures.items()
+            }
             spent += cost
             gallery.panels.append(Panel(image, why, uris, *size))
         shown += 1
@@ -122,24 +108,18 @@ def choose_images(report: ValidationReport) -> list[tuple[ImageResult, str]]:
     )
 
 
-class _Badness:
+def _badness(report: ValidationReport) -> Callable[[ImageResult], tuple[bool, float, str]]:
     """Sorts failed images first, then by the first metric that was measured, else by parity; the worst in front."""
+    measured = [metric for metric in report.metrics if metric.mean is not None]
+    metric = next((m for m in measured if any(m.name in image.metrics for image in report.images)), None)
 
-    def __init__(self, report: ValidationReport) -> None:
-        measured = [metric for metric in report.metrics if metric.mean is not None]
-        self.metric = next((m for m in measured if any(m.name in image.metrics for image in report.images)), None)
-
-    def __call__(self, image: ImageResult) -> tuple[bool, float, str]:
-        value = image.parity_psnr_db
-        if self.metric is not None:
-            value = image.metrics.get(self.metric.name)
-            if value is not None and self.metric.better == "lower":
-                value = -value
+    def key(image: ImageResult) -> tuple[bool, float, str]:
+        value = image.parity_psnr_db if metric is None else image.metrics.get(metric.name)
+        if value is not None and metric is not None and metric.better == "lower":
+            value = -value
         return image.status != "failed", float("inf") if value is None else value, image.name
 
-
-def _badness(report: ValidationReport) -> _Badness:
-    return _Badness(report)
+    return key
 
 
 def _read(folder: Path, name: str) -> tuple[bytes, str, tuple[int, int]] | None:

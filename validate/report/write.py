@@ -8,11 +8,11 @@ from pathlib import Path
 
 from livemoments.errors import UsageError
 from livemoments.store.files import write_file
+from livemoments.validate.report.html_page import render_page
+from livemoments.validate.report.images_csv import images_csv
 from livemoments.validate.report.junit import junit_xml
 from livemoments.validate.report.markdown import summary_markdown
-from livemoments.validate.report.page import render_page
-from livemoments.validate.report.schema import encode_report, finite
-from livemoments.validate.report.table import images_csv
+from livemoments.validate.report.report_json import encode_report, finite
 from livemoments.validate.report_data import ValidationReport
 
 FILES = {
@@ -23,13 +23,14 @@ FILES = {
     "html": "report.html",
 }
 """Formats and their files, in the order in which they are written."""
+FORMATS = tuple(FILES)
 
 
 def write_reports(
     report: ValidationReport,
     folder: str | os.PathLike[str],
     *,
-    formats: Sequence[str] = ("html", "json", "csv", "md", "junit"),
+    formats: Sequence[str] = FORMATS,
 ) -> dict[str, Path]:
     """Write a report's files into a folder, which is made if need be.
 
@@ -46,9 +47,7 @@ def write_reports(
         MissingExtraError: ``html`` without Jinja2.
         OutputError: a file cannot be written.
     """
-    unknown = [name for name in formats if name not in FILES]
-    if unknown:
-        raise UsageError(f"'{unknown[0]}' is no format of a report", fix=f"use {', '.join(FILES)}")
+    check_formats(formats)
     place, clean = Path(folder), finite(report)
     make_content: dict[str, Callable[[], bytes]] = {
         "json": lambda: encode_report(clean),
@@ -64,3 +63,13 @@ def write_reports(
             written[name] = place / FILES[name]
             write_file(written[name], make_content[name]())
     return written
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuse a format that no report is written in.
+
+    Raises:
+        UsageError: there is no such format.
+    """
+    if unknown := [name for name in formats if name not in FILES]:
+        raise UsageError(f"'{unknown[0]}' is no format of a report", fix=f"use {', '.join(FILES)}")

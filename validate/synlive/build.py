@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from livemoments.bundle import hash_file
 from livemoments.errors import ImageError, UsageError
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.image_files.photo import MIN_SIDE_PX, write_image
-from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
+from livemoments.runtime.upstream_layout import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.types import Size
 from livemoments.validate.synlive.codec import Codec, sample_codec, through_codec
 from livemoments.validate.synlive.degradation import Degradation, apply, image_rng, sample_degradation
@@ -191,7 +192,7 @@ def _entries(sources: Sequence[Source], settings: BuildSettings, build: Build) -
                 start = source.start(state.slot, state.phase)
                 state.slot += 1
                 entry, was_there = None, False
-                if not source.is_taken(start, state.starts):
+                if not any(abs(start - taken) < source.gap for taken in state.starts):
                     entry, was_there = _entry(source, start, made, settings, build)
                     yield entry, was_there
                 if isinstance(entry, Pair):
@@ -241,8 +242,8 @@ def _make(raw: RawPair, source: Source, start: int, name: str, settings: BuildSe
         key_frame=raw.key_index,
         frame=raw.frame_index,
         crop=(raw.x, raw.y, width, height),
-        motion_px=round(raw.motion_px, 3),
-        correlation=round(raw.correlation, 4),
+        motion_px=round(raw.measure.motion_px, 3),
+        correlation=round(raw.measure.correlation, 4),
         degradation=parameters,
         coded_bits_per_pixel=None if bits is None else round(bits, 4),
         files=files,
@@ -255,11 +256,8 @@ def _stem(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:_STEM_CHARS] or "clip"
 
 
-def _too_few(folder: Path, found: int, wanted: int, skipped: Sequence[Skip]) -> ImageError:
-    reasons: dict[str, int] = {}
-    for skip in skipped:
-        reason = re.sub(r"^frame \d+ is", "a frame is", skip.reason.split(" (")[0])
-        reasons[reason] = reasons.get(reason, 0) + 1
+def _too_few(folder: Path, made: int, wanted: int, skipped: Sequence[Skip]) -> ImageError:
+    reasons = Counter(re.sub(r"^frame \d+ is", "a frame is", skip.reason.split(" (")[0]) for skip in skipped)
     why = "; left out: " + ", ".join(f"{number} x {reason}" for reason, number in reasons.items()) if reasons else ""
-    fix = f"use --count {found} or less, a smaller --gap, or add videos" if found else "use other videos"
-    return ImageError(folder, f"gave {found} of {wanted} pairs{why}", fix=fix)
+    fix = f"use --count {made} or less, a smaller --gap, or add videos" if made else "use other videos"
+    return ImageError(folder, f"gave {made} of {wanted} pairs{why}", fix=fix)

@@ -10,7 +10,7 @@ from typing import Any
 from livemoments.bundle import hash_file
 from livemoments.errors import FileError
 from livemoments.progress import SILENT, Progress
-from livemoments.runtime.photo_set import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
+from livemoments.runtime.upstream_layout import FRAMES, PHOTO_FRAMES, PHOTOS, TRUTHS
 from livemoments.validate.datasets.index import open_dataset
 from livemoments.validate.synlive.manifest import MANIFEST_NAME, SynliveManifest, read_manifest
 

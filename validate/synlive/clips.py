@@ -15,8 +15,9 @@ import numpy.typing as npt
 from livemoments.bundle import hash_file
 from livemoments.errors import FileError, ImageError, LiveMomentsError
 from livemoments.runtime.image_files.colour_profiles import match_profile
+from livemoments.runtime.image_files.encode import to_bit_depth
 from livemoments.runtime.image_files.photo import Photo, read_photo
-from livemoments.runtime.photo_set import is_broken_link, is_picture, joint_sha256
+from livemoments.runtime.upstream_layout import is_broken_link, is_picture, joint_sha256
 from livemoments.types import Size
 from livemoments.validate.synlive.yuv import UnusableFrameError, frame_to_rgb
 
@@ -155,17 +156,17 @@ class VideoClip:
             stream.thread_type = "AUTO"
             if lead is not None and first > lead:
                 container.seek(self._times[first - lead], stream=stream, backward=True, any_frame=False)
-            found = 0
+            count = 0
             for frame in container.decode(stream):
-                if frame.pts is None or frame.pts < wanted[found]:
+                if frame.pts is None or frame.pts < wanted[count]:
                     continue
-                if frame.pts > wanted[found] or frame.is_corrupt:
+                if frame.pts > wanted[count] or frame.is_corrupt:
                     return
                 if frame.interlaced_frame:
                     raise self._error("is interlaced")
                 yield frame_to_rgb(frame)
-                found += 1
-                if found == len(wanted):
+                count += 1
+                if count == len(wanted):
                     return
 
     def _stream(self, container: Any) -> Any:
@@ -217,9 +218,7 @@ def read_8_bit(path: Path) -> npt.NDArray[np.uint8]:
     """A picture as (H, W, 3) uint8 sRGB, whatever its colour profile."""
     photo = read_photo(path)
     photo, _ = match_profile(photo, Photo(photo.pixels[:1, :1]))
-    if photo.bit_depth == 8:
-        return photo.pixels
-    return np.rint(photo.unit() * 255).astype(np.uint8)
+    return to_bit_depth(photo.pixels, 8)
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:

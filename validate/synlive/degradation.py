@@ -198,9 +198,9 @@ def _blur(rng: np.random.Generator, stage: Stage) -> tuple[Blur, ...]:
     if rng.random() < stage.sinc_prob:
         return (_sinc(rng, stage),)
     side = _side(rng, stage)
-    kinds: list[Any] = list(stage.kernels)
+    kinds = list(stage.kernels)
     odds = np.array(list(stage.kernels.values()))
-    kind: KernelKind = kinds[int(rng.choice(len(kinds), p=odds / odds.sum()))]
+    kind = kinds[int(rng.choice(len(kinds), p=odds / odds.sum()))]
     along = rng.uniform(*stage.sigma_px)
     if kind.endswith("aniso"):
         across, angle = rng.uniform(*stage.sigma_px), rng.uniform(-np.pi, np.pi)

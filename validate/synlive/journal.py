@@ -12,10 +12,10 @@ import msgspec
 
 from livemoments.bundle import hash_file
 from livemoments.errors import OutputError
-from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
-from livemoments.store.files import check_file, read_file
+from livemoments.store.files import check_file
 from livemoments.store.folders import StagedFolder, check_destination, remove_emptied
+from livemoments.store.journals import LineJournal, work_alone
 from livemoments.validate.synlive.manifest import MANIFEST_NAME, Pair, Skip, SynliveManifest, is_set
 
 _JOURNAL = "journal.jsonl"
@@ -23,9 +23,8 @@ _SET = "set"
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The first line has the key; then a pair or a skip each."""
+    """A pair or a skip."""
 
-    key: str = ""
     pair: Pair | None = None
     skip: Skip | None = None
 
@@ -40,19 +39,14 @@ class Build:
     def __init__(self, target: Path, partial: Path, key: str, *, overwrite: bool) -> None:
         self.folder = partial / _SET
         self._target, self._partial, self._overwrite = target, partial, overwrite
-        self._journal = partial / _JOURNAL
-        self._done: dict[tuple[str, int], Pair | Skip] = {}
+        self._journal = LineJournal(partial / _JOURNAL)
+        lines = self._journal.resume({"key": key}, _Line)
+        entries = [entry for line in lines if (entry := line.pair or line.skip) is not None]
+        self._done = {(entry.source, entry.start): entry for entry in entries}
         with output_errors(target):
-            lines = self._read()
-            if not lines or lines[0].key != key:
+            if not entries:
                 shutil.rmtree(self.folder, ignore_errors=True)
-                lines = [_Line(key=key)]
-            for line in lines[1:]:
-                if (entry := line.pair or line.skip) is not None:
-                    self._done[entry.source, entry.start] = entry
             self.folder.mkdir(parents=True, exist_ok=True)
-            # what a killed build left half-written goes
-            self._journal.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
     @property
     def is_empty(self) -> bool:
@@ -70,13 +64,14 @@ class Build:
         return entry
 
     def add(self, entry: Pair | Skip) -> None:
-        """Write down that a pair is finished."""
+        """Write down that a pair is finished.
+
+        Raises:
+            OutputError: the journal cannot be written.
+            ResourceError: the disk is full.
+        """
         self._done[entry.source, entry.start] = entry
-        line = _Line(pair=entry) if isinstance(entry, Pair) else _Line(skip=entry)
-        with output_errors(self._target), self._journal.open("ab") as stream:
-            stream.write(msgspec.json.encode(line) + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        self._journal.append(_Line(pair=entry) if isinstance(entry, Pair) else _Line(skip=entry))
 
     def publish(self, manifest: SynliveManifest) -> None:
         """Leave only what the manifest lists, write it last, move the set into place.
@@ -93,15 +88,6 @@ class Build:
             (self.folder / MANIFEST_NAME).write_bytes(manifest.encode())
         StagedFolder(self._target, self.folder, overwrite=self._overwrite, is_ours=is_set).publish()
         shutil.rmtree(self._partial, ignore_errors=True)
-
-    def _read(self) -> list[_Line]:
-        lines = []
-        for data in read_file(self._journal).splitlines() if self._journal.exists() else ():
-            try:
-                lines.append(msgspec.json.decode(data, type=_Line))
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                break
-        return lines
 
 
 def check_place(destination: Path, *, overwrite: bool) -> Path:
@@ -134,14 +120,12 @@ def open_build(target: Path, key: str, *, overwrite: bool) -> Iterator[Build]:
         OutputError: the place cannot be written, or another build writes there.
     """
     partial = _unfinished(target)
-    with contextlib.ExitStack() as held:
-        try:
-            with output_errors(target):
-                partial.mkdir(parents=True, exist_ok=True)
-                held.enter_context(only_one(partial / "lock"))
-        except BusyError as busy:
-            fix = f"wait for it, or choose another -o{busy.hint}"
-            raise OutputError(partial, "another build is writing there", fix=fix) from None
+
+    def busy(hint: str) -> OutputError:
+        fix = f"wait for it, or choose another -o{hint}"
+        return OutputError(partial, "another build is writing there", fix=fix)
+
+    with work_alone(partial, "lock", place=target, busy=busy):
         build = Build(target, partial, key, overwrite=overwrite)
         try:
             yield build

@@ -12,13 +12,14 @@ import numpy.typing as npt
 
 from livemoments.errors import UsageError
 
-KernelKind = Literal["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso", "sinc"]
+BlurKind = Literal["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"]
+KernelKind = BlurKind | Literal["sinc"]
 Array = npt.NDArray[np.float64]
 
 _BESSEL_POINTS = 256  # the trapezoid rule on a period is exact to rounding for |x| well below their number
 
 
-def blur_kernel(kind: KernelKind, side_px: int, sigma_px: tuple[float, float], angle: float, beta: float) -> Array:
+def blur_kernel(kind: BlurKind, side_px: int, sigma_px: tuple[float, float], angle: float, beta: float) -> Array:
     """A kernel that is a function of the elliptic radius ``r^2 = x^T S^-1 x``.
 
     ``exp(-r^2 / 2)`` for Gaussians, ``exp(-r^(2 beta) / 2)`` for generalised ones, ``1 / (1 + r^(2 beta))`` for

@@ -110,6 +110,10 @@ class SynliveManifest(_Entry, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1) + b"\n"
 
 
+class _Head(msgspec.Struct):
+    schema: str = ""
+
+
 def read_manifest(folder: Path) -> SynliveManifest:
     """The manifest of a set.
 
@@ -132,7 +136,7 @@ def read_manifest(folder: Path) -> SynliveManifest:
 def is_set(folder: Path) -> bool:
     """Whether a folder is a set that was built before, and may be replaced by another."""
     try:
-        data = msgspec.json.decode(read_file(folder / MANIFEST_NAME))
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        head = msgspec.json.decode(read_file(folder / MANIFEST_NAME), type=_Head)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return False
-    return isinstance(data, dict) and str(data.get("schema", "")).startswith("livemoments/synlive/")
+    return head.schema.startswith("livemoments/synlive/")

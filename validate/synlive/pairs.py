@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from livemoments.dis import dis_flow
+from livemoments.distances import cosine
 from livemoments.types import Size
 
 LEAST_MOTION_PX = 1.0
@@ -62,15 +63,9 @@ def measure_pair(first: Pixels, second: Pixels) -> PairMeasure:
     warped = cv2.remap(lumas[1], x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return PairMeasure(
         motion_px=float(np.percentile(np.hypot(flow[..., 0], flow[..., 1]), 95)) / factor,
-        correlation=_correlation(lumas[0], np.asarray(warped)),
+        correlation=cosine(lumas[0] - lumas[0].mean(), np.asarray(warped) - warped.mean()),
         contrast=float(lumas[0].std()),
     )
-
-
-def _correlation(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> float:
-    a, b = first.astype(np.float64) - first.mean(), second.astype(np.float64) - second.mean()
-    spread = float(np.sqrt((a**2).sum() * (b**2).sum()))
-    return float((a * b).sum() / spread) if spread > 0 else 0.0
 
 
 def place_crop(image: Pixels, crop: Size, rng: np.random.Generator) -> tuple[int, int]:

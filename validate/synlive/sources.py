@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import abc
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from livemoments.bundle import hash_file
 from livemoments.errors import FileError, ImageError, UsageError
 from livemoments.progress import Progress
 from livemoments.runtime.image_files.photo import MIN_SIDE_PX
-from livemoments.runtime.photo_set import listed
+from livemoments.runtime.upstream_layout import listed
 from livemoments.simulated_clip import MARGIN_FRACTION, simulate_live_photo
 from livemoments.store.names import check_utf8, escaped
 from livemoments.types import Size
@@ -29,7 +30,7 @@ from livemoments.validate.synlive.clips import (
     visible,
 )
 from livemoments.validate.synlive.codec import LEAD_FRAMES, TAIL_FRAMES
-from livemoments.validate.synlive.pairs import measure_pair, place_crop, start_frame
+from livemoments.validate.synlive.pairs import PairMeasure, measure_pair, place_crop, start_frame
 
 WHOLE_MULTIPLE_PX = 16
 """Whole frames are cut to sides that are multiples of this."""
@@ -60,7 +61,7 @@ class RawPair:
         key, frame: the key photo and the reselected frame.
         key_index, frame_index: their numbers in the clip; of photographs 0 (as it is) and 1 (moved).
         y, x: top row and left column of the crop.
-        motion_px, correlation: see :class:`~livemoments.validate.synlive.pairs.PairMeasure`.
+        measure: how the two differ.
         around: the clip's frames around both from number ``first_index`` on, if they were asked for, cropped too.
         rate: the clip's frames a second.
     """
@@ -71,31 +72,36 @@ class RawPair:
     frame_index: int
     y: int
     x: int
-    motion_px: float
-    correlation: float
+    measure: PairMeasure
     around: tuple[Pixels, ...] = ()
     first_index: int = 0
     rate: Fraction = Fraction(30)
 
 
-class Source(Protocol):
-    """A video, a folder of frames or a photograph."""
+class Source(abc.ABC):
+    """A video, a folder of frames or a photograph.
+
+    Attributes:
+        name: its path below the folder of all sources.
+        sha256: of its contents.
+        gap: pairs that start closer to each other than this overlap; 0: none do.
+    """
 
     name: str
     sha256: str
+    gap: int
 
+    @abc.abstractmethod
     def start(self, slot: int, phase: float) -> int:
         """What tells pair number ``slot`` from others: the number of its earlier frame."""
 
-    def is_taken(self, start: int, taken: Sequence[int]) -> bool:
-        """Whether pairs that start at ``taken`` leave no room for one at ``start``."""
-
+    @abc.abstractmethod
     def pair(self, start: int, rng: np.random.Generator) -> RawPair | str:
         """That pair, or why it is of no use."""
 
 
-class ClipSource:
-    """Pairs of frames of one clip.
+class ClipSource(Source):
+    """Pairs of frames of one clip, which do not overlap.
 
     Args:
         clip: the frames.
@@ -106,24 +112,19 @@ class ClipSource:
     """
 
     def __init__(self, clip: Clip, options: PairOptions) -> None:
-        self.name, self.sha256 = clip.name, clip.info.sha256
+        self.name, self.sha256, self.gap = clip.name, clip.info.sha256, options.gap
         self._clip, self._options = clip, options
-        size, frames = clip.info.size, clip.info.frames
-        if frames <= options.gap:
-            raise ImageError(clip.name, f"has {frames} frames, no two of them {options.gap} apart")
-        _check_size(clip.name, size, options.crop or Size(WHOLE_MULTIPLE_PX, WHOLE_MULTIPLE_PX))
+        if clip.info.frames <= self.gap:
+            raise ImageError(clip.name, f"has {clip.info.frames} frames, no two of them {self.gap} apart")
+        _check_size(clip.name, clip.info.size, options.crop or Size(WHOLE_MULTIPLE_PX, WHOLE_MULTIPLE_PX))
 
     def start(self, slot: int, phase: float) -> int:
         """See :class:`Source`."""
-        return start_frame(slot, phase, self._clip.info.frames - self._options.gap)
-
-    def is_taken(self, start: int, taken: Sequence[int]) -> bool:
-        """See :class:`Source`: pairs do not overlap."""
-        return any(abs(start - other) < self._options.gap for other in taken)
+        return start_frame(slot, phase, self._clip.info.frames - self.gap)
 
     def pair(self, start: int, rng: np.random.Generator) -> RawPair | str:
         """See :class:`Source`."""
-        end = start + self._options.gap
+        end = start + self.gap
         key_index, frame_index = (start, end) if rng.random() < 0.5 else (end, start)
         try:
             images = {index: next(self._clip.read(index, index)) for index in (start, end)}
@@ -135,19 +136,8 @@ class ClipSource:
             first, around = self._around(start, end, window)
         except FileError as error:
             return error.message.removeprefix(f"{error.path}: ")
-        return RawPair(
-            key=key,
-            frame=frame,
-            key_index=key_index,
-            frame_index=frame_index,
-            y=y,
-            x=x,
-            motion_px=measure.motion_px,
-            correlation=measure.correlation,
-            around=around,
-            first_index=first,
-            rate=self._clip.info.rate,
-        )
+        rate = self._clip.info.rate
+        return RawPair(key, frame, key_index, frame_index, y, x, measure, around, first, rate)
 
     def _around(self, start: int, end: int, window: tuple[slice, slice]) -> tuple[int, tuple[Pixels, ...]]:
         if not self._options.neighbours:
@@ -156,8 +146,8 @@ class ClipSource:
         return first, tuple(np.ascontiguousarray(image[window]) for image in self._clip.read(first, last))
 
 
-class PhotoSource:
-    """Pairs of a photograph as it is and as a hand-held camera would see it an instant later.
+class PhotoSource(Source):
+    """Pairs of a photograph as it is and as a hand-held camera would see it an instant later: every motion is another.
 
     Args:
         path: the photograph.
@@ -169,19 +159,14 @@ class PhotoSource:
     """
 
     def __init__(self, path: Path, name: str, crop: Size | None) -> None:
-        self.name, self.sha256 = name, hash_file(path).sha256
+        self.name, self.sha256, self.gap = name, hash_file(path).sha256, 0
         self._path, self._crop = path, crop
         size = Size(*read_8_bit(path).shape[:2])
-        least = Size(2 * MIN_SIDE_PX, 2 * MIN_SIDE_PX)
-        _check_size(name, size, with_margin(crop or least))
+        _check_size(name, size, with_margin(crop or Size(2 * MIN_SIDE_PX, 2 * MIN_SIDE_PX)))
 
     def start(self, slot: int, phase: float) -> int:
-        """See :class:`Source`: every motion is another pair."""
+        """See :class:`Source`."""
         return slot
-
-    def is_taken(self, start: int, taken: Sequence[int]) -> bool:
-        """See :class:`Source`: never."""
-        return False
 
     def pair(self, start: int, rng: np.random.Generator) -> RawPair | str:
         """See :class:`Source`."""
@@ -189,22 +174,17 @@ class PhotoSource:
         y, x, window = _crop(pixels, with_margin(self._crop) if self._crop else None, rng)
         key, frame = moved_pair(np.ascontiguousarray(pixels[window]), self._crop, seed=int(rng.integers(1 << 31)))
         measure = measure_pair(key, frame)
-        if problem := measure.problem():
-            return problem
-        return RawPair(key, frame, 0, 1, y, x, measure.motion_px, measure.correlation)
+        return measure.problem() or RawPair(key, frame, 0, 1, y, x, measure)
 
 
 def with_margin(size: Size) -> Size:
     """How large a photograph must be so that ``size`` is left when it was moved."""
-    return Size(*(_side_with_margin(side) for side in (size.height, size.width)))
 
+    def outer(side: int) -> int:
+        whole = -(-side // WHOLE_MULTIPLE_PX) * WHOLE_MULTIPLE_PX
+        return next(outer for outer in itertools.count(whole) if outer - 2 * round(outer * MARGIN_FRACTION) >= whole)
 
-def _side_with_margin(side: int) -> int:
-    whole = -(-side // WHOLE_MULTIPLE_PX) * WHOLE_MULTIPLE_PX
-    outer = whole
-    while outer - 2 * round(outer * MARGIN_FRACTION) < whole:
-        outer += 1
-    return outer
+    return Size(outer(size.height), outer(size.width))
 
 
 def moved_pair(photograph: Pixels, size: Size | None, *, seed: int) -> tuple[Pixels, Pixels]:
@@ -274,11 +254,11 @@ def _open(place: Path, name: str, options: PairOptions, photographs: bool) -> So
 
 def _clips(folder: Path) -> list[Path]:
     """Videos, and folders that hold images and no videos (a video's folder may hold its key photos)."""
-    found = []
+    clips = []
     for inner in _folders(folder):
         videos = [path for path in visible(inner) if is_video(path)]
-        found += videos if videos or len(images_in(inner)) < 2 else [inner]
-    return _each_once(sorted(found))
+        clips += videos if videos or len(images_in(inner)) < 2 else [inner]
+    return _each_once(sorted(clips))
 
 
 def _photographs(folder: Path) -> list[Path]:
@@ -300,14 +280,14 @@ def _folders(folder: Path) -> Iterator[Path]:
 
 def _each_once(paths: Sequence[Path]) -> list[Path]:
     """Without further names (links of either kind) of what is there already; links to nothing stay."""
-    found: dict[object, Path] = {}
+    by_file: dict[object, Path] = {}
     for path in paths:
         try:
             status = path.stat()
-            found.setdefault((status.st_dev, status.st_ino), path)
+            by_file.setdefault((status.st_dev, status.st_ino), path)
         except OSError:
-            found[path] = path
-    return list(found.values())
+            by_file[path] = path
+    return list(by_file.values())
 
 
 def _crop(image: Pixels, size: Size | None, rng: np.random.Generator) -> tuple[int, int, tuple[slice, slice]]:

@@ -19,8 +19,10 @@ from livemoments.cli import (
     demo,
     devices,
     export,
+    fetch,
     inspect_bundle,
     make_checkpoint,
+    make_prompt,
     plan,
     quantize,
     record,
@@ -89,6 +91,8 @@ def cli(context: click.Context, max_pixels: int | None) -> None:
 
     \b
     With the published weights:
+      livemoments fetch CHECKPOINT
+      livemoments make-prompt CHECKPOINT/sd3 -o CHECKPOINT/prompt
       livemoments export CHECKPOINT -o BUNDLE --precision fp16
       livemoments restore BUNDLE --frame frame.png --photo photo.jpg -o restored.png
     """
@@ -99,6 +103,8 @@ def cli(context: click.Context, max_pixels: int | None) -> None:
 for _module in (
     demo,
     make_checkpoint,
+    fetch,
+    make_prompt,
     export,
     sensitivity,
     quantize,

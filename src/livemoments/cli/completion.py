@@ -33,10 +33,10 @@ def command(shell: str) -> None:
     fish:
       livemoments completion fish > ~/.config/fish/completions/livemoments.fish
     """
-    found = get_completion_class(shell)
+    completion = get_completion_class(shell)
     root = click.get_current_context().find_root()
-    if found is None or not isinstance(root.command, click.Group):
+    if completion is None or not isinstance(root.command, click.Group):
         raise UsageError(f"this release of click has no completion for {shell}", fix="pip install --upgrade click")
-    script = found(root.command, {}, "livemoments", "_LIVEMOMENTS_COMPLETE").source()
+    script = completion(root.command, {}, "livemoments", "_LIVEMOMENTS_COMPLETE").source()
     # Last, not first: zsh reads the first line.
     click.echo(f"{script.rstrip()}\n\n# Save this as {_PLACES[shell]}.")

@@ -13,6 +13,7 @@ OPTIONAL_MODULES = frozenset(
         "DISTS_pytorch",
         "av",
         "diffusers",
+        "huggingface_hub",
         "jinja2",
         "lpips",
         "matplotlib",
@@ -27,6 +28,7 @@ OPTIONAL_MODULES = frozenset(
         "skimage",
         "sklearn",
         "torch",
+        "transformers",
         "yaml",
     }
 )

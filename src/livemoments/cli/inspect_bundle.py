@@ -1,4 +1,4 @@
-"""``livemoments inspect``: what is in a bundle."""
+"""``livemoments inspect``: what is in a bundle, or in a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from livemoments.cli.bundles import (
     stages_of,
     worst_parity,
 )
+from livemoments.cli.inspect_checkpoint import inspect_checkpoint, looks_like_checkpoint
 from livemoments.cli.options import PATH, json_option
 from livemoments.cli.output import human_bytes, human_count, printable, stdout_is_ours, write_json, write_table
 
@@ -23,24 +24,35 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-@click.command("inspect", short_help="Show what is in a bundle.")
-@click.argument("bundle", type=PATH)
-@click.option("--io", "show_io", is_flag=True, help="Also list every graph's inputs and outputs.")
+@click.command("inspect", short_help="Show what is in a bundle or a checkpoint.")
+@click.argument("place", metavar="BUNDLE|CHECKPOINT", type=PATH)
+@click.option("--io", "show_io", is_flag=True, help="Of a bundle: also list every graph's inputs and outputs.")
 @json_option
-def command(bundle: Path, show_io: bool, as_json: bool) -> None:
-    """Show what is in a bundle: stages, sizes, schedule, and the parity measured at export.
+def command(place: Path, show_io: bool, as_json: bool) -> None:
+    """Show what is in a bundle, or whether a checkpoint could be exported.
 
-    Reads the manifest and compares the files' sizes, not their hashes, so it takes no time even for a bundle of
-    many gigabytes; 'livemoments verify' reads everything.
+    Of a bundle: stages, sizes, schedule, and the parity measured at export. Reads the manifest and compares the files'
+    sizes, not their hashes, so it takes no time even for a bundle of many gigabytes; 'livemoments verify' reads
+    everything.
 
-    With --json: {"bundle", "bytes", "manifest"}, where manifest is manifest.json as it is.
+    Of a checkpoint (a folder in upstream's layout, or an inference_config.yml): every part found, missing or
+    misshapen, its type and size, the prompt's T, and the command that mends it. Reads headers only, whatever the size;
+    exit code 2 when it could not be exported. Needs the extra 'reference'.
+
+    With --json: of a bundle {"bundle", "bytes", "manifest"}, where manifest is manifest.json as it is; of a checkpoint
+    {"checkpoint", "config", "exportable", "flow", "text_tokens", "tile", "overlap", "bytes", "parts"}, each of the
+    parts {"name", "state", "path", "bytes", "dtypes", "tensors", "parameters", "note", "problem", "fix"}.
 
     \b
-    Example:
+    Examples:
       livemoments inspect bundle --io
+      livemoments inspect checkpoint
     """
+    if looks_like_checkpoint(place):
+        inspect_checkpoint(place, as_json=as_json)
+        return
     with stdout_is_ours():
-        opened = Bundle.open(bundle, verify_hashes=False)
+        opened = Bundle.open(place, verify_hashes=False)
     if as_json:
         write_json(bundle_document(opened))
         return

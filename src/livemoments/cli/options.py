@@ -183,17 +183,6 @@ def overwrite_option(function: Function) -> Function:
     return click.option("--overwrite", is_flag=True, help=text)(function)
 
 
-def flow_option(text: str) -> Callable[[Function], Function]:
-    """``--flow``; its default is the bundle's and therefore ``None`` here, and ``text`` says so."""
-    return click.option("--flow", type=click.Choice(["engine", "dis"]), help=text)
-
-
-def no_pcr_option(function: Function) -> Function:
-    """``--no-pcr``: an ablation."""
-    text = "Cut every reference tile at its tile's own place, without patch correspondence retrieval: an ablation."
-    return click.option("--no-pcr", is_flag=True, help=text)(function)
-
-
 def provider_option(function: Function) -> Function:
     """``--provider``: where onnxruntime runs the graphs."""
     return click.option(

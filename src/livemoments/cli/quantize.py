@@ -16,7 +16,6 @@ from livemoments.progress import Progress
 
 if TYPE_CHECKING:
     from livemoments.bundle import Bundle
-    from livemoments.quantize.budget import Goal
     from livemoments.quantize.pipeline import Quantized
 
 
@@ -57,7 +56,12 @@ if TYPE_CHECKING:
     help="Keep finished photos and layers here: the same command, started again, goes on from there.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the calibration's noise."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Seed of the calibration's noise.",
 )
 @click.option(
     "--allow-slower", is_flag=True, help="Accept engines slower than the source's, for the sake of their memory."
@@ -76,17 +80,10 @@ if TYPE_CHECKING:
 def command(
     bundle: Path,
     output: Path,
-    recipe: str,
-    calibration: Path | None,
-    budget: str | None,
-    goal: Goal,
-    work: Path | None,
-    seed: int,
-    allow_slower: bool,
     verify: str,
-    overwrite: bool,
     as_json: bool,
     progress: Progress,
+    **options: Any,
 ) -> None:
     """Quantize the transformers of BUNDLE to a new bundle.
 
@@ -106,46 +103,32 @@ def command(
       livemoments quantize bundle -o bundle-int8 --recipe int8 --calibration photos
       livemoments quantize bundle -o bundle-int4 --recipe int4-weights --allow-slower
     """
-    if budget is not None and calibration is None:
-        raise click.UsageError("--budget needs --calibration DIR: the loss is measured on its photos")
     with stdout_is_ours(), needs_extra("quantizing", "export"):
-        from livemoments.quantize.pipeline import quantize
-        from livemoments.quantize.to_budget import quantize_to_budget
+        from livemoments.quantize.options import QuantizeOptions
+        from livemoments.quantize.pipeline import quantize as run
 
+        chosen = QuantizeOptions(verify=verify != "none", **options)
         source = open_checked(bundle, progress)
-        common: dict[str, Any] = {
-            "recipe": recipe,
-            "seed": seed,
-            "work": work,
-            "allow_slower": allow_slower,
-            "overwrite": overwrite,
-            "progress": progress,
-        }
-        if budget is not None and calibration is not None:
-            result, mix = quantize_to_budget(
-                source, output, budget=budget, calibration=calibration, goal=goal, **common
-            )
-        else:
-            result, mix = quantize(source, output, calibration=calibration, verify=verify != "none", **common), None
+        result = run(source, output, chosen, progress=progress)
     if as_json:
         speeds = [
             {"stage": s.stage, "size": s.size, "source_s": s.source_s, "quantized_s": s.quantized_s}
             for s in result.speeds
         ]
-        found: dict[str, Any] = {"layers": dict(result.actions), "speeds": speeds}
-        if mix is not None:
-            found["search"] = mix.found.to_json()
-        write_json(bundle_document(result.bundle) | {"quantized": found})
+        quantized: dict[str, Any] = {"layers": dict(result.layers), "speeds": speeds}
+        if result.search is not None:
+            quantized["search"] = result.search.to_json()
+        write_json(bundle_document(result.bundle) | {"quantized": quantized})
     else:
-        if mix is not None:
-            click.echo(mix.found.to_text())
+        if result.search is not None:
+            click.echo(result.search.to_text())
         click.echo(_summary(source, result))
 
 
 def _summary(source: Bundle, result: Quantized) -> str:
     bundle = result.bundle
     old, new = bundle_bytes(source), bundle_bytes(bundle)
-    layers = ", ".join(f"{count} {action}" for action, count in result.actions.items())
+    layers = ", ".join(f"{count} {action}" for action, count in result.layers.items())
     lines = [
         f"wrote {bundle.path}: {bundle.manifest.recipe}, {human_bytes(new)}, {new / old:.2f} of the source",
         f"  layers: {layers or 'all in half precision'}",

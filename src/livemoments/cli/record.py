@@ -61,7 +61,7 @@ _NUMBERS = _NumbersType()
     "--overlap",
     type=click.IntRange(min=0),
     metavar="PIXELS",
-    help="Least overlap of neighbouring tiles, likewise.  [default: the checkpoint's own, or in proportion]",
+    help="Least overlap of neighbouring tiles in pixels.  [default: the checkpoint's own, or in proportion]",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=6, show_default=True, metavar="N", help="Sampling steps.")
 @click.option(
@@ -72,7 +72,9 @@ _NUMBERS = _NumbersType()
     show_default=True,
     help="When ReferenceNet runs: per-step, phase-split, every-K, frozen.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the noise.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Seed of the noise."
+)
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16"]),
@@ -96,18 +98,16 @@ _NUMBERS = _NumbersType()
     default=1,
     show_default=True,
     metavar="N",
-    help="Of how many photos more than the stages is kept.",
+    help="How many photos are recorded with the detail asked for; of the others only the stages are kept.",
 )
 @click.option(
     "--detail-tiles",
     type=_NUMBERS,
     default="0",
     show_default=True,
-    help="Likewise of which of their tiles (from 0 on, or all).",
+    help="Which of their tiles are recorded with that detail: numbers from 0 on, or all.",
 )
-@click.option(
-    "--detail-steps", type=_NUMBERS, default="all", show_default=True, help="Likewise of which sampling steps."
-)
+@click.option("--detail-steps", type=_NUMBERS, default="all", show_default=True, help="Which sampling steps are.")
 @click.option(
     "--blocks",
     type=_NUMBERS,

@@ -9,20 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from livemoments.cli.bundles import open_checked
-from livemoments.cli.options import (
-    BYTES,
-    FILE,
-    PATH,
-    POLICY,
-    SIZE,
-    flow_option,
-    no_pcr_option,
-    provider_option,
-    result_options,
-    threads_option,
-)
+from livemoments.cli.options import BYTES, FILE, PATH, result_options
 from livemoments.cli.output import human_seconds, plural, stdout_is_ours, write_json
 from livemoments.cli.profile_option import profile_option
+from livemoments.cli.restore_options import read_restore_options, restore_options
 from livemoments.errors import OutputError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import Progress
@@ -49,22 +39,11 @@ if TYPE_CHECKING:
     required=True,
     help="The result; the suffix decides the format (png, jpg, tif, webp). An existing file is replaced.",
 )
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Sampling steps.  [default: the bundle's]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the noise.")
+@restore_options(default_seed="0")
 @click.option(
     "--compat",
     type=click.Choice(["upstream"]),
     help="Reproduce upstream's tiling, 8-bit colour fix and grey top row and left column.",
-)
-@click.option(
-    "--reference",
-    type=POLICY,
-    help="When ReferenceNet runs. per-step, phase-split: exact; phase-split never holds both big networks. every-K, "
-    "frozen, frozen@STEP: approximate, less work.  [default: the bundle's]",
-)
-@flow_option(
-    "engine: RAFT, as upstream. dis: OpenCV's DIS, less memory, another result.  "
-    "[default: the bundle's: engine, unless its checkpoint has no RAFT]"
 )
 @click.option(
     "--tile-plan",
@@ -72,12 +51,6 @@ if TYPE_CHECKING:
     help="balanced: the fewest tiles that cover the photo. upstream: padding to whole strides.  "
     "[default: balanced; upstream with --compat]",
 )
-@click.option("--tile", type=SIZE, help="Use this tile size of the bundle.  [default: the best of those it has]")
-@click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True, metavar="TILES", help="Tiles computed at once."
-)
-@click.option("--pad-small", is_flag=True, help="Extend a photo that is smaller than a tile, instead of refusing it.")
-@no_pcr_option
 @click.option(
     "--residency",
     type=click.Choice(["all", "phases"]),
@@ -126,8 +99,6 @@ if TYPE_CHECKING:
     metavar="1-100",
     help="Quality of JPEG and WebP.",
 )
-@provider_option
-@threads_option
 @profile_option
 @result_options
 def command(
@@ -162,11 +133,10 @@ def command(
     started = time.perf_counter()
     with stdout_is_ours():
         from livemoments.heap import give_back_large_blocks
-        from livemoments.runtime.options import RestoreOptions
         from livemoments.runtime.restore import restore
 
         give_back_large_blocks()
-        chosen = RestoreOptions(**options, bit_depth=None if bit_depth is None else int(bit_depth))
+        chosen = read_restore_options(options, bit_depth=None if bit_depth is None else int(bit_depth))
         live = LivePhoto(frame, photo, photo_frame)
         result = restore(open_checked(bundle, progress), live, chosen, output=output, progress=progress)
     seconds = time.perf_counter() - started

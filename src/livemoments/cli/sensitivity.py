@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from livemoments.cli.output import plural, stdout_is_ours, write_json
 from livemoments.progress import Progress
 
 if TYPE_CHECKING:
-    from livemoments.quantize.sensitivity_report import Sensitivity
+    from livemoments.quantize.search.sensitivity_report import Sensitivity
 
 _ROWS = 12
 """Of the table on the terminal; the file has all."""
@@ -51,7 +52,9 @@ _NAMES = {"json": "sensitivity.json", "table": "sensitivity.txt", "plot": "sensi
 @click.option(
     "--per-step", is_flag=True, help="Also the photo with the layer quantized at one step only; takes 3 times as long."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the noise.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Seed of the noise."
+)
 @result_options
 def command(
     bundle: Path,
@@ -79,39 +82,24 @@ def command(
       livemoments sensitivity bundle --recipe int4-weights --calibration photos -o sensitivity
     """
     with stdout_is_ours(), needs_extra("quantizing", "export"):
-        from livemoments.quantize.calibration import calibrate
-        from livemoments.quantize.plots import draw_sensitivity
+        from livemoments.quantize.calibrate.run import calibrate_for
         from livemoments.quantize.recipes import load_recipe
-        from livemoments.quantize.sensitivity import measure_sensitivity
-        from livemoments.quantize.to_budget import read_probe_photos
+        from livemoments.quantize.search.heat_map import draw_sensitivity
+        from livemoments.quantize.search.photo_loss import open_photo_loss
+        from livemoments.quantize.search.sensitivity import SensitivityOptions, measure_sensitivity
+        from livemoments.quantize.search.trial_photos import read_trial_photos
         from livemoments.store.files import check_file, write_file
 
-        chosen = load_recipe(recipe)
+        chosen, work = load_recipe(recipe), output / "work"
+        options = SensitivityOptions(chosen, per_step_photo=per_step, work=work)
         check_file(output / _NAMES["json"])
         source = open_checked(bundle, progress)
-        probes = read_probe_photos(calibration, limit=photos, progress=progress)
-        work = output / "work"
-        observed = None
+        tried_on = read_trial_photos(calibration, photos, progress=progress)
         if chosen.needs_calibration:
-            observed = calibrate(
-                source,
-                calibration,
-                seed=seed,
-                observer=chosen.observer,
-                percentile=chosen.percentile,
-                work=work,
-                progress=progress,
-            )
-        report = measure_sensitivity(
-            source,
-            probes,
-            recipe=chosen,
-            calibration=observed,
-            per_step_photo=per_step,
-            seed=seed,
-            work=work,
-            progress=progress,
-        )
+            observed = calibrate_for(chosen, source, calibration, seed=seed, work=work, progress=progress)
+            options = replace(options, calibration=observed)
+        with open_photo_loss(source, tried_on, seed=seed, parent=work) as loss:
+            report = measure_sensitivity(loss, options, progress=progress)
         for name, text in (
             (_NAMES["json"], json.dumps(report.to_json(), indent=1)),
             (_NAMES["table"], report.to_text()),

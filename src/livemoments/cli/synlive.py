@@ -101,7 +101,7 @@ def command() -> None:
     default=0,
     show_default=True,
     metavar="N",
-    help="Of places, crops, parameters and noise.",
+    help="Seed of the places, crops, parameters and noise.",
 )
 @click.option("--skip-unusable", is_flag=True, help="Leave out files that cannot be used instead of refusing all.")
 @overwrite_option
@@ -110,16 +110,10 @@ def build(
     videos: Path | None,
     photos: Path | None,
     output: Path,
-    count: int | None,
-    gap: int,
     crop: Size | str,
-    scale: int,
-    degradation: str,
-    seed: int,
-    skip_unusable: bool,
-    overwrite: bool,
     as_json: bool,
     progress: Progress,
+    **options: Any,
 ) -> None:
     """Make a set with ground truth: lr/ (degraded frame), ref/ (key photo), ref_lr/ (degraded key frame), gt/ (truth).
 
@@ -147,15 +141,9 @@ def build(
             folder,
             output,
             photographs=photos is not None,
-            count=count,
-            gap=gap,
             crop=crop if isinstance(crop, Size) else None,
-            scale=scale,
-            degradation=degradation,
-            seed=seed,
-            skip_unusable=skip_unusable,
-            overwrite=overwrite,
             progress=progress,
+            **options,
         )
     manifest = built.manifest
     if as_json:

@@ -11,27 +11,17 @@ import click
 from livemoments.cli.bundles import open_checked
 from livemoments.cli.exits import EXIT_CHECK_FAILED
 from livemoments.cli.extras import needs_extra
-from livemoments.cli.options import (
-    FILE,
-    FOLDER_OR_JSON,
-    PATH,
-    POLICY,
-    SIZE,
-    flow_option,
-    no_pcr_option,
-    provider_option,
-    result_options,
-    threads_option,
-)
+from livemoments.cli.options import FILE, FOLDER_OR_JSON, PATH, result_options
 from livemoments.cli.output import stdout_is_ours, write_json
 from livemoments.cli.profile_option import profile_option
 from livemoments.cli.reports import check_writable, write_report
+from livemoments.cli.restore_options import read_restore_options, restore_options
 from livemoments.progress import Progress
-from livemoments.types import Size
 
 if TYPE_CHECKING:
     from livemoments.live_photo import LivePhoto
-    from livemoments.validate.data_plan import DataPlan
+    from livemoments.runtime.options import RestoreOptions
+    from livemoments.validate.options import DataOptions
     from livemoments.validate.recording.store import Recording
     from livemoments.validate.report_data import ValidationReport
 
@@ -59,6 +49,13 @@ class _LevelsType(click.ParamType):
     "--checkpoint", type=PATH, help="The checkpoint that BUNDLE was exported from: the reference, by PyTorch."
 )
 @click.option("--recording", type=PATH, help="Instead: what 'livemoments record' kept of it; needs no PyTorch.")
+@click.option(
+    "--prompt",
+    metavar="DIR",
+    type=PATH,
+    help="Another prompt, of 'make-prompt': report how far the checkpoint's photo with it is from its own. Needs "
+    "--checkpoint.",
+)
 @click.option("--frame", metavar="IMAGE", type=FILE, help="A video frame to restore both ways; goes with --photo.")
 @click.option("--photo", metavar="IMAGE", type=FILE, help="The key photo beside it.  [default: a made-up pair]")
 @click.option(
@@ -117,38 +114,19 @@ class _LevelsType(click.ParamType):
 )
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Who works.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="For ray.  [default: one per GPU or machine]")
-@click.option("--ray-address", metavar="ADDRESS", help="Of a running cluster.  [default: one on this machine]")
+@click.option("--ray-address", metavar="ADDRESS", help="Address of a running cluster.  [default: one on this machine]")
 @click.option("--allow-failed", type=click.IntRange(min=0), default=0, metavar="N", help="Images that may be unusable.")
 @click.option("--pictures/--no-pictures", default=True, show_default=True, help="Small pictures for the report.")
 @click.option("--fresh", is_flag=True, help="Begin anew, whatever an earlier run left in REPORT.")
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Of the noise.  [default: the recording's, or 0]")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Sampling steps.  [default: the bundle's]")
-@click.option("--reference", type=POLICY, help="When ReferenceNet runs.  [default: the bundle's policy]")
-@flow_option("Of the images.  [default: the bundle's: engine, unless its checkpoint has no RAFT]")
-@click.option("--tile", type=SIZE, help="Use this tile size of the bundle.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Tiles at once.")
-@click.option("--pad-small", is_flag=True, help="Extend images that are smaller than a tile.")
-@no_pcr_option
-@provider_option
-@threads_option
+@restore_options(default_seed="the recording's, or 0")
 @profile_option
 @result_options
 def command(
     bundle: Path,
     checkpoint: Path | None,
     recording: Path | None,
-    frame: Path | None,
-    photo: Path | None,
-    photo_frame: Path | None,
     output: Path | None,
     is_gate: bool,
-    baseline: Path | None,
-    limits: Path | None,
-    levels: tuple[Any, ...],
-    find_fault: bool,
-    self_checks: bool,
-    cost: bool,
-    runs: int,
     as_json: bool,
     progress: Progress,
     **options: Any,
@@ -176,40 +154,46 @@ def command(
       livemoments validate bundle --recording recording --dataset photos -o report --gate --baseline old/report.json
       livemoments validate bundle --dataset SynLive260 --set synlive260 --metrics all --iqa-weights weights -o report
     """
-    if (frame is None) != (photo is None):
+    if (options["frame"] is None) != (options["photo"] is None):
         raise click.UsageError("--frame and --photo go together: name both, or neither")
-    if photo_frame is not None and photo is None:
+    if options["photo_frame"] is not None and options["photo"] is None:
         raise click.UsageError("--photo-frame needs --frame and --photo")
     if checkpoint is not None and recording is not None:
         raise click.UsageError("--checkpoint and --recording are two references: name one")
+    if options["prompt"] is not None and checkpoint is None:
+        raise click.UsageError("--prompt needs --checkpoint")
     if options["dataset"] is None and (options["set_name"] or options["limit"]):
         raise click.UsageError("--set and --limit need --dataset")
-    if find_fault and checkpoint is None and recording is None:
+    if options["find_fault"] and checkpoint is None and recording is None:
         raise click.UsageError("--bisect needs a reference: --checkpoint or --recording")
     one_file = output if output is not None and output.suffix == ".json" else None
     if one_file is not None:
         check_writable(one_file)
     feature, extra = ("validating", "validate") if checkpoint is None else ("comparing with a checkpoint", "export")
     with stdout_is_ours(), needs_extra(feature, extra):
+        from livemoments.validate.options import ValidateOptions
         from livemoments.validate.recording.opening import open_recording
-        from livemoments.validate.run import validate
+        from livemoments.validate.run import validate_bundle
 
         recorded = None if recording is None else open_recording(recording, progress=progress)
-        report = validate(
+        report = validate_bundle(
             open_checked(bundle, progress),
             checkpoint,
             recording=recorded,
-            clip=_clip(frame, photo, photo_frame),
+            live_photo=_live_photo(options),
             data=_data(options),
             output=None if one_file is not None else output,
-            levels=levels,
-            find_fault=find_fault,
-            check_itself=self_checks,
-            cost_runs=runs if cost else 0,
-            settings=_settings(options, recorded),
-            baseline=baseline,
-            limits=limits,
-            command=" ".join(["livemoments", *sys.argv[1:]]),
+            options=ValidateOptions(
+                restore=_restore_options(options, recorded),
+                levels=options["levels"],
+                find_fault=options["find_fault"],
+                check_itself=options["self_checks"],
+                prompt=options["prompt"],
+                cost_runs=options["runs"] if options["cost"] else 0,
+                baseline=options["baseline"],
+                limits=options["limits"],
+                command=" ".join(["livemoments", *sys.argv[1:]]),
+            ),
             progress=progress,
         )
     if one_file is not None:
@@ -217,59 +201,41 @@ def command(
     _finish(report, output, is_gate=is_gate, as_json=as_json)
 
 
-def _clip(frame: Path | None, photo: Path | None, photo_frame: Path | None) -> LivePhoto[Path] | None:
+def _live_photo(options: dict[str, Any]) -> LivePhoto[Path] | None:
     from livemoments.live_photo import LivePhoto
 
-    return None if frame is None or photo is None else LivePhoto(frame, photo, photo_frame)
+    return (
+        None if options["frame"] is None else LivePhoto(*(options[part] for part in ("frame", "photo", "photo_frame")))
+    )
 
 
-def _data(options: dict[str, Any]) -> DataPlan | None:
-    from livemoments.validate.data_plan import DataPlan
-    from livemoments.validate.harness.metrics import StandardMeasures
+def _data(options: dict[str, Any]) -> DataOptions | None:
+    from livemoments.validate.harness.image_metrics import StandardMetrics
+    from livemoments.validate.harness.options import RunOptions
+    from livemoments.validate.options import DataOptions
     from livemoments.validate.quality.registry import select
 
     names = tuple(spec.name for spec in select(options["metrics"]))  # a name that is unknown is refused in any case
     if options["dataset"] is None:
         return None
-    return DataPlan(
-        folder=options["dataset"],
-        name=options["set_name"],
-        limit=options["limit"],
-        measures=StandardMeasures(metrics=names, weights=options["iqa_weights"], luma=options["luma"]),
-        engine=options["engine"],
-        workers=options["workers"],
-        ray_address=options["ray_address"],
-        pictures=options["pictures"],
-        allowed_failures=options["allow_failed"],
-        fresh=options["fresh"],
+    run = RunOptions(
+        StandardMetrics(names, weights=options["iqa_weights"], luma=options["luma"]),
+        **{name: options[name] for name in ("engine", "workers", "ray_address", "pictures", "fresh")},
     )
+    return DataOptions(options["dataset"], options["set_name"], options["limit"], options["allow_failed"], run)
 
 
-def _settings(options: dict[str, Any], recording: Recording | None) -> Any:
-    """How images are restored; what was not said is as the recording has it."""
-    from livemoments.runtime.options import RestoreOptions
-
-    theirs = None if recording is None else recording.meta.settings
-    seed = options["seed"] if options["seed"] is not None or theirs is None else theirs.seed
-    steps = options["steps"] or (None if theirs is None else theirs.steps)
-    tile = options["tile"] or (None if theirs is None else theirs.tile)
-    return RestoreOptions(
-        seed=seed or 0,
-        steps=steps,
-        reference=options["reference"],
-        flow=options["flow"],
-        tile=Size.parse(tile) if isinstance(tile, str) else tile,
-        batch=options["batch"],
-        pad_small=options["pad_small"],
-        no_pcr=options["no_pcr"],
-        provider=options["provider"],
-        threads=options["threads"],
-    )
+def _restore_options(options: dict[str, Any], recording: Recording | None) -> RestoreOptions:
+    """How images are restored; what was not named is as the recording has it."""
+    if recording is None:
+        return read_restore_options(options)
+    recorded = recording.meta.settings
+    return read_restore_options(options, seed=recorded.seed, steps=recorded.steps, tile=recorded.tile)
 
 
 def _finish(report: ValidationReport, output: Path | None, *, is_gate: bool, as_json: bool) -> None:
     from livemoments.validate.report.gate import gate
-    from livemoments.validate.report.text import report_text
+    from livemoments.validate.report.terminal_text import report_text
 
     reasons = gate(report)
     if as_json:

@@ -16,16 +16,10 @@ from livemoments.cli.output import human_bytes, human_seconds, plural, stdout_is
 from livemoments.errors import EngineError
 from livemoments.manifest import Graph
 from livemoments.progress import Progress
-from livemoments.types import Size, Stage, TensorSpec
+from livemoments.types import Size, Stage
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from livemoments.runtime.backends.base import Backend, Engine
-
-# Length given to an axis of pixels that the graph leaves free: large enough for RAFT's four pyramid levels.
-_FREE_AXIS_PX = 128
-# Standard deviation of the random flow, in pixels: a hand-held camera between two frames.
 
 
 class GraphCheck(msgspec.Struct, frozen=True):
@@ -97,7 +91,9 @@ def check_graphs(bundle: Bundle, provider: str, threads: int | None, run: bool, 
 
 
 def _check_graph(bundle: Bundle, backend: Backend, stage: Stage, graph: Graph, run: bool) -> GraphCheck:
-    size = Size(_FREE_AXIS_PX, _FREE_AXIS_PX) if graph.size == "any" else Size.parse(graph.size)
+    from livemoments.stage_inputs import FREE_SIZE
+
+    size = FREE_SIZE if graph.size == "any" else Size.parse(graph.size)
     started = time.perf_counter()
     with backend.open(bundle, stage, size) as engine:
         loaded = time.perf_counter()
@@ -110,8 +106,10 @@ def _check_graph(bundle: Bundle, backend: Backend, stage: Stage, graph: Graph, r
 def _run_once(engine: Engine) -> None:
     import numpy as np
 
-    random = np.random.default_rng(0)
-    outputs = engine.run({spec.name: _random_input(spec, random) for spec in engine.inputs})
+    from livemoments.stage_inputs import draw_input
+
+    rng = np.random.default_rng(0)
+    outputs = engine.run(engine.cast({spec.name: draw_input(spec, rng) for spec in engine.inputs}))
     for name, output in outputs.items():
         array = np.asarray(output)
         if array.size > 1 and array.min() == array.max():
@@ -119,19 +117,3 @@ def _run_once(engine: Engine) -> None:
                 f"stage '{engine.stage}', output '{name}': every value is {array.flat[0]}; the output is dead",
                 fix="export again, with --precision fp32 if this was fp16",
             )
-
-
-def _random_input(spec: TensorSpec, random: np.random.Generator) -> np.ndarray:
-    """Random values of the magnitude that the runtime feeds: images in [-1, 1], flow in pixels, the rest normal."""
-    import numpy as np
-
-    from livemoments.natural_images import FLOW_STD_PX
-
-    free = {"batch": 1}
-    shape = tuple(free.get(axis, _FREE_AXIS_PX) if isinstance(axis, str) else axis for axis in spec.shape)
-    if np.dtype(spec.dtype).kind == "i":
-        return np.zeros(shape, spec.dtype)  # the first point of the schedule
-    if spec.name.startswith("image"):
-        return random.uniform(-1, 1, shape).astype(spec.dtype)
-    values = random.standard_normal(shape, dtype=np.float32)
-    return (values * FLOW_STD_PX if spec.name == "flow" else values).astype(spec.dtype)

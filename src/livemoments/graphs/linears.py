@@ -79,15 +79,15 @@ def find_linears(model: ir.Model, stage: str) -> list[Linear]:
 
     A weight that several products read is listed once, at its first one.
     """
-    found: dict[str, Linear] = {}
+    linears: dict[str, Linear] = {}
     for _, data, weight in iter_linear_nodes(model):
         name = weight.name or ""
-        if name in found:
+        if name in linears:
             continue
         rows, columns = weight.shape.numpy() if weight.shape is not None else (0, 0)
         block, kind = _place(name)
-        found[name] = Linear(LinearId(stage, name), data.name or "", rows, columns, block, kind, *_norm(data))
-    return list(found.values())
+        linears[name] = Linear(LinearId(stage, name), data.name or "", rows, columns, block, kind, *_norm(data))
+    return list(linears.values())
 
 
 def iter_linear_nodes(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value, ir.Value]]:

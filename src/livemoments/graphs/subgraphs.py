@@ -2,6 +2,10 @@
 
 A piece reads its weights from the bundle's file and is closed when its caller is done with it, so that memory holds one
 piece and what it takes and gives, whatever the graph's size.
+
+``onnx_ir.convenience.extract`` (1.1) was tried in place of :meth:`Network.cut`: it wants every input of the graph that
+the piece reaches named beforehand, keeps the ones it does not reach, and gives an empty graph for a value that is given
+and asked for, which :meth:`Network.cut_apart` needs.
 """
 
 from __future__ import annotations
@@ -86,17 +90,17 @@ class Network:
 
         The outputs themselves are computed even if they are in ``stops``.
         """
-        found: set[int] = set()
+        reached: set[int] = set()
         ahead = [self._maker[name] for name in outputs if name in self._maker]
         while ahead:
             index = ahead.pop()
-            if index in found:
+            if index in reached:
                 continue
-            found.add(index)
+            reached.add(index)
             ahead += [
                 self._maker[name] for name in self.nodes[index].input if name in self._maker and name not in stops
             ]
-        return sorted(found)
+        return sorted(reached)
 
     def elements(self, name: str) -> int | None:
         """Elements of a value for one tile; ``None`` if the graph does not say."""

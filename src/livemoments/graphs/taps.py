@@ -110,15 +110,15 @@ class TappedEngine(Engine):
         results: dict[str, Array] = {}
         wanted = {spec.name for spec in self.outputs}
         for number, part in enumerate(self._segments):
-            found = self._run_segment(number, part, values)
+            outputs = self._run_segment(number, part, values)
             for tap in part.taps:
-                self._listener(tap, point, found[tap.value])
+                self._listener(tap, point, outputs[tap.value])
             for name in part.outputs:
                 if name in wanted:
-                    self._check_finite(name, point, found[name])
-                    results[name] = found[name]
-                values[name] = found[name]
-            del found
+                    self._check_finite(name, point, outputs[name])
+                    results[name] = outputs[name]
+                values[name] = outputs[name]
+            del outputs
             values = {name: array for name, array in values.items() if last_reader.get(name, -1) > number}
         return results
 

@@ -140,8 +140,8 @@ def restore_retired(destination: Path) -> None:
 
     Of several, the newest is put back; nothing is touched where ``destination`` is there.
     """
-    found = list(left_behind(destination.parent, hidden_prefix(destination.name, RETIRED)))
-    by_age = sorted(found, key=lambda one: one.path.stat().st_mtime_ns if one.path.exists() else 0, reverse=True)
+    retired = list(left_behind(destination.parent, hidden_prefix(destination.name, RETIRED)))
+    by_age = sorted(retired, key=lambda one: one.path.stat().st_mtime_ns if one.path.exists() else 0, reverse=True)
     for one in by_age:
         _put_back(one.path, destination)
         _tidy(one, destination)

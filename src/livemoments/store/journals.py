@@ -5,11 +5,40 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
+
+from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
 from livemoments.store.files import read_file
+
+Piece = TypeVar("Piece")
+
+
+@contextlib.contextmanager
+def work_alone(folder: Path, lock: str, *, place: Path, busy: Callable[[str], Exception]) -> Iterator[None]:
+    """Make the folder of long work, and keep every other process and thread out of it while the block runs.
+
+    Args:
+        folder: holds the work.
+        lock: name of the lock's file in it.
+        place: what an error names.
+        busy: makes the error for a folder in which somebody works already, from what its fix has to add.
+
+    Raises:
+        OutputError: the folder cannot be made.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            with output_errors(place):
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(only_one(folder / lock))
+        except BusyError as other:
+            raise busy(other.hint) from None
+        yield
 
 
 class LineJournal:
@@ -20,6 +49,7 @@ class LineJournal:
 
     Args:
         path: the file; its folder is made.
+        durable: wait for the disk after each line; without, lines outlive the process, but perhaps not the machine.
 
     Attributes:
         path: the file.
@@ -31,8 +61,9 @@ class LineJournal:
         ResourceError: the disk is full.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
         self.path = path
+        self._durable = durable
         self.head: dict[str, Any] | None = None
         self.lines: list[Any] = []
         self._ends: list[int] = []  # in bytes: where each of the lines ends
@@ -44,6 +75,28 @@ class LineJournal:
             if self.head is not None and self._end < len(data):
                 os.truncate(path, self._end)
 
+    def resume(self, head: dict[str, Any], kind: type[Piece]) -> list[Piece]:
+        """The pieces that were finished under this first line; begin anew where the file has another, or none.
+
+        Args:
+            head: what the pieces belong to.
+            kind: what each of them is; from the first line that is none on, they are cut off.
+
+        Raises:
+            OutputError: the file cannot be written.
+            ResourceError: the disk is full.
+        """
+        if self.head != head:
+            self.start(head)
+        pieces: list[Piece] = []
+        for line in self.lines:
+            try:
+                pieces.append(msgspec.convert(line, kind))
+            except msgspec.ValidationError:
+                self.keep(len(pieces))
+                break
+        return pieces
+
     def start(self, head: dict[str, Any]) -> None:
         """Begin anew, with this first line; an older journal is there until the new one is.
 
@@ -54,27 +107,28 @@ class LineJournal:
         with output_errors(self.path):
             temporary = self.path.with_name(f".{self.path.name}.new")
             line = _line(head)
-            _write(temporary, line, "wb")
+            self._write(temporary, line, "wb")
             temporary.replace(self.path)
         self.head, self.lines, self._ends, self._head_end = head, [], [], len(line)
 
     def append(self, piece: Any) -> None:
-        """Add a finished piece and flush it to the disk.
+        """Add a finished piece, JSON-ready data or a struct, and flush it to the disk.
 
         Raises:
             OutputError: the file cannot be written.
             ResourceError: the disk is full.
         """
         assert self.head is not None, "start() comes first"
-        line = _line(piece)
+        plain = msgspec.to_builtins(piece)
+        line = _line(plain)
         with output_errors(self.path):
             try:
-                _write(self.path, line, "ab")
+                self._write(self.path, line, "ab")
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.truncate(self.path, self._end)  # a full disk took a part of the line
                 raise
-        self.lines.append(piece)
+        self.lines.append(plain)
         self._ends.append(self._end + len(line))
 
     def keep(self, count: int) -> None:
@@ -87,6 +141,13 @@ class LineJournal:
             del self.lines[count:], self._ends[count:]
             with output_errors(self.path):
                 os.truncate(self.path, self._end)
+
+    def _write(self, path: Path, data: bytes, mode: str) -> None:
+        with path.open(mode) as stream:
+            stream.write(data)
+            stream.flush()
+            if self._durable:
+                os.fsync(stream.fileno())
 
     @property
     def _end(self) -> int:
@@ -113,10 +174,3 @@ class LineJournal:
 
 def _line(piece: Any) -> bytes:
     return json.dumps(piece).encode() + b"\n"
-
-
-def _write(path: Path, data: bytes, mode: str) -> None:
-    with path.open(mode) as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())

@@ -1,0 +1,1 @@
+"""What enters the linears while a bundle restores photos, and the ranges that quantizers should cover."""

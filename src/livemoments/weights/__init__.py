@@ -1,0 +1,1 @@
+"""The published weights: fetched, completed by the empty prompt, inspected."""
