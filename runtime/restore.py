@@ -266,7 +266,7 @@ def _restore_left(
         flow = flow_estimator(run.flow, pool)
         if state.corners is None:
             state.corners = _photo_corners(run, inputs, plan, flow)
-        found = {index: corner for index, (_, corner) in state.corners.items()}
+        cut_at = {index: corner for index, (_, corner) in state.corners.items()}
         codec = TileCodec(
             pool,
             inputs,
