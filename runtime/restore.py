@@ -237,7 +237,7 @@ def _attempt(
     backend: Backend,
     ordered: OrderedBlender,
     state: _Progressed,
-) -> ResourceError | None:
+) -> ResourceError | MemoryError | None:
     """Restore the tiles that are left; the error if memory ran out, without the frames that hold tensors."""
     try:
         _restore_left(run, inputs, plan, backend, ordered, state)
@@ -246,7 +246,7 @@ def _attempt(
             raise
         if isinstance(error, ResourceError):
             return ResourceError(error.message, fix=error.fix, of_memory=True)
-        return ResourceError(f"out of memory ({error})", fix="pass --batch 1, or use smaller tiles", of_memory=True)
+        return MemoryError(*error.args)
     return None
 
 

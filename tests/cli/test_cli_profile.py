@@ -68,9 +68,8 @@ def test_export_takes_a_profile(monkeypatch: pytest.MonkeyPatch, bundle: Bundle)
 
 def test_quantize_takes_the_recipe(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     backend = stand_in(monkeypatch, "livemoments.quantize.pipeline:quantize", ValueError("far enough"))
-    stand_in(monkeypatch, "livemoments.quantize.to_budget:quantize_to_budget", None)
     run("quantize", bundle.path, "-o", "out", "--profile", "cpu-amx")
-    assert backend.options["recipe"] == "int8"
+    assert backend.positional[2].recipe == "int8"
     result = run("quantize", bundle.path, "-o", "out", "--profile", "h100", "--json")
     assert "missing option '--recipe'" in error_of(result)["message"].lower(), "h100 names no recipe"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cli_support import run
+from places import ROOT
 
 from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_bundle
@@ -221,3 +222,13 @@ def test_a_profile_of_ones_own_is_planned_with(bundle: Bundle) -> None:
     profile = load_profile("cpu-avx2")
     assert isinstance(profile, Profile)
     assert make_plans(bundle, profile, PlanRequest(PHOTO)).budget_bytes is None
+
+
+def test_the_record_meets_the_bar_and_the_page_says_it() -> None:
+    record = json.loads((ROOT / "benchmarks/results/plan-memory.json").read_text())
+    page = (ROOT / "docs/planning.md").read_text()
+    assert {row["network"] for row in record["rows"]} == {"tiny", "small", "mid"}
+    for row in record["rows"]:
+        assert abs(row["ratio"] - 1) <= record["bar"] == 0.1
+        assert row["ratio"] == pytest.approx(row["predicted_mb"] / row["measured_mb"], abs=2e-3)
+        assert f"{row['predicted_mb']:.0f} MB | {row['measured_mb']:.0f} MB" in page
