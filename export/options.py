@@ -11,7 +11,7 @@ from livemoments.types import ReferencePolicy, Size, Stage
 
 Verify = Literal["full", "sampled", "finite", "none"]
 
-TARGETS = ("onnx",)
+TARGETS = ("onnx", "tensorrt")
 PRECISIONS = ("fp32", "fp16")
 VERIFY = ("full", "sampled", "finite", "none")
 KV_LAYOUTS = ("per-block", "stacked")
@@ -23,7 +23,9 @@ class ExportOptions:
     """The options of :func:`livemoments.export.pipeline.export_bundle`.
 
     Attributes:
-        target: ``onnx`` (for onnxruntime).
+        target: whose form of attention the graphs hold. ``onnx``: onnxruntime's own operator, the fastest there.
+            ``tensorrt``: the standard one, so that the graphs hold standard operators alone; onnxruntime runs these
+            too, more slowly. Engines are built from either (:mod:`livemoments.export.tensorrt.build`).
         precision: ``fp32`` or ``fp16``; RAFT stays in float32.
         tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
             position table. ``None`` is the checkpoint's own training size (its ``tile``, else ``sample_size``):

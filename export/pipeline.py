@@ -190,7 +190,7 @@ def _export_stages(
             folder = writer.folder / str(stage)
             folder.mkdir()
             graphs, written, parameters = [], [], 0
-            for plan, elements in _write_graphs(planner, folder, stage, own_sizes):
+            for plan, elements in _write_graphs(planner, folder, stage, own_sizes, options.target):
                 task.advance(note=f"{stage} {plan.size} written")
                 parameters = parameters or elements
                 graphs.append(_graph_entry(stage, plan))
@@ -211,7 +211,7 @@ def _export_stages(
 
 
 def _write_graphs(
-    planner: Planner, folder: Path, stage: Stage, sizes: Sequence[Size]
+    planner: Planner, folder: Path, stage: Stage, sizes: Sequence[Size], target: str
 ) -> Iterator[tuple[StageGraph, int]]:
     """Write a stage's graphs beside one file of weights; yields each graph's plan and its number of parameters."""
     from livemoments.export.passes.graph import count_initializers
@@ -220,7 +220,7 @@ def _write_graphs(
     with contextlib.closing(WeightsFile(folder / WEIGHTS_NAME)) as weights:
         for size in sizes:
             plan = planner.graph(stage, size)
-            model, _ = trace(plan)
+            model, _ = trace(plan, fuse=target == "onnx")
             elements = count_initializers(model)
             save(model, folder / f"{plan.size}.onnx", weights)
             yield plan, elements

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 import onnxscript.optimizer
 import torch
 
 from livemoments.errors import CheckpointError
 from livemoments.export.passes.fuse_attention import fuse_attention
+from livemoments.export.passes.name_modules import name_modules
 from livemoments.export.passes.remove_dead import remove_dead
 from livemoments.export.passes.report import PassReport
 from livemoments.export.passes.transpose_weights import transpose_weights
@@ -52,7 +52,7 @@ def trace(graph: StageGraph, *, fuse: bool = True) -> tuple[ir.Model, list[PassR
 
     Args:
         graph: the stage's modules and names, to be traced.
-        fuse: rewrite attention for onnxruntime.
+        fuse: rewrite attention for onnxruntime; without, the graph holds standard operators alone.
 
     Returns:
         The model, whose weights are lazy, and what the graph passes did.
@@ -63,7 +63,8 @@ def trace(graph: StageGraph, *, fuse: bool = True) -> tuple[ir.Model, list[PassR
     hidden = _hide_weights(model, own)
     _rename_io(model, graph)
     onnxscript.optimizer.optimize_ir(model)
-    reports = [unroll_iterations(model, graph.repeats)] if graph.repeats else []
+    reports = [name_modules(model)]
+    reports += [unroll_iterations(model, graph.repeats)] if graph.repeats else []
     _bind_weights(model, graph, hidden, own)
     reports += [remove_dead(model), transpose_weights(model)]
     if fuse:
@@ -195,7 +196,6 @@ def _lazy(weights: WeightSource, name: str, dtype: torch.dtype) -> ir.LazyTensor
 
 def _normalise(model: ir.Model, graph: StageGraph) -> None:
     """Names and types of inputs and outputs as specified; no traces of the machine or the tracer."""
-    common.ClearMetadataAndDocStringPass()(model)
     _name_axes(model, graph)
     for value, spec in zip((*model.graph.inputs, *model.graph.outputs), (*graph.inputs, *graph.outputs), strict=True):
         value.shape = ir.Shape(spec.shape)

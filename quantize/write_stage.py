@@ -27,7 +27,7 @@ from livemoments.types import Stage
 
 def copy_stage(bundle: Bundle, folder: Path, entry: StageEntry) -> None:
     """Copy a stage that stays as it is."""
-    for name in dict.fromkeys(n for graph in entry.graphs for n in (graph.path, *graph.weights)):
+    for name in dict.fromkeys(name for graph in entry.graphs for name in graph.files):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle.path / name, folder / name)
 

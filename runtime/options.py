@@ -49,7 +49,7 @@ class RestoreOptions:
         threads: within an operator; ``None``: ``OMP_NUM_THREADS``, else one per core.
         kv_cache: a folder in which keys and values outlive the run, found again by content.
         bit_depth: 8 or 16 bits per channel of the result; ``None``: the photo's.
-        quality: the quality of a JPEG or WebP file, 1 to 100.
+        quality: the quality of a JPEG, WebP or HEIC file, 1 to 100.
     """
 
     seed: int = 0

@@ -26,6 +26,7 @@ from livemoments.runtime.inputs import ImageSource, RestoreInputs, load_inputs
 from livemoments.runtime.keys_values.codecs import find_codec
 from livemoments.runtime.keys_values.content_cache import KvCache
 from livemoments.runtime.keys_values.step_store import open_store
+from livemoments.runtime.live_file import LiveFile
 from livemoments.runtime.noise import NoiseSource
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restoration import Restoration, describe, plan_tiles
@@ -73,6 +74,7 @@ def restore(
     progress: Progress = SILENT,
     upscaled_size: Size | None = None,
     backend: Backend | None = None,
+    live_file: LiveFile | None = None,
 ) -> RestoreResult: ...
 
 
@@ -90,6 +92,7 @@ def restore(
     progress: Progress = SILENT,
     upscaled_size: Size | None = None,
     backend: Backend | None = None,
+    live_file: LiveFile | None = None,
     **options: Any,
 ) -> RestoreResult: ...
 
@@ -107,6 +110,7 @@ def restore(
     progress: Progress = SILENT,
     upscaled_size: Size | None = None,
     backend: Backend | None = None,
+    live_file: LiveFile | None = None,
     **options: Any,
 ) -> RestoreResult:
     """Restore a video frame to the quality of its key photo.
@@ -127,6 +131,7 @@ def restore(
         progress: where progress is shown.
         upscaled_size: the result's size where it is not the photo's.
         backend: replaces the options' provider and threads.
+        live_file: what is written around the picture of a Live Photo.
         options: the attributes of :class:`livemoments.runtime.options.RestoreOptions`.
 
     Raises:
@@ -167,13 +172,22 @@ def restore(
         "seed": None if noise is not None else chosen.seed,
         "provider": f"{backend.name}:{backend.provider}",
         **describe(run, inputs, plan, corners),
+        **({} if live_file is None else {"origin": dict(live_file.origin)}),
     }
     if done.fallbacks:
         metadata["memory_fallbacks"] = list(done.fallbacks)
     if output is not None:
         with run.timings.measure("write"):
             text = {"Software": metadata["package"], "livemoments": json.dumps(metadata)}
-            lost = write_image(output, image, like=inputs.photo, quality=chosen.quality, text=text)
+            lost = write_image(
+                output,
+                image,
+                like=inputs.photo,
+                quality=chosen.quality,
+                text=text,
+                trailer=b"" if live_file is None else live_file.trailer,
+                keeps_video_claims=live_file is not None and live_file.keeps_video_claims,
+            )
         metadata["not_carried_over"] = list(lost)
     written = None if output is None else Path(output)
     return RestoreResult(image, metadata, run.timings, written, plan, tuple(corners))

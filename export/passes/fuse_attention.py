@@ -50,6 +50,7 @@ def _fuse(model: ir.Model, node: ir.Node) -> bool:
     if scale is not None:
         attributes.append(ir.AttrFloat32("scale", scale))
     fused = ir.Node(DOMAIN, "MultiHeadAttention", tokens, attributes, num_outputs=1, name=node.name)
+    fused.metadata_props.update(node.metadata_props)
     result = fused.outputs[0]
     result.name = merged.name
     result.type, result.shape = merged.type, merged.shape

@@ -86,6 +86,7 @@ def _repeat(
             num_outputs=len(node.outputs),
             name=f"{node.outputs[0].name}.{label}",
         )
+        copy.metadata_props.update(node.metadata_props)
         for old, new in zip(node.outputs, copy.outputs, strict=True):
             new.name, new.type, new.shape = f"{old.name}.{label}", old.type, old.shape
             values[old] = new

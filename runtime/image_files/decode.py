@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import io
 import os
 import threading
@@ -22,7 +21,7 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from livemoments.errors import ImageError, ResourceError
 from livemoments.pixel_limit import max_pixels
-from livemoments.runtime.image_files import png_chunks, tiff_tags, xmp_packet
+from livemoments.runtime.image_files import heif, png_chunks, tiff_tags, xmp_packet
 from livemoments.runtime.image_files.colour_codes import ColourCodeError, adobe_rgb, profile_of_codes
 from livemoments.runtime.image_files.integrity import container, find_damage
 from livemoments.runtime.image_files.jpeg import find_warning
@@ -72,8 +71,12 @@ def decode(path: str | os.PathLike[str], data: bytes) -> Decoded:
     kind = container(data)
     if damage := find_damage(data):
         raise ImageError(path, f"this {kind} is damaged or cut short: {damage}", fix=_AGAIN)
-    if kind == "HEIC" and not _register_heif():
-        raise ImageError(path, "HEIC needs the package pillow-heif", fix="pip install pillow-heif, or convert to PNG")
+    if kind == "HEIC" and not heif.register():
+        raise ImageError(
+            path,
+            "HEIC needs the package pillow-heif",
+            fix="pip install 'livemoments-deploy[livephoto]', or convert it to PNG",
+        )
     try:
         with _pillow_limit_off():
             if kind == "TIFF":
@@ -215,15 +218,6 @@ def _open(path: str | os.PathLike[str], data: bytes) -> Image.Image:
         message = f"too large: {width}x{height} pixels; the limit is {max_pixels.get():,}"
         raise ImageError(path, message, fix=_TOO_LARGE)
     return image
-
-
-def _register_heif() -> bool:
-    try:
-        plugin = importlib.import_module("pillow_heif")  # not a dependency: HEIC's codecs carry patents
-    except ImportError:
-        return False
-    plugin.register_heif_opener()
-    return True
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,9 +1,9 @@
 """RGB pixels and their metadata to a file's bytes.
 
 Where things go: the ICC profile, EXIF and XMP to the places that PNG (iCCP, eXIf, iTXt), JPEG (APP2, APP1, APP1),
-TIFF (tags 34675, the EXIF directory, 700) and WebP (ICCP, EXIF, XMP) define for them. Text items go to one iTXt chunk
-each in PNG, elsewhere as one JSON object to EXIF's UserComment; a comment that was there before stays in that object
-under ``UserComment``.
+TIFF (tags 34675, the EXIF directory, 700), WebP (ICCP, EXIF, XMP) and HEIC (a property, two items) define for them.
+Text items go to one iTXt chunk each in PNG, elsewhere as one JSON object to EXIF's UserComment; a comment that was
+there before stays in that object under ``UserComment``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ import numpy as np
 from PIL import Image
 
 from livemoments.errors import OutputError, UsageError
-from livemoments.runtime.image_files import png_chunks, tiff_tags, xmp_packet
+from livemoments.runtime.image_files import heif, png_chunks, tiff_tags, xmp_packet
 from livemoments.runtime.image_files.exif import is_video_mark, without_video_link
 from livemoments.types import Size
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
+FORMATS |= {".heic": "HEIF", ".heif": "HEIF"}
 DEEP_FORMATS = ("PNG", "TIFF")
-_WITHOUT_RESOLUTION = ("TIFF", "WEBP")  # beside EXIF's: of TIFF it is a tag of the same directory
+_WITHOUT_RESOLUTION = ("TIFF", "WEBP", "HEIF")  # beside EXIF's: of TIFF it is a tag of the same directory
 _METRES_PER_INCH = 0.0254
 _MAX_SIDE_PX = {"PNG": (1 << 31) - 1, "TIFF": (1 << 32) - 1, "JPEG": 65500, "WEBP": 16383}  # libjpeg's, libwebp's
+_MAX_SIDE_PX |= {"HEIF": 8192}  # HEVC's level 6.2: x265 refuses more
 _JPEG_SEGMENT_BYTES = 65533  # a segment's 16-bit length counts itself
 _JPEG_EXIF_BYTES = _JPEG_SEGMENT_BYTES - len(b"Exif\0\0")
 _JPEG_XMP_BYTES = _JPEG_SEGMENT_BYTES - len(b"http://ns.adobe.com/xap/1.0/\0")
@@ -38,25 +40,34 @@ _FULL_CHROMA_QUALITY = 90  # from here on JPEG keeps colour at full resolution
 
 @dataclass(frozen=True)
 class Metadata:
-    """What travels with the pixels; None or empty: nothing."""
+    """What travels with the pixels; None or empty: nothing.
+
+    ``keeps_video_claims``: a video belongs to the file that is written, as EXIF and XMP say.
+    """
 
     icc_profile: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
     resolution_dpi: tuple[float, float] | None = None
+    keeps_video_claims: bool = False
     text: Mapping[str, str] = field(default_factory=dict)
 
 
 def format_of(path: str | os.PathLike[str]) -> str:
-    """PNG, JPEG, TIFF or WEBP by the file name's suffix.
+    """PNG, JPEG, TIFF, WEBP or HEIF by the file name's suffix.
 
     Raises:
-        UsageError: it is none of theirs.
+        UsageError: it is none of theirs, or HEIF and nothing is installed that can write it.
     """
     suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122 - takes any path-like
     if suffix not in FORMATS:
         problem = f"ends in '{suffix}', which is not an image format that can be written" if suffix else "has no suffix"
         raise UsageError(f"{os.fspath(path)}: the name {problem}", fix=f"use one of {', '.join(FORMATS)}")
+    if FORMATS[suffix] == "HEIF" and not heif.can_write():
+        message = (
+            f"{os.fspath(path)}: HEIC is written by the package pillow-heif with an HEVC encoder, which is not here"
+        )
+        raise UsageError(message, fix="pip install 'livemoments-deploy[livephoto]', or write a .jpg or .png")
     return FORMATS[suffix]
 
 
@@ -69,7 +80,7 @@ def encode(
         path: names the file in errors; its suffix decides.
         pixels: (H, W, 3) RGB, uint8, or uint16 for PNG and TIFF.
         metadata: EXIF is made upright, of this size and free of its thumbnail; XMP becomes a still's.
-        quality: the quality of a JPEG or WebP file, 1 to 100.
+        quality: the quality of a JPEG, WebP or HEIC file, 1 to 100.
 
     Returns:
         The file's bytes, and the names of the metadata it could not hold: ``exif`` and ``xmp`` (malformed, or above
@@ -88,7 +99,9 @@ def encode(
         raise OutputError(path, f"{size} is larger than {name} allows", fix=fix)
     pixels = np.ascontiguousarray(pixels)
     exif, is_exif_lost = _exif(name, size, metadata)
-    icc, xmp = metadata.icc_profile or None, xmp_packet.make_still(metadata.xmp) if metadata.xmp else None
+    icc, xmp = metadata.icc_profile or None, metadata.xmp or None
+    if xmp is not None and not metadata.keeps_video_claims:
+        xmp = xmp_packet.make_still(xmp)
     if name == "JPEG" and xmp is not None and len(xmp) > _JPEG_XMP_BYTES:
         xmp = None
     dpi = metadata.resolution_dpi
@@ -110,8 +123,11 @@ def _exif(name: str, size: Size, metadata: Metadata) -> tuple[bytes | None, bool
     if given is not None:
         try:
             before = tiff_tags.user_comment(given)
+            keeps = metadata.keeps_video_claims
             comment = _comment("", text) or "" if is_video_mark(before) else _comment(before, text)
-            edited = tiff_tags.edit_exif(without_video_link(given), size=size, comment=comment)
+            if keeps and is_video_mark(before):
+                comment = before  # OPPO's gallery reads nothing else there
+            edited = tiff_tags.edit_exif(given if keeps else without_video_link(given), size=size, comment=comment)
         except tiff_tags.TiffError:
             edited = None
         if edited is not None and (name != "JPEG" or len(edited) <= _JPEG_EXIF_BYTES):
@@ -150,6 +166,9 @@ def _encode_lossy(name: str, pixels: np.ndarray, quality: int, metadata: Mapping
     if "exif" in held:
         held["exif"] = b"Exif\0\0" + held["exif"]
     stream = io.BytesIO()
+    if name == "HEIF":
+        heif.register()
+        options = {"subsampling": "4:2:0"}  # what phones decode: HEVC's Main profile
     Image.fromarray(pixels).save(stream, name, quality=quality, **options, **held)
     return stream.getvalue()
 

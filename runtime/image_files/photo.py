@@ -189,6 +189,8 @@ def write_image(
     bit_depth: int | None = None,
     quality: int = 95,
     text: Mapping[str, str] | None = None,
+    trailer: bytes = b"",
+    keeps_video_claims: bool = False,
 ) -> tuple[str, ...]:
     """Write an image file, complete or not at all; the suffix decides the format.
 
@@ -196,14 +198,16 @@ def write_image(
     of a motion photo's video or of a gain map, which the output does not have.
 
     Args:
-        path: ends in .png, .jpg, .jpeg, .tif, .tiff or .webp; missing folders are made.
+        path: ends in .png, .jpg, .jpeg, .tif, .tiff, .webp or .heic; missing folders are made.
         pixels: (H, W, 3) RGB, uint8 or uint16.
         like: the photo whose profile, EXIF and XMP are carried over.
         icc_profile: instead of ``like``'s; ``b""``: none.
         exif: instead of ``like``'s; ``b""``: none. With or without ``Exif\\0\\0``.
         xmp: instead of ``like``'s; ``b""``: none.
-        bit_depth: 8 or 16; by default the pixels' own where the format has it (JPEG and WebP: 8).
-        quality: the quality of a JPEG or WebP file, 1 to 100.
+        bit_depth: 8 or 16; by default the pixels' own where the format has it (JPEG, WebP and HEIC: 8).
+        quality: the quality of a JPEG, WebP or HEIC file, 1 to 100.
+        trailer: follows the picture in its file: a Motion Photo's video.
+        keeps_video_claims: EXIF and XMP go on saying that a video belongs to the picture, since one does.
         text: how the picture was made, say: to iTXt chunks in PNG, to EXIF's UserComment (JSON) elsewhere.
 
     Returns:
@@ -228,10 +232,11 @@ def write_image(
         exif=like.exif if exif is None and like else exif,
         xmp=like.xmp if xmp is None and like else xmp,
         resolution_dpi=like.resolution_dpi if like else None,
+        keeps_video_claims=keeps_video_claims,
         text=text or {},
     )
     data, lost = encode(path, pixels, metadata, quality)
-    write_file(path, data)
+    write_file(path, data + trailer if trailer else data)
     return (*lost, *like.not_read) if like else lost
 
 

@@ -59,16 +59,8 @@ def _is_attachment(space: str, name: str) -> bool:
 
 def _without(xmp: bytes, unwanted: Callable[[str, str], bool]) -> bytes | None:
     """Remove properties, in both of RDF's spellings: attributes, and child elements."""
-    try:
-        text = _decode(xmp).strip("\0\ufeff \t\r\n")
-        if "<!DOCTYPE" in text:  # no XMP has one; entities are how XML bombs are made
-            return None
-        packet = text.encode()
-        _check_bounds(packet)
-        document = minidom.parseString(packet)
-    except (ExpatError, UnicodeError, ValueError):
-        return None
-    if document.documentElement is None:
+    document = parse(xmp)
+    if document is None or document.documentElement is None:
         return None
     for element in document.getElementsByTagName("*"):
         for attribute in list(element.attributes.values()):
@@ -78,7 +70,25 @@ def _without(xmp: bytes, unwanted: Callable[[str, str], bool]) -> bytes | None:
             if child.namespaceURI and unwanted(child.namespaceURI, child.localName):
                 element.removeChild(child)
     body = document.documentElement.toxml()
-    return (_PACKET.format(body) if "<?xpacket" in text else body).encode()
+    return wrap(body) if "<?xpacket" in _decode(xmp) else body.encode()
+
+
+def wrap(body: str) -> bytes:
+    """A tree's text in the processing instructions by which programs find a packet."""
+    return _PACKET.format(body).encode()
+
+
+def parse(xmp: bytes) -> minidom.Document | None:
+    """A packet as a tree; ``None`` if it is malformed, or larger or deeper than any that cameras and editors write."""
+    try:
+        text = _decode(xmp).strip("\0\ufeff \t\r\n")
+        if "<!DOCTYPE" in text:  # no XMP has one; entities are how XML bombs are made
+            return None
+        packet = text.encode()
+        _check_bounds(packet)
+        return minidom.parseString(packet)
+    except (ExpatError, UnicodeError, ValueError):
+        return None
 
 
 def _check_bounds(packet: bytes) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from livemoments.errors import BundleError
-from livemoments.manifest import SCHEMA_VERSION, FileEntry, Graph, Manifest, StageEntry
+from livemoments.manifest import SCHEMA_VERSION, EngineFile, FileEntry, Graph, Manifest, StageEntry
 from livemoments.store.errors import output_errors
+from livemoments.store.files import write_file
 from livemoments.store.folders import StagedFolder, check_destination, stage_folder
 from livemoments.store.hashed_folders import HashedFolders, encode_manifest
 from livemoments.store.hashed_folders import hash_file as hash_file
@@ -35,13 +36,16 @@ class Bundle:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify_hashes: bool = True, weights: bool = True) -> Bundle:
+    def open(
+        cls, path: str | os.PathLike[str], *, verify_hashes: bool = True, engines: bool = True, weights: bool = True
+    ) -> Bundle:
         """Open a bundle and check it.
 
         Args:
             path: the bundle's folder.
             verify_hashes: read every file and compare its SHA-256 (sizes are compared in any case).
             weights: the weights' files must be there; otherwise only the manifest and the graphs, to look at them.
+            engines: look at the engines' files too; those who build them anew need not.
 
         Raises:
             BundleError: not a bundle, an unknown schema version, a malformed manifest, a path that leaves the folder,
@@ -50,12 +54,13 @@ class Bundle:
         """
         folder = Path(path)
         manifest = BUNDLES.read(folder)
-        graphs = [graph for entry in manifest.stages.values() for graph in entry.graphs]
-        BUNDLES.check_names(folder, manifest.files, [name for graph in graphs for name in (graph.path, *graph.weights)])
-        unread = set() if weights else {name for graph in graphs for name in graph.weights}
+        BUNDLES.check_names(folder, manifest.files, [name for graph in _graphs(manifest) for name in graph.files])
+        built = {engine.path: engine for graph in _graphs(manifest) for engine in graph.engines}
+        unread = set() if weights else {name for graph in _graphs(manifest) for name in graph.weights}
         for name, entry in manifest.files.items():
-            if name not in unread:
-                BUNDLES.check_file(folder / name, entry, verify_hash=verify_hashes)
+            if name not in unread and (engines or name not in built):
+                renew = _build_again(folder, built[name]) if name in built else ""
+                BUNDLES.check_file(folder / name, entry, verify_hash=verify_hashes, renew=renew)
         return cls(folder, manifest)
 
     def stage(self, stage: Stage | str) -> StageEntry:
@@ -103,6 +108,11 @@ class Bundle:
         """The tile sizes for which every stage has a graph."""
         return tuple(Size.parse(text) for text in self.manifest.tiles)
 
+    def graph_digest(self, graph: Graph) -> str:
+        """A SHA-256 over one graph's file and its weights': what an engine is built from."""
+        names = (graph.path, *graph.weights)
+        return hashlib.sha256("".join(self.manifest.files[n].sha256 for n in names).encode()).hexdigest()
+
     def digest(self, stage: Stage | str) -> str:
         """A SHA-256 over one stage's files: changes when the graph or a weight does."""
         names = sorted({n for g in self.stage(stage).graphs for n in (g.path, *g.weights)})
@@ -131,9 +141,11 @@ def _check_values(manifest: Manifest) -> None:
     smallest = min(min(size.height, size.width) for size in map(Size.parse, manifest.tiles))
     if 2 * manifest.overlap > smallest:
         raise ValueError(f"an overlap of {manifest.overlap} px is more than half of a tile of {smallest} px")
-    for graph in (graph for entry in manifest.stages.values() for graph in entry.graphs):
+    for graph in _graphs(manifest):
         for spec in (*graph.inputs, *graph.outputs):
             _check_spec(spec)
+        for engine in graph.engines:
+            Size.parse(engine.size)
     schedule = manifest.schedule
     for steps, plan in schedule.plans.items():
         if not plan or not all(0 <= point < len(schedule.points) for point in plan):
@@ -154,6 +166,16 @@ def _check_spec(spec: TensorSpec) -> None:
     fixed = [axis for axis in spec.shape if isinstance(axis, int)]
     if len(spec.shape) > _MAX_AXES or any(axis < 1 for axis in fixed) or math.prod(fixed) > _MAX_ELEMENTS:
         raise ValueError(f"tensor '{spec.name}' cannot have the shape {spec.shape[:_MAX_AXES]}")
+
+
+def _graphs(manifest: Manifest) -> list[Graph]:
+    return [graph for entry in manifest.stages.values() for graph in entry.graphs]
+
+
+def _build_again(folder: Path, engine: EngineFile) -> str:
+    gpus = f" --sm {','.join(engine.sm)}" if engine.library == "rtx" else ""
+    command = f"livemoments build {folder} --engine {engine.library}{gpus} --rebuild"
+    return f"copy the bundle again, or build its engines again: {command}"
 
 
 BUNDLES = HashedFolders(
@@ -196,6 +218,16 @@ class BundleWriter(StagedFolder):
         with output_errors(self.destination):
             (self.folder / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
         self.publish()
+
+
+def rewrite_manifest(bundle: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Replace the manifest of a bundle that is in place, whose files have got more or fewer, in one rename.
+
+    Raises:
+        OutputError: it cannot be written.
+        ResourceError: the disk is full.
+    """
+    write_file(Path(bundle) / MANIFEST_NAME, encode_manifest(manifest))
 
 
 @contextlib.contextmanager

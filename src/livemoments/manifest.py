@@ -5,7 +5,7 @@ Everything here is data (msgspec structs, JSON on disk); ``bundle.py`` reads and
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -21,6 +21,7 @@ Elements = Annotated[int, Meta(ge=0, le=1 << 50)]
 Positive = Annotated[float, Meta(gt=0, le=1e6)]
 Error = Annotated[float, Meta(ge=0, le=1e12)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+EngineLibrary = Literal["tensorrt", "rtx"]
 MAX_FILES = 20_000
 MAX_GRAPHS = 1_000
 MAX_POINTS = 10_000
@@ -93,11 +94,34 @@ class Schedule(_Entry, omit_defaults=True):
     indices: Annotated[tuple[Count, ...], Meta(max_length=MAX_POINTS)] = ()
 
 
-class Graph(_Entry):
+class EngineFile(_Entry, omit_defaults=True):
+    """A file that a vendor's compiler made of a graph, with everything that decides whether it may be opened.
+
+    ``library`` is ``tensorrt`` or ``rtx`` (TensorRT for RTX), ``version`` that library's. ``size`` (``WxH``) and
+    ``batch`` are fixed in it. ``sm`` are the compute capabilities that it was built for, ``graph_sha256`` is
+    :meth:`Bundle.graph_digest` of the graph at that time. ``flags`` are the options of ``livemoments build`` that
+    differ from their defaults, without the dashes. ``gpu`` and ``driver`` are those of the building machine, where the
+    library built for what it found there.
+    """
+
+    path: str
+    library: EngineLibrary
+    version: str
+    size: str
+    batch: Count
+    sm: Annotated[tuple[Annotated[str, Meta(pattern=r"^\d{1,2}\.\d$")], ...], Meta(min_length=1, max_length=32)]
+    graph_sha256: Digest
+    flags: Annotated[tuple[str, ...], Meta(max_length=32)] = ()
+    gpu: str | None = None
+    driver: str | None = None
+
+
+class Graph(_Entry, omit_defaults=True):
     """One graph file of a stage.
 
     ``size`` is the tile it was traced for as ``WxH``, or ``any`` when height and width are free axes.
-    Paths are relative to the bundle. ``weights`` are the external data files that the graph refers to.
+    Paths are relative to the bundle. ``weights`` are the external data files that the graph refers to; ``engines`` were
+    built from it (manifests of bundles without any read as before these were there).
     """
 
     path: str
@@ -105,6 +129,12 @@ class Graph(_Entry):
     weights: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    engines: Annotated[tuple[EngineFile, ...], Meta(max_length=MAX_GRAPHS)] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that belongs to it: the graph, its weights, its engines."""
+        return self.path, *self.weights, *(engine.path for engine in self.engines)
 
 
 class StageParity(_Entry):

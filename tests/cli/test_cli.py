@@ -13,9 +13,9 @@ from livemoments.bundle import Bundle
 from livemoments.cli import cli, main
 
 COMMANDS = [
-    *("demo", "make-checkpoint", "fetch", "make-prompt", "export", "sensitivity", "quantize"),
-    *("restore", "record", "validate", "synlive build", "synlive check", "inspect", "verify", "devices", "plan"),
-    "completion",
+    *("demo", "make-checkpoint", "fetch", "make-prompt", "export", "sensitivity", "quantize", "check", "build"),
+    *("frames", "restore", "record", "validate", "synlive build", "synlive check", "inspect", "verify", "devices"),
+    *("plan", "completion"),
 ]
 JSON_COMMANDS = COMMANDS[:-1]
 RESTORE = ["restore", "b", "--frame", "f", "--photo", "p", "-o", "x.png"]
@@ -74,7 +74,12 @@ def test_completion_scripts_say_where_they_go(shell: str) -> None:
         (["export", "c", "-o", "b", "--reference", "often"], ["--reference", "'often'", "use per-step, phase-split"]),
         (["export", "c", "-o", "b", "--steps", "6,,2"], ["--steps", "'6,,2'", "e.g. 1,2,4,6"]),
         (["export", "c", "-o", "b", "--stages", "flow,vae"], ["--stages", "'vae' is not a stage", "vae_encoder"]),
-        (["export", "c", "-o", "b", "--target", "tensorrt"], ["--target", "'tensorrt'", "onnx"]),
+        (["export", "c", "-o", "b", "--target", "openvino"], ["--target", "'openvino'", "onnx"]),
+        (["export", "c", "-o", "b", "--engine", "rtx"], ["--engine needs --target tensorrt"]),
+        (["export", "c", "-o", "b", "--target", "tensorrt", "--sm", "8.9"], ["--sm needs --engine rtx"]),
+        (["build", "b", "--engine", "rtx", "--sm", "8.6,89"], ["--sm", "'89' is not a compute", "e.g. 8.6,8.9,12.0"]),
+        (["build", "b"], ["missing option", "--engine"]),
+        (["check", "b"], ["missing option", "--target"]),
         (["export", "c", "-o", "b", "--overlap", "-1"], ["--overlap", "-1"]),
         (
             ["restore", "b", "--frame", "f", "--photo", "p", "-o", "x.png", "--kv-budget", "lots"],

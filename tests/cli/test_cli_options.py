@@ -338,3 +338,39 @@ def test_demo_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (backend.positional, backend.options["photo"]) == ((Path("out"),), Path("p"))
     stand_in(monkeypatch, "livemoments.demo:run_demo", Report(False))
     assert run("demo").exit_code == 1
+
+
+def test_export_builds_engines_of_the_bundle_that_it_wrote(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    backend = stand_in(monkeypatch, "livemoments.export.pipeline:export_bundle", bundle)
+    builder = stand_in(monkeypatch, "livemoments.export.tensorrt.build:build_engines", (bundle, []))
+    checked: list[tuple[str, tuple[str, ...]]] = []
+    monkeypatch.setattr("livemoments.cli.export.check_engine", lambda *given: checked.append(given))
+    options = ["--target", "tensorrt", "--engine", "rtx", "--sm", "8.9, 12.0"]
+    result = run("export", "weights", "-o", "out", *options)
+    assert result.exit_code == 0, result.output
+    assert checked == [("rtx", ("8.9", "12.0"))]
+    assert backend.options["target"] == "tensorrt"
+    assert not {"engine", "sm"} & set(backend.options)
+    folder, wanted = builder.positional
+    assert folder == bundle.path
+    assert (wanted.library, wanted.sm, wanted.stages) == ("rtx", ("8.9", "12.0"), None)
+
+
+def test_build_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    builder = stand_in(monkeypatch, "livemoments.export.tensorrt.build:build_engines", (bundle, []))
+    assert run("build", "b", "--engine", "rtx").exit_code == 0
+    wanted = builder.positional[1]
+    assert (wanted.sm, wanted.batch, wanted.stages, wanted.tiles, wanted.flow_sizes) == ((), 1, None, None, ())
+    assert (wanted.flags, wanted.optimization_level, wanted.timing_cache) == ((), None, None)
+    assert (wanted.rebuild, wanted.check_memory) == (False, True)
+    sizes = "--stages flow,motion --tile 64 --tile 64x64 --flow-size 640x480 --batch 2 --optimization-level 5"
+    flags = "--weight-streaming --refit --strip-weights --version-compatible --hardware-compatible"
+    more = "--timing-cache t --rebuild --no-memory-check --json"
+    result = run("build", "b", "--engine", "tensorrt", *sizes.split(), *flags.split(), *more.split())
+    assert json.loads(result.stdout) == {"bundle": str(bundle.path), "engines": []}
+    wanted = builder.positional[1]
+    assert (wanted.library, wanted.batch, wanted.stages) == ("tensorrt", 2, (Stage.FLOW, Stage.MOTION))
+    assert (wanted.tiles, wanted.flow_sizes) == ((Size(64, 64),), (Size(480, 640),))
+    assert [f"--{flag}" for flag in wanted.flags] == flags.split()
+    assert (wanted.optimization_level, wanted.timing_cache) == (5, Path("t"))
+    assert (wanted.rebuild, wanted.check_memory) == (True, False)

@@ -214,7 +214,7 @@ def test_existing_bundle_needs_overwrite(checkpoint: Path, tmp_path: Path) -> No
         ({"tiles": ()}, "no tile size"),
         ({"overlap": 64}, "overlap of 64"),
         ({"overlap": -1}, "overlap of -1"),
-        ({"target": "tensorrt"}, "no target 'tensorrt'"),
+        ({"target": "openvino"}, "no target 'openvino'"),
         ({"precision": "int8"}, "no precision 'int8'"),
         ({"verify": "perhaps"}, "no verification"),
         ({"kv_layout": "heap"}, "'heap'"),

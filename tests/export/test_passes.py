@@ -16,10 +16,13 @@ from livemoments.export.marks import MARK_DOMAIN
 from livemoments.export.mmdit import Guidance, KeyValue, MMDiT
 from livemoments.export.passes.fold_conditioning import fold_conditioning
 from livemoments.export.passes.fold_text import fold_text
+from livemoments.export.passes.freeze_axes import freeze_axes
 from livemoments.export.passes.fuse_attention import fuse_attention
+from livemoments.export.passes.name_modules import MODULE, name_modules
 from livemoments.export.passes.prune_reference_tail import prune_reference_tail
 from livemoments.export.passes.prune_text_query import prune_text_query
 from livemoments.export.passes.remove_dead import remove_dead
+from livemoments.export.passes.standard_attention import standard_attention
 from livemoments.export.passes.transpose_weights import TRANSPOSED, transpose_weights
 from livemoments.export.passes.unroll_iterations import unroll_iterations
 from livemoments.export.weights import WeightSource
@@ -287,6 +290,70 @@ def test_fuse_attention() -> None:
     assert [value.name for value in model.graph.outputs] == ["y"]
     np.testing.assert_allclose(run(model, **feeds)[0], want, rtol=0, atol=1e-6)
     assert not fuse_attention(model).changed
+
+
+@pytest.mark.parametrize("scale", [" <scale = 0.4>", ""], ids=["scaled", "default scale"])
+def test_standard_attention_undoes_the_fusing(scale: str) -> None:
+    rng = np.random.default_rng()
+    feeds = {name: rng.standard_normal((2, n, 8), dtype=np.float32) for name, n in (("q", 5), ("k", 7), ("v", 7))}
+    model = attention_graph(ATTENTION.replace(" <scale = 0.4>", scale))
+    want = run(model, **feeds)[0]
+    fuse_attention(model)
+    (fused,) = model.graph
+    fused.metadata_props[MODULE] = "blocks.0.attn"
+    report = standard_attention(model)
+    assert report.changed
+    assert report.note == "1 of 1 attentions became standard ones"
+    assert dict(model.graph.opset_imports) == {"": 23}
+    (attention,) = [node for node in model.graph if node.op_type == "Attention"]
+    assert len(attention.outputs) == 1  # the form that TensorRT fuses
+    assert {node.metadata_props[MODULE] for node in model.graph} == {"blocks.0.attn"}
+    assert [value.name for value in model.graph.outputs] == ["y"]
+    np.testing.assert_allclose(run(model, **feeds)[0], want, rtol=0, atol=1e-6)
+    assert not standard_attention(model).changed
+
+
+def test_standard_attention_leaves_masks_and_refuses_old_opsets() -> None:
+    model = attention_graph()
+    fuse_attention(model)
+    (node,) = model.graph
+    masked = ir.Node(
+        node.domain, node.op_type, [*node.inputs, None, node.inputs[0]], list(node.attributes.values()), num_outputs=1
+    )
+    masked.outputs[0].name = "z"
+    model.graph.append(masked)
+    assert standard_attention(model).note == "1 of 2 attentions became standard ones"
+    assert "com.microsoft" in model.graph.opset_imports
+    model.graph.opset_imports[""] = 21
+    with pytest.raises(ValueError, match="opset 21 has no Attention; 23 has"):
+        standard_attention(model)
+
+
+def test_freeze_axes() -> None:
+    model = attention_graph()
+    model.graph.inputs[0].shape = ir.Shape(["batch", 5, 8])
+    model.graph.inputs[1].shape = ir.Shape(["batch", "keys", 8])
+    report = freeze_axes(model, {"batch": 2, "height": 64})
+    assert report.changed
+    assert report.note == "2 values got batch = 2, height = 64"
+    assert model.graph.inputs[0].shape == ir.Shape([2, 5, 8])
+    assert model.graph.inputs[1].shape == ir.Shape([2, "keys", 8])  # of a name without a length
+    assert not freeze_axes(model, {"batch": 2}).changed
+
+
+def test_name_modules_keeps_the_module_and_nothing_of_the_machine() -> None:
+    model = graph(LINEAR)
+    nodes = list(model.graph)
+    scopes = "pkg.torch.onnx.name_scopes"
+    for node, path in zip(
+        nodes, (["", "network.blocks.0.attn", "linear"], ["", "network", "relu"], ["", "add"]), strict=False
+    ):
+        node.metadata_props[scopes] = repr(path)
+        node.metadata_props["pkg.torch.onnx.stack_trace"] = "File /somebody/x.py"
+        node.doc_string = "File /somebody/x.py"
+    name_modules(model)
+    assert [dict(node.metadata_props) for node in nodes] == [{MODULE: "blocks.0.attn"}, {}, {}, {}][: len(nodes)]
+    assert all(not node.doc_string for node in nodes)
 
 
 @pytest.mark.parametrize(

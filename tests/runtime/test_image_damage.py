@@ -160,7 +160,7 @@ def test_heic_without_its_plugin_names_the_package(tmp_path, monkeypatch) -> Non
     (tmp_path / "a.heic").write_bytes(struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(100))
     with pytest.raises(ImageError, match="HEIC") as caught:
         read_photo(tmp_path / "a.heic")
-    assert caught.value.fix == "pip install pillow-heif, or convert to PNG"
+    assert caught.value.fix == "pip install 'livemoments-deploy[livephoto]', or convert it to PNG"
 
 
 def test_a_raw_files_preview_is_not_taken_for_the_photo(tmp_path) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from livemoments.distances import psnr_db
 from livemoments.errors import UsageError
+from livemoments.runtime.video.yuv import Coding, UnusableFrameError, frame_to_rgb, from_rgb, to_rgb
 from livemoments.simulated_clip import synthetic_photograph
 from livemoments.types import Size
-from livemoments.validate.synlive.yuv import Coding, UnusableFrameError, frame_to_rgb, from_rgb, to_rgb
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

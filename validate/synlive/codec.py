@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from livemoments.errors import EngineError, UsageError
-from livemoments.validate.synlive.yuv import Coding, Matrix, frame_to_rgb, from_rgb
+from livemoments.runtime.video.yuv import Coding, Matrix, frame_to_rgb, from_rgb
 
 BITS_PER_PIXEL = (0.14, 0.21)
 """Of phones' clips: 6.5 to 8.5 Mb/s at 1440x1080 (Samsung), 15 Mb/s at 1920x1440 (iPhone 15), both at 30 a second."""

@@ -15,11 +15,14 @@ from typing import Any, NoReturn
 import click
 
 from livemoments.cli import (
+    build,
+    check,
     completion,
     demo,
     devices,
     export,
     fetch,
+    frames,
     inspect_bundle,
     make_checkpoint,
     make_prompt,
@@ -108,6 +111,9 @@ for _module in (
     export,
     sensitivity,
     quantize,
+    check,
+    build,
+    frames,
     restore,
     record,
     validate,

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from livemoments.bundle import Bundle
 from livemoments.cli.bundles import DIS_BY_DESIGN, bundle_bytes, bundle_document, stages_of, worst_parity
+from livemoments.cli.engines import LIBRARIES, check_engine, engines_summary, sm_option
 from livemoments.cli.extras import needs_extra
 from livemoments.cli.options import COUNTS, PATH, POLICY, SIZE, STAGES, overwrite_option, result_options
 from livemoments.cli.output import human_bytes, stdout_is_ours, write_json
 from livemoments.cli.profile_option import profile_option
 from livemoments.types import ReferencePolicy, Size, Stage
 
+if TYPE_CHECKING:
+    from livemoments.export.tensorrt.build import BuiltEngine
+
 
 @click.command("export", short_help="Turn a checkpoint into a bundle of engines.")
 @click.argument("checkpoint", type=PATH)
 @click.option("-o", "--output", metavar="BUNDLE", type=PATH, required=True, help="The bundle's folder.")
 @click.option(
-    "--target", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="What kind of engine to write."
+    "--target",
+    type=click.Choice(["onnx", "tensorrt"]),
+    default="onnx",
+    show_default=True,
+    help="Whose operators the graphs hold. onnx: onnxruntime's. tensorrt: standard ones only, with --engine also the "
+    "engines.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(LIBRARIES),
+    help="Build engines as well, as 'livemoments build' does: tensorrt for the GPU of this machine, rtx for consumer "
+    "GPUs on any machine.",
+)
+@sm_option
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16"]),
@@ -79,7 +95,15 @@ from livemoments.types import ReferencePolicy, Size, Stage
 @overwrite_option
 @profile_option
 @result_options
-def command(checkpoint: Path, output: Path, policy: ReferencePolicy, as_json: bool, **options: Any) -> None:
+def command(
+    checkpoint: Path,
+    output: Path,
+    policy: ReferencePolicy,
+    engine: str | None,
+    sm: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Export CHECKPOINT to a bundle that runs without PyTorch.
 
     CHECKPOINT is a folder in upstream's layout, or upstream's own inference_config.yml. One whose inference_config.yml
@@ -89,24 +113,43 @@ def command(checkpoint: Path, output: Path, policy: ReferencePolicy, as_json: bo
     folds into small tables.
 
     Every stage is compared with the PyTorch reference before the bundle is put in place; one that is past its limit
-    ends the export with exit code 1 and leaves nothing. An interrupted export leaves nothing either.
+    ends the export with exit code 1 and leaves nothing. An interrupted export leaves nothing either. Engines are built
+    once the bundle is in place; if that is interrupted, 'livemoments build' goes on.
 
-    Needs the extra 'export'. With --json: the document of 'livemoments inspect --json'.
+    Needs the extra 'export', for engines 'rtx' or 'tensorrt' too. With --json: the document of 'livemoments inspect
+    --json'.
 
     \b
     Examples:
       livemoments export checkpoint -o bundle --precision fp16
       livemoments export inference_config.yml -o bundle --tile 1024x1024 --tile 768x1024
+      livemoments export checkpoint -o bundle --precision fp16 --target tensorrt --engine rtx --sm 8.9
     """
+    if engine is not None and options["target"] != "tensorrt":
+        raise click.UsageError("--engine needs --target tensorrt")
+    if sm and engine is None:
+        raise click.UsageError("--sm needs --engine rtx")
     tiles: tuple[Size, ...] | None = tuple(dict.fromkeys(options.pop("tiles"))) or None
     with stdout_is_ours(), needs_extra("exporting", "export"):
         from livemoments.export.pipeline import export_bundle
 
+        if engine is not None:
+            check_engine(engine, sm)  # before the hours of an export
         bundle = export_bundle(checkpoint, output, tiles=tiles, reference_policy=str(policy), **options)
+    built: list[BuiltEngine] = []
+    if engine is not None:
+        with stdout_is_ours(), needs_extra("building engines", engine):
+            from livemoments.export.tensorrt.build import build_engines
+            from livemoments.export.tensorrt.options import BuildOptions
+
+            wanted = BuildOptions(engine, sm)  # type: ignore[arg-type]  # click has checked it
+            bundle, built = build_engines(bundle.path, wanted, progress=options["progress"])
     if as_json:
         write_json(bundle_document(bundle))
     else:
         click.echo(_summary(bundle))
+        if built:
+            click.echo(engines_summary(bundle, built))
 
 
 def _summary(bundle: Bundle) -> str:

@@ -19,6 +19,7 @@ from livemoments.cli.bundles import (
 from livemoments.cli.inspect_checkpoint import inspect_checkpoint, looks_like_checkpoint
 from livemoments.cli.options import PATH, json_option
 from livemoments.cli.output import human_bytes, human_count, printable, stdout_is_ours, write_json, write_table
+from livemoments.engine_files import TITLES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,6 +60,8 @@ def command(place: Path, show_io: bool, as_json: bool) -> None:
     for key, value in _facts(opened).items():
         click.echo(f"{key:11} {printable(value)}")
     write_table(_stage_table(opened))
+    if any(graph.engines for entry in opened.manifest.stages.values() for graph in entry.graphs):
+        write_table(_engine_table(opened))
     if show_io:
         write_table(_io_table(opened))
 
@@ -107,6 +110,25 @@ def _stage_table(bundle: Bundle) -> Table:
             "not compared" if worst is None else f"{worst.rel_l2:.1e} ({worst.output}, {worst.size})",
             "-" if worst is None else f"{worst.limit:.0e}",
         )
+    return table
+
+
+def _engine_table(bundle: Bundle) -> Table:
+    from rich.table import Table
+
+    table = Table("stage", "tiles", "built by", "SM", "options", "driver", title="Engines", title_justify="left")
+    table.add_column("file", justify="right")
+    for name, entry in stages_of(bundle).items():
+        for engine in (engine for graph in entry.graphs for engine in graph.engines):
+            table.add_row(
+                name,
+                f"{engine.size} x {engine.batch}",
+                f"{TITLES[engine.library]} {engine.version}",
+                ", ".join(engine.sm),
+                ", ".join(engine.flags) or "-",
+                engine.driver or "-",
+                human_bytes(bundle.manifest.files[engine.path].bytes),
+            )
     return table
 
 

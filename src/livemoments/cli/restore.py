@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from livemoments.cli.bundles import open_checked
 from livemoments.cli.options import BYTES, FILE, PATH, result_options
-from livemoments.cli.output import human_seconds, plural, stdout_is_ours, write_json
+from livemoments.cli.output import stdout_is_ours, write_json
 from livemoments.cli.profile_option import profile_option
+from livemoments.cli.restore_live import LiveRequest, MomentChoice, restore_live
 from livemoments.cli.restore_options import read_restore_options, restore_options
-from livemoments.errors import OutputError
+from livemoments.cli.results import result_document, result_summary
+from livemoments.errors import OutputError, UsageError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import Progress
 
-if TYPE_CHECKING:
-    from livemoments.runtime.restore import RestoreResult
-
 
 @click.command("restore", short_help="Restore a video frame with its key photo.")
-@click.argument("bundle", type=PATH)
-@click.option("--frame", metavar="IMAGE", type=FILE, required=True, help="The video frame to restore.")
-@click.option("--photo", metavar="IMAGE", type=FILE, required=True, help="The key photo: sharp, of the same scene.")
+@click.argument("bundle", type=PATH, required=False)
+@click.option("--frame", metavar="IMAGE|N", type=FILE, help="The video frame to restore; with --live its number.")
+@click.option("--photo", metavar="IMAGE", type=FILE, help="The key photo: sharp, of the same scene.")
 @click.option(
     "--photo-frame",
     metavar="IMAGE",
@@ -32,12 +31,27 @@ if TYPE_CHECKING:
     help="The video frame at the photo's instant.  [default: derived from the photo, and the metadata says so]",
 )
 @click.option(
+    "--live",
+    metavar="IMAGE",
+    type=PATH,
+    help="A Live Photo or Motion Photo: photo, frames and the photo's instant are read from it.",
+)
+@click.option("--at", "times", metavar="TIME", multiple=True, help="With --live: the moment, e.g. 1.2s. Repeatable.")
+@click.option("--best", is_flag=True, help="With --live: the sharpest moment.")
+@click.option("--video", metavar="VIDEO", type=FILE, help="With --live: the video, where it is not found by itself.")
+@click.option("--force", is_flag=True, help="With --live: take photo and video that seem not to belong together.")
+@click.option(
+    "--write-live",
+    is_flag=True,
+    help="With --live: write a Live Photo again, with the phone's own video: an Apple pair, or a Motion Photo.",
+)
+@click.option(
     "-o",
     "--output",
     metavar="IMAGE",
     type=FILE,
-    required=True,
-    help="The result; the suffix decides the format (png, jpg, tif, webp). An existing file is replaced.",
+    help="The result; the suffix decides the format (png, jpg, tif, webp, heic). An existing file is replaced.  "
+    "[default with --live: the photo's name and the moment, here]",
 )
 @restore_options(default_seed="0")
 @click.option(
@@ -102,11 +116,12 @@ if TYPE_CHECKING:
 @profile_option
 @result_options
 def command(
-    bundle: Path,
-    frame: Path,
-    photo: Path,
+    bundle: Path | None,
+    frame: Path | None,
+    photo: Path | None,
     photo_frame: Path | None,
-    output: Path,
+    live: Path | None,
+    output: Path | None,
     bit_depth: str | None,
     progress: Progress,
     as_json: bool,
@@ -118,15 +133,36 @@ def command(
     and metadata. How it was made (seed, steps, policy, flow, tiles, the bundle's hash) is written into the file. The
     same seed gives the same picture whatever the batch size. Runs without PyTorch.
 
+    With --live the images come from a Live Photo (the extra 'livephoto'; 'livemoments frames' lists its moments): the
+    clip's frame at the photo's instant is the photo frame, and the photo is cropped to what the video covers. Several
+    --at share the photo's keys and values. Without BUNDLE the small network that comes with the package restores.
+
     With --json: {"output", "width", "height", "seconds", "metadata", "timings": {"stages": {NAME: {"seconds",
-    "count"}}, "tile_seconds"}}.
+    "count"}}, "tile_seconds"}}. With --live: {"live": {"photo", "video", "kind", "key_frame", "notes"}, "moments": [the
+    same and "frame", "time_s", "notes"]}.
 
     \b
     Examples:
       livemoments restore bundle --frame frame.png --photo photo.jpg -o restored.png
       livemoments restore bundle --frame frame.png --photo photo.jpg -o small-memory.png \\
           --reference phase-split --kv-store disk --flow dis
+      livemoments restore --live IMG_0001.HEIC --at 1.2s
     """
+    with_live = {name: options.pop(name) for name in ("times", "best", "video", "force", "write_live")}
+    if live is not None:
+        if photo is not None or photo_frame is not None:
+            raise UsageError("--live brings its own photo and frames", fix="leave out --photo and --photo-frame")
+        choice = MomentChoice(with_live.pop("times"), frame, with_live.pop("best"))
+        request = LiveRequest(live, choice, bundle, output=output, **with_live)
+        restore_live(request, options, bit_depth, as_json=as_json, progress=progress)
+        return
+    if any(with_live.values()):
+        what = "--at, --best, --video, --force and --write-live go with --live"
+        raise UsageError(what, fix="name the Live Photo with --live")
+    if bundle is None or frame is None or photo is None or output is None:
+        needed = {"BUNDLE": bundle, "--frame": frame, "--photo": photo, "-o": output}
+        missing = [name for name, value in needed.items() if value is None]
+        raise click.UsageError(f"Missing {', '.join(missing)}; or restore a Live Photo with --live.")
     for name, source in (("--frame", frame), ("--photo", photo), ("--photo-frame", photo_frame)):
         if source is not None and source.exists() and output.exists() and output.samefile(source):
             raise OutputError(output, f"is also {name}; it would be overwritten", fix="choose another -o")
@@ -137,42 +173,10 @@ def command(
 
         give_back_large_blocks()
         chosen = read_restore_options(options, bit_depth=None if bit_depth is None else int(bit_depth))
-        live = LivePhoto(frame, photo, photo_frame)
-        result = restore(open_checked(bundle, progress), live, chosen, output=output, progress=progress)
+        images = LivePhoto(frame, photo, photo_frame)
+        result = restore(open_checked(bundle, progress), images, chosen, output=output, progress=progress)
     seconds = time.perf_counter() - started
     if as_json:
-        write_json(_document(result, output, seconds))
+        write_json(result_document(result, output, seconds))
     else:
-        click.echo(_summary(result, output, seconds))
-
-
-def _document(result: RestoreResult, output: Path, seconds: float) -> dict[str, Any]:
-    height, width = result.image.shape[:2]
-    timings = {
-        "stages": {
-            name: {"seconds": round(timing.seconds, 4), "count": timing.count}
-            for name, timing in result.timings.stages.items()
-        },
-        "tile_seconds": [round(tile_s, 4) for tile_s in result.timings.tile_seconds],
-    }
-    return {
-        "output": output,
-        "width": width,
-        "height": height,
-        "seconds": round(seconds, 3),
-        "metadata": result.metadata,
-        "timings": timings,
-    }
-
-
-def _summary(result: RestoreResult, output: Path, seconds: float) -> str:
-    height, width = result.image.shape[:2]
-    made = result.metadata
-    lines = [
-        f"wrote {output}: {width}x{height} in {human_seconds(seconds)}",
-        f"  {plural(made['tiles'], 'tile')} of {made['tile']}, {plural(made['steps'], 'step')}, "
-        f"reference {made['reference_policy']}, flow by {made['flow']}, photo frame {made['photo_frame']}",
-    ]
-    if lost := made.get("not_carried_over"):
-        lines.append(f"  not carried over from the photo: {', '.join(lost)}")
-    return "\n".join(lines)
+        click.echo(result_summary(result, output, seconds))

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from livemoments.errors import LiveMomentsError, UsageError
+from livemoments.runtime.image_files.colour_codes import display_p3
+from livemoments.runtime.video.hdr import HDR_CURVES, hdr_to_p3, wide_to_p3
 
 Matrix: TypeAlias = Literal["bt601", "bt709", "bt2020"]
 Planes: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
@@ -31,7 +33,7 @@ _MATRICES: dict[int, Matrix] = {1: "bt709", 4: "bt601", 5: "bt601", 6: "bt601", 
 _UNSPECIFIED = 2
 _FULL_RANGE = 2  # AVColorRange
 _HD_WIDTH_PX, _HD_HEIGHT_PX = 1280, 577  # players take untagged videos from here on for BT.709
-_HDR = {16: "PQ", 18: "HLG"}  # AVColorTransferCharacteristic
+_P3_PRIMARIES, _BT2020_PRIMARIES = 12, 9  # AVColorPrimaries of H.273
 
 
 class UnusableFrameError(LiveMomentsError):
@@ -62,6 +64,12 @@ def to_rgb(planes: Planes, coding: Coding) -> Pixels:
         planes: Y (H, W), Cb and Cr (H / shrink_y, W / shrink_x), uint8 or uint16.
         coding: what they mean.
     """
+    rgb = _to_float_rgb(planes, coding)
+    return np.clip(np.rint(rgb, out=rgb), 0, 255).astype(np.uint8)
+
+
+def _to_float_rgb(planes: Planes, coding: Coding) -> npt.NDArray[np.float32]:
+    """(H, W, 3) float32 RGB, 0 to 255 with overshoots."""
     unit = 2.0 ** (8 - coding.depth)
     luma = planes[0].astype(np.float32) * np.float32(unit)
     height, width = luma.shape
@@ -79,7 +87,7 @@ def to_rgb(planes: Planes, coding: Coding) -> Pixels:
     rgb[..., 0] = luma + np.float32(2 * (1 - red) * chroma_gain) * cr
     rgb[..., 2] = luma + np.float32(2 * (1 - blue) * chroma_gain) * cb
     rgb[..., 1] = (luma - np.float32(red) * rgb[..., 0] - np.float32(blue) * rgb[..., 2]) / np.float32(green)
-    return np.clip(np.rint(rgb, out=rgb), 0, 255).astype(np.uint8)
+    return rgb
 
 
 def from_rgb(pixels: Pixels, coding: Coding) -> Planes:
@@ -132,14 +140,41 @@ def frame_to_rgb(frame: Any) -> Pixels:
     Raises:
         UnusableFrameError: the frame is HDR (PQ or HLG), or its pixel format or matrix is none that can be converted.
     """
-    if frame.color_trc in _HDR:
+    if frame.color_trc in HDR_CURVES:
         fix = "convert the video to SDR first, or set the camera to SDR"
-        raise UnusableFrameError(f"is HDR ({_HDR[frame.color_trc]})", fix=fix)
+        raise UnusableFrameError(f"is HDR ({HDR_CURVES[frame.color_trc]})", fix=fix)
     if frame.format.is_rgb:
         pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
     else:
         pixels = to_rgb(_planes(frame), _coding(frame))
     return np.ascontiguousarray(_turn(pixels, frame))
+
+
+def frame_to_photo_range(frame: Any) -> tuple[Pixels, bytes | None, str | None]:
+    """The same for frames of any dynamic range and primaries, brought to one that photos have.
+
+    HDR (PQ, HLG, the base layer of Dolby Vision) is tone-mapped to Display P3, as wide SDR is converted to it.
+
+    Returns:
+        The pixels, their ICC profile (``None``: sRGB), and what was done to them in words, if anything was.
+
+    Raises:
+        UnusableFrameError: its pixel format or matrix is none that can be converted.
+    """
+    is_hdr = frame.color_trc in HDR_CURVES
+    primaries = getattr(frame, "color_primaries", _UNSPECIFIED)
+    if frame.format.is_rgb or not (is_hdr or primaries == _BT2020_PRIMARIES):
+        profile = display_p3() if primaries == _P3_PRIMARIES else None
+        return frame_to_rgb(frame), profile, None
+    signal = _to_float_rgb(_planes(frame), _coding(frame))
+    signal *= np.float32(1 / 255)
+    if is_hdr:
+        dolby = any("DOVI" in str(data.type) for data in frame.side_data)
+        name = f"{HDR_CURVES[frame.color_trc]}{', the base layer of Dolby Vision' if dolby else ''}"
+        pixels, done = hdr_to_p3(signal, frame.color_trc), f"HDR ({name}), tone-mapped to Display P3"
+    else:
+        pixels, done = wide_to_p3(signal), "BT.2020 primaries, converted to Display P3"
+    return np.ascontiguousarray(_turn(pixels, frame)), display_p3(), done
 
 
 def _coding(frame: Any) -> Coding:

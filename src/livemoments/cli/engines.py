@@ -1,0 +1,104 @@
+"""Options and sentences that the commands about engines share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from livemoments.cli.options import BadValue
+from livemoments.cli.output import human_bytes, human_seconds, plural
+
+if TYPE_CHECKING:
+    from livemoments.bundle import Bundle
+    from livemoments.export.tensorrt.build import BuiltEngine
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+LIBRARIES = ("tensorrt", "rtx")
+
+
+class ComputeCapabilitiesType(click.ParamType):
+    """Compute capabilities with commas between them."""
+
+    name = "SM,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Read ``8.6,8.9``."""
+        if isinstance(value, tuple):
+            return value
+        found = tuple(dict.fromkeys(part.strip() for part in value.split(",")))
+        for part in found:
+            major, dot, minor = part.partition(".")
+            if not (dot and major.isdecimal() and minor.isdecimal() and len(major) <= 2 and len(minor) == 1):
+                fix = "write e.g. 8.6,8.9,12.0"
+                raise BadValue(f"'{part}' is not a compute capability", fix=fix, param=param, ctx=ctx)
+        return found
+
+
+SM = ComputeCapabilitiesType()
+
+
+def sm_option(function: Function) -> Function:
+    """``--sm``."""
+    text = (
+        "Compute capabilities that an engine of TensorRT for RTX serves: 8.6 Ampere, 8.9 Ada, 12.0 Blackwell; one "
+        "engine may serve several.  [default: 8.6,8.9,12.0]"
+    )
+    return click.option("--sm", type=SM, default=(), help=text)(function)
+
+
+def by_module(refusals: Sequence[Any]) -> dict[tuple[str, str], list[str]]:
+    """Refusals as a person reads them: the modules of each operator and reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for one in refusals:
+        modules = found.setdefault((one.operator, one.reason), [])
+        if one.module not in modules:
+            modules.append(one.module)
+    return found
+
+
+def check_engine(engine: str, sm: tuple[str, ...]) -> None:
+    """Before long work: can engines be built here at all?
+
+    Raises:
+        MissingExtraError: the library is not installed.
+        UsageError, EngineError: it does not build for these GPUs, or not here.
+    """
+    from livemoments.export.tensorrt.gpu import find_gpu
+    from livemoments.export.tensorrt.library import load_library
+    from livemoments.export.tensorrt.options import BuildOptions, host_of
+
+    options = BuildOptions(engine, sm)  # type: ignore[arg-type]  # click has checked it
+    host_of(load_library(options.library), options, find_gpu())
+
+
+def engine_document(built: BuiltEngine) -> dict[str, Any]:
+    """One engine as ``--json`` prints it."""
+    engine = built.engine
+    return {
+        "stage": built.stage.value,
+        "path": engine.path,
+        "size": engine.size,
+        "batch": engine.batch,
+        "library": engine.library,
+        "version": engine.version,
+        "sm": engine.sm,
+        "flags": engine.flags,
+        "bytes": built.bytes,
+        "built": built.is_new,
+        "layers": built.layers,
+        "seconds": round(built.seconds, 3),
+        "peak_rss_bytes": built.peak_rss_bytes,
+    }
+
+
+def engines_summary(bundle: Bundle, built: list[BuiltEngine]) -> str:
+    """What a person reads of a finished build."""
+    new = [one for one in built if one.is_new]
+    lines = [f"{bundle.path}: {plural(len(new), 'engine')} built, {len(built) - len(new)} kept"]
+    for one in built:
+        how = f"{human_seconds(one.seconds)}, {human_bytes(one.peak_rss_bytes)} of memory" if one.is_new else "kept"
+        lines.append(f"  {one.stage:12} {one.engine.size:>10}  {human_bytes(one.bytes):>8}  {how}")
+    return "\n".join(lines)
