@@ -109,7 +109,7 @@ def command(
             tile=tile,
             cores=usable_cores(),
         )
-        plans = make_plans(Bundle.open(bundle, verify_hashes=False, weights=False), device, request)
+        plans = make_plans(Bundle.open(bundle, verify_hashes=False, engines=False, weights=False), device, request)
         if svg is not None:
             write_file(svg, plan_svg(plans, plans.chosen or plans.nearest).encode())
     if as_json:
