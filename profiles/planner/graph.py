@@ -15,10 +15,12 @@ from onnx.reference import ReferenceEvaluator
 
 from livemoments.errors import BundleError
 
-_ROUNDS = 12  # shape inference and folding take turns; RAFT needs four
+_ROUNDS = 64  # shape inference and folding take turns; RAFT needs four
 _SMALL = 1 << 14  # whole numbers of a tensor that may be a shape or positions, and is computed
 _FEW = 16  # and others
 _MICROSOFT = "com.microsoft"
+_LIKE_INPUT = frozenset({"MultiHeadAttention", "Gelu", "FastGelu", "QuickGelu"})
+"""Operators of onnxruntime whose output has the first input's shape and type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ def _infer(model: onnx.ModelProto) -> dict[str, Tensor]:
     """
     known: dict[str, Tensor] = {}
     for _ in range(_ROUNDS):
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(_with_known_operators(model), data_prop=True)
         before = len(known)
         for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
             if (tensor := _tensor_of(value)) is not None:
@@ -158,6 +160,18 @@ def _infer(model: onnx.ModelProto) -> dict[str, Tensor]:
         if not folded and not added and len(known) == before:
             break
     return known
+
+
+def _with_known_operators(model: onnx.ModelProto) -> onnx.ModelProto:
+    """For inference: onnxruntime's operators, which onnx does not know, as what leaves shape and type alone."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        if node.domain == _MICROSOFT and node.op_type in _LIKE_INPUT:
+            node.op_type, node.domain = "Identity", ""
+            del node.input[1:]
+            del node.attribute[:]
+    return copy
 
 
 def _tensor_of(value: onnx.ValueInfoProto) -> Tensor | None:
@@ -180,7 +194,7 @@ def _microsoft(graph: onnx.GraphProto, known: dict[str, Tensor]) -> int:
         shape = first.shape
         if node.op_type == "MatMulNBits":
             shape = (*first.shape[:-1], attributes["N"])
-        elif node.op_type not in ("MultiHeadAttention", "QuantizeLinear", "DequantizeLinear", "Gelu", "QuickGelu"):
+        elif node.op_type not in _LIKE_INPUT:
             continue
         known[node.output[0]] = Tensor(shape, first.dtype)
         info = onnx.helper.make_tensor_value_info(node.output[0], first.dtype, shape)
