@@ -242,11 +242,15 @@ class MMDiT(nn.Module):
             guide = None if guidance is None else guidance[index]
             image, text, own = block(image, text, conditioning, guide)
             kept.append(own)
+        return self.velocity(image, conditioning), kept
+
+    def velocity(self, image: Tensor, conditioning: Tensor) -> Tensor | None:
+        """The last block's image tokens (B, N, D) to the velocity (B, C, h, w), ``None`` where that was pruned."""
         if self.norm_out is None or self.proj_out is None:
-            return None, kept
+            return None
         rows = self.norm_out(conditioning)
         image = modulate(image, scale=rows.scale_msa, shift=rows.shift_msa)
-        return self._unpatchify(self.proj_out(image)), kept
+        return self._unpatchify(self.proj_out(image))
 
     def embedded_prompt(self) -> Tensor:
         """The text tokens that enter the first block, (1, T, D)."""

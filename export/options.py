@@ -11,11 +11,16 @@ from livemoments.types import ReferencePolicy, Size, Stage
 
 Verify = Literal["full", "sampled", "finite", "none"]
 
-TARGETS = ("onnx", "tensorrt")
+TARGETS = ("onnx", "tensorrt", "coreml")
 PRECISIONS = ("fp32", "fp16")
 VERIFY = ("full", "sampled", "finite", "none")
 KV_LAYOUTS = ("per-block", "stacked")
 DEFAULT_STEP_COUNTS = (1, 2, 3, 4, 6)
+DEFAULT_BLOCKS_PER_PACKAGE = 6
+"""Of SD3-medium's 24: below 1 GB a package in half precision, a limit that iOS 18 was reported to have."""
+FLOW_MULTIPLE_PX = 8
+MIN_FLOW_PX = 64
+"""RAFT's smallest side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +28,10 @@ class ExportOptions:
     """The options of :func:`livemoments.export.pipeline.export_bundle`.
 
     Attributes:
-        target: whose form of attention the graphs hold. ``onnx``: onnxruntime's own operator, the fastest there.
-            ``tensorrt``: the standard one, so that the graphs hold standard operators alone; onnxruntime runs these
-            too, more slowly. Engines are built from either (:mod:`livemoments.export.tensorrt.build`).
+        target: ``onnx``: graphs with onnxruntime's own form of attention, the fastest there. ``tensorrt``: graphs with
+            the standard one, so that they hold standard operators alone; onnxruntime runs these too, more slowly, and
+            engines are built from either (:mod:`livemoments.export.tensorrt.build`). ``coreml``: packages for iOS 18
+            and macOS 15.
         precision: ``fp32`` or ``fp16``; RAFT stays in float32.
         tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
             position table. ``None`` is the checkpoint's own training size (its ``tile``, else ``sample_size``):
@@ -40,6 +46,9 @@ class ExportOptions:
             restore a photo.
         verify: ``full`` compares every graph with the reference at every point of the schedule, ``sampled`` at the
             first and the last, ``finite`` only runs every graph once, ``none`` does not.
+        flow_sizes: sizes, multiples of 8 px, besides the tiles' for which the target ``coreml`` holds RAFT: those of
+            the video frames that come with the photos. Other targets' RAFT takes any.
+        blocks_per_package: how many transformer blocks the target ``coreml`` puts into one package at most.
     """
 
     target: str = "onnx"
@@ -51,6 +60,8 @@ class ExportOptions:
     kv_layout: str = "per-block"
     stages: Sequence[Stage] | None = None
     verify: Verify = "full"
+    flow_sizes: Sequence[Size] = ()
+    blocks_per_package: int = DEFAULT_BLOCKS_PER_PACKAGE
 
     def check(self) -> None:
         """See whether the options can be used, with whatever checkpoint.
@@ -68,6 +79,16 @@ class ExportOptions:
                 raise UsageError(f"this release has no {what} '{value}'", fix=f"use {', '.join(allowed)}")
         if self.tiles is not None and not self.tiles:
             raise UsageError("no tile size was given", fix="give at least one, e.g. 1024x1024")
+        for size in self.flow_sizes:
+            if any(side % FLOW_MULTIPLE_PX or side < MIN_FLOW_PX for side in (size.height, size.width)):
+                raise UsageError(
+                    f"RAFT takes no images of {size}",
+                    fix=f"use multiples of {FLOW_MULTIPLE_PX} px from {MIN_FLOW_PX} px",
+                )
+        if self.blocks_per_package < 1:
+            raise UsageError(f"{self.blocks_per_package} blocks make no package", fix="use 4 to 6")
+        if self.target != "coreml" and (self.flow_sizes or self.blocks_per_package != DEFAULT_BLOCKS_PER_PACKAGE):
+            raise UsageError("sizes of the flow and blocks per package are the target coreml's", fix="leave them out")
         if self.stages is not None and not self.stages:
             raise UsageError("no stage to export was named")
         ReferencePolicy.parse(self.reference_policy)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from livemoments.bundle import Bundle, BundleWriter, hash_file, write_bundle
-from livemoments.errors import MissingExtraError, ResourceError, UsageError
+from livemoments.errors import ResourceError, UsageError
+from livemoments.export.opening import open_planner
 from livemoments.export.options import ExportOptions
 from livemoments.manifest import (
     SCHEMA_VERSION,
@@ -22,7 +23,6 @@ from livemoments.manifest import (
 )
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.own_tiles import MIN_TILE_PX, default_overlap, default_tile
-from livemoments.schedule import DEFAULT_STEPS, build_schedule
 from livemoments.store.errors import disk_full, is_full
 from livemoments.types import ReferencePolicy, Size, Stage, whole_bundle
 from livemoments.version import __version__
@@ -68,7 +68,7 @@ def export_bundle(
         raise TypeError("give either ExportOptions or their fields as keywords")
     options = options or ExportOptions(**fields)
     options.check()
-    planner = _planner(checkpoint, options)
+    planner = open_planner(checkpoint, options)
     wanted = _wanted(planner, options.stages)
     tiles = options.tiles
     sizes = (default_tile(planner.configs, planner.files.tile),) if tiles is None else tuple(dict.fromkeys(tiles))
@@ -78,16 +78,22 @@ def export_bundle(
         overlap = own or default_overlap(planner.configs, sizes)
     _check_tiles(planner, sizes, overlap)
     planner.check_files(wanted)
-    from livemoments.reference.checkpoint import model_of  # torch, whose absence _planner explained
+    from livemoments.reference.checkpoint import model_of  # torch, whose absence open_planner explained
 
     with _resource_errors(Path(output)), write_bundle(output, overwrite=overwrite) as writer:
-        entries = _export_stages(planner, writer, wanted, sizes, options, progress)
+        source = _source(planner)
+        if options.target == "coreml":
+            from livemoments.export.coreml.pipeline import export_stages
+
+            entries = export_stages(Path(checkpoint), planner, writer, wanted, sizes, options, source.files, progress)
+        else:
+            entries = _export_stages(planner, writer, wanted, sizes, options, progress)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             producer=f"livemoments-deploy {__version__}",
             target=options.target,
             precision=options.precision,
-            source=_source(planner),
+            source=source,
             model=model_of(planner.configs, planner.prompt, planner.files.flow),
             schedule=planner.schedule,
             tiles=tuple(str(size) for size in sizes),
@@ -95,7 +101,7 @@ def export_bundle(
             reference_policy=str(ReferencePolicy.parse(options.reference_policy)),
             kv_layout=planner.kv_layout,
             stages=entries,
-            toolchain=_toolchain(),
+            toolchain=_toolchain(*(["coremltools"] if options.target == "coreml" else [])),
             files=writer.hash_files(),
         )
         writer.commit(manifest)
@@ -126,33 +132,6 @@ def _check_tiles(planner: Planner, sizes: Sequence[Size], overlap: int) -> None:
                     f"tiles of {size} are not possible with this checkpoint",
                     fix=f"use multiples of {cell} px from {MIN_TILE_PX} to {largest} px",
                 )
-
-
-def _planner(checkpoint: str | Path, options: ExportOptions) -> Planner:
-    try:
-        import onnx  # noqa: F401  (onnx_ir's and onnxscript's absence would show only halfway)
-        import onnx_ir  # noqa: F401
-        import onnxscript  # noqa: F401
-        import torch
-
-        from livemoments.export.plan import Planner
-        from livemoments.reference.checkpoint import read_configs, read_prompt
-        from livemoments.reference.layout import locate
-    except ImportError as error:
-        raise MissingExtraError("export to ONNX", "export", missing=error.name) from None
-    files = locate(checkpoint)
-    configs = read_configs(files)
-    counts = sorted(set(options.steps))
-    if not counts:
-        raise UsageError("no step count was given", fix=f"give at least one, e.g. {DEFAULT_STEPS}")
-    schedule = build_schedule(
-        counts,
-        shift=configs.schedule.shift,
-        train_steps=configs.schedule.num_train_timesteps,
-        default_steps=DEFAULT_STEPS if DEFAULT_STEPS in counts else counts[-1],
-    )
-    dtype = torch.float16 if options.precision == "fp16" else torch.float32
-    return Planner(files, configs, read_prompt(files, configs.transformer), schedule, dtype, options.kv_layout)
 
 
 @contextlib.contextmanager
@@ -260,9 +239,9 @@ def _source(planner: Planner) -> Source:
     return Source(name=planner.files.root.resolve().name, files=files)
 
 
-def _toolchain() -> dict[str, str]:
+def _toolchain(*more: str) -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for name in _TOOLS:
+    for name in (*_TOOLS, *more):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions

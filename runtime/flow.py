@@ -64,7 +64,8 @@ class EngineFlow:
             have = ", ".join(graph.size for graph in entry.graphs)
             raise UsageError(
                 f"the bundle's flow engine takes images of {have} only, not {size}",
-                fix="pass --flow dis, or export again with a flow stage of free size",
+                fix="pass --flow dis, or export again "
+                + (f"with --flow-size {size}" if self._pool.bundle.manifest.target == "coreml" else "without --stages"),
             )
 
 

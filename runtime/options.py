@@ -167,12 +167,16 @@ class RestoreOptions:
                 fix=f"export again with --tile {self.tile}, or leave --tile out",
             )
 
-    def open_backend(self) -> Backend:
-        """The back-end that these options name.
+    def open_backend(self, bundle: Bundle | None = None) -> Backend:
+        """The back-end that these options name, for the bundle's kind of graphs; without one, for ONNX graphs.
 
         Raises:
-            UsageError: the installed onnxruntime has no such provider.
+            UsageError: the installed onnxruntime, or this system, has no such provider.
         """
+        if bundle is not None and bundle.manifest.target == "coreml":
+            from livemoments.coreml.backend import CoreMlBackend
+
+            return CoreMlBackend(self.provider)
         from livemoments.runtime.backends.ort import OrtBackend
 
         return OrtBackend(self.provider, self.threads)

@@ -162,7 +162,7 @@ def restore(
             match_profiles=not run.like_upstream,
         )
     plan = plan_tiles(run, inputs.size)
-    backend = backend or chosen.open_backend()
+    backend = backend or chosen.open_backend(opened)
     done = restore_tiles(run, inputs, plan, backend)
     blender, corners, run = done.blender, done.corners, done.run
     depth = chosen.bit_depth or (8 if run.like_upstream else inputs.photo.bit_depth)

@@ -7,7 +7,7 @@ import datetime
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,6 +51,7 @@ from livemoments.validate.report_data import (
     Cost,
     DatasetInfo,
     ImageResult,
+    Level,
     Metric,
     Rung,
     ValidationReport,
@@ -161,6 +162,19 @@ class _DataResults:
     checks: tuple[Check, ...] = ()
 
 
+def _whole_stages(bundle: Bundle, levels: Collection[Level], find_fault: bool, progress: Progress) -> tuple[Level, ...]:
+    """The rungs that need no look into a stage: only ONNX graphs are cut.
+
+    Raises:
+        UsageError: the bundle is to be bisected.
+    """
+    if find_fault:
+        raise UsageError(f"{bundle.path} holds Core ML packages, which are not bisected", fix="leave --bisect out")
+    if "block" in levels:
+        progress.say("the rung 'block' is left out: Core ML packages are run as a whole")
+    return tuple(level for level in levels if level != "block")
+
+
 @dataclass
 class _Validation:
     """The parts of a validation, each of which says its outcome."""
@@ -175,11 +189,13 @@ class _Validation:
     def __post_init__(self) -> None:
         self.settings = self.options.restore
         self.limits = load_limits(self.bundle.manifest.precision, self.options.limits)
-        self.backend = self.own_backend or self.settings.open_backend()
+        self.backend = self.own_backend or self.settings.open_backend(self.bundle)
 
     def compare_with_reference(self, checkpoint: Path | None) -> tuple[tuple[Rung, ...], Bisection | None]:
         """The parity ladder, and where the engine leaves the reference if that was asked for."""
         levels, find_fault = self.options.levels, self.options.find_fault
+        if self.bundle.manifest.target == "coreml":
+            levels = _whole_stages(self.bundle, levels, find_fault, self.progress)
         bisection: Bisection | None = None
         if checkpoint is not None:
             from livemoments.validate.against_checkpoint import compare_with_checkpoint

@@ -157,6 +157,10 @@ class OrtBackend(Backend):
 
     def open(self, bundle: Bundle, stage: Stage, size: Size) -> OrtEngine:
         """Open a session on the stage's graph; see :meth:`Backend.open`."""
+        if bundle.manifest.target == "coreml":
+            raise EngineError(
+                f"{bundle.path} holds Core ML packages, which onnxruntime does not run", fix="export with --target onnx"
+            )
         graph = bundle.graph(stage, size)
         path = bundle.path / graph.path  # by path: external weights lie beside the graph
         try:

@@ -46,9 +46,12 @@ def test_export_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bu
             "stages": None,
             "overwrite": False,
             "verify": "full",
+            "blocks_per_package": 6,
+            "flow_sizes": (),
         }
     options = "--precision fp16 --tile 256x128 --tile 64 --tile 64x64 --overlap 32 --steps 6,2 --reference every-2"
-    more = "--kv-layout stacked --stages restoration,reference --overwrite --verify none -q"
+    more = "--kv-layout stacked --stages restoration,reference --overwrite --verify none -q "
+    more += "--blocks-per-package 2 --flow-size 1440x1080"
     assert run("export", "weights", "-o", "out", *options.split(), *more.split()).exit_code == 0
     del backend.options["progress"]
     assert backend.options == {
@@ -62,6 +65,8 @@ def test_export_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bu
         "stages": (Stage.REFERENCE, Stage.RESTORATION),
         "overwrite": True,
         "verify": "none",
+        "blocks_per_package": 2,
+        "flow_sizes": (Size(1080, 1440),),
     }
 
 

@@ -44,6 +44,7 @@ NOT_SOURCES = {".git", ".venv", "build", "dist", "node_modules"}
 MODULES = {
     "DISTS-pytorch": "DISTS_pytorch",
     "av": "av",
+    "coremltools": "coremltools",
     "diffusers": "diffusers",
     "huggingface_hub": "huggingface_hub",
     "jinja2": "jinja2",
@@ -184,7 +185,7 @@ def test_runtime_never_imports_what_an_extra_brings() -> None:
 def test_the_root_package_imports_extras_only_at_the_edges() -> None:
     for path in python_files("src"):
         at_edge = path.parent.name == "livemoments" and path.name.startswith("demo")
-        if path.parent.name in ("graphs", "weights"):  # optional packages are what they are about
+        if {"coreml", "graphs", "weights"} & {*path.parts}:  # optional packages are what they are about
             continue
         found = roots(imports(path, inside_functions=not at_edge)) & OPTIONAL_MODULES
         assert not found, f"{path.relative_to(ROOT)} imports {found}"
@@ -194,7 +195,8 @@ def test_dependencies_point_one_way() -> None:
     """types, errors, store <- bundle <- runtime <- graphs <- quantize, validate; reference <- export <- quantize."""
     forbidden = {
         "src/livemoments/store": {"bundle", "runtime", "graphs", "reference", "export", "quantize", "validate", "cli"},
-        "src/livemoments/graphs": {"reference", "export", "quantize", "validate", "profiles", "cli"},
+        "src/livemoments/coreml": {"graphs", "reference", "export", "quantize", "validate", "profiles", "cli"},
+        "src/livemoments/graphs": {"coreml", "reference", "export", "quantize", "validate", "profiles", "cli"},
         "runtime": {"graphs", "reference", "export", "quantize", "validate", "profiles", "cli"},
         "reference": {"runtime", "export", "quantize", "validate", "profiles", "cli"},
         "export": {"quantize", "profiles", "cli"},

@@ -57,7 +57,7 @@ def measure_cost(
         ResourceError: memory ran out.
     """
     settings = (settings or RestoreOptions()).for_bundle(bundle)
-    backend = backend or settings.open_backend()
+    backend = backend or settings.open_backend(bundle)
     sizes = sizes or ([settings.tile] if settings.tile else bundle.tile_sizes)
     with _watched_machine(settings) as (gpu, no_gpu, state):
         counts = {"runs": runs, "warmup": warmup, "batch": settings.batch, "seed": settings.seed}

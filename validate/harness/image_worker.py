@@ -94,7 +94,9 @@ class ImageWorker:
                 f"on {socket.gethostname()} this is not the bundle that the run began with",
                 fix="copy the same bundle to this path on every machine",
             )
-        self._engines = KeptEngines(backend or spec.settings.open_backend(), spec.settings.policy(self.bundle))
+        self._engines = KeptEngines(
+            backend or spec.settings.open_backend(self.bundle), spec.settings.policy(self.bundle)
+        )
         self._metrics = spec.metrics()
         self.name = f"{socket.gethostname()}:{os.getpid()}"
 

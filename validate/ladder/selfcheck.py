@@ -20,6 +20,7 @@ from livemoments.limits import PrecisionLimits, load_limits
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Array, Backend, Engine, batch_axis, to_host
 from livemoments.runtime.backends.ort import OrtBackend
+from livemoments.runtime.flow import FlowKind
 from livemoments.runtime.image_files.photo import MIN_SIDE_PX, Photo
 from livemoments.runtime.inputs import RestoreInputs, load_inputs
 from livemoments.runtime.options import RestoreOptions
@@ -211,7 +212,9 @@ def _restore(
 ) -> np.ndarray:
     """The blended picture in float, (H, W, 3), with as few steps as the bundle offers."""
     fewest = min(int(count) for count in bundle.manifest.schedule.plans)
-    run = Restoration.of(bundle, RestoreOptions(seed=seed, steps=fewest, batch=batch, pad_small=True))
+    # Core ML packages take images of their own sizes only, which this picture's frames are not
+    flow: FlowKind | None = "dis" if bundle.manifest.target == "coreml" else None
+    run = Restoration.of(bundle, RestoreOptions(seed=seed, steps=fewest, batch=batch, pad_small=True, flow=flow))
     plan = plan_tiles(run, inputs.size)
     if backwards:
         plan = dataclasses.replace(plan, tiles=plan.tiles[::-1])

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", metavar="BUNDLE", type=PATH, required=True, help="The bundle's folder.")
 @click.option(
     "--target",
-    type=click.Choice(["onnx", "tensorrt"]),
+    type=click.Choice(["onnx", "tensorrt", "coreml"]),
     default="onnx",
     show_default=True,
-    help="Whose operators the graphs hold. onnx: onnxruntime's. tensorrt: standard ones only, with --engine also the "
-    "engines.",
+    help="What to write. onnx: graphs with onnxruntime's operators. tensorrt: graphs of standard ones only, with "
+    "--engine also the engines. coreml: Core ML packages for iOS 18 and macOS 15.",
 )
 @click.option(
     "--engine",
@@ -92,6 +92,21 @@ if TYPE_CHECKING:
     help="full: every graph against the PyTorch reference, at every point of the schedule. sampled: at the first and "
     "the last. finite: every graph only runs once. none: nothing. The manifest records what was measured.",
 )
+@click.option(
+    "--flow-size",
+    "flow_sizes",
+    type=SIZE,
+    multiple=True,
+    help="With --target coreml: a size for which the flow stage gets a package, besides the tiles': that of the video "
+    "frames, each side rounded up to a multiple of 8 px. Other targets' flow takes any size.",
+)
+@click.option(
+    "--blocks-per-package",
+    type=click.IntRange(min=1),
+    default=6,
+    metavar="N",
+    help="With --target coreml: transformer blocks in a package at most.  [default: 6]",
+)
 @overwrite_option
 @profile_option
 @result_options
@@ -113,22 +128,25 @@ def command(
     folds into small tables.
 
     Every stage is compared with the PyTorch reference before the bundle is put in place; one that is past its limit
-    ends the export with exit code 1 and leaves nothing. An interrupted export leaves nothing either. Engines are built
-    once the bundle is in place; if that is interrupted, 'livemoments build' goes on.
+    ends the export with exit code 1 and leaves nothing. An interrupted export leaves nothing either; with
+    --target coreml it leaves its finished packages in a hidden folder beside BUNDLE, from which the next one goes on.
+    Engines are built once the bundle is in place; if that is interrupted, 'livemoments build' goes on.
 
-    Needs the extra 'export', for engines 'rtx' or 'tensorrt' too. With --json: the document of 'livemoments inspect
-    --json'.
+    Needs the extra 'export', and 'coreml', 'rtx' or 'tensorrt' for these. With --json: the document of 'livemoments
+    inspect --json'.
 
     \b
     Examples:
       livemoments export checkpoint -o bundle --precision fp16
       livemoments export inference_config.yml -o bundle --tile 1024x1024 --tile 768x1024
       livemoments export checkpoint -o bundle --precision fp16 --target tensorrt --engine rtx --sm 8.9
+      livemoments export checkpoint -o bundle --target coreml --precision fp16 --flow-size 1440x1080
     """
     if engine is not None and options["target"] != "tensorrt":
         raise click.UsageError("--engine needs --target tensorrt")
     if sm and engine is None:
         raise click.UsageError("--sm needs --engine rtx")
+    options["flow_sizes"] = tuple(dict.fromkeys(options["flow_sizes"]))
     tiles: tuple[Size, ...] | None = tuple(dict.fromkeys(options.pop("tiles"))) or None
     with stdout_is_ours(), needs_extra("exporting", "export"):
         from livemoments.export.pipeline import export_bundle

@@ -12,6 +12,7 @@ OPTIONAL_MODULES = frozenset(
     {
         "DISTS_pytorch",
         "av",
+        "coremltools",
         "diffusers",
         "huggingface_hub",
         "jinja2",

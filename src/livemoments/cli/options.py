@@ -191,7 +191,8 @@ def provider_option(function: Function) -> Function:
         show_default=True,
         metavar="NAME",
         help="onnxruntime's execution provider: cpu, cuda, coreml, … One that is not there is an error, "
-        "never a silent fall back to the CPU. Only cpu was measured so far.",
+        "never a silent fall back to the CPU. Only cpu was measured so far. Of bundles of Core ML packages: "
+        "interpreter, and on a Mac gpu, ane, all, cpu-only.",
     )(function)
 
 

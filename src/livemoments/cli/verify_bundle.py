@@ -78,9 +78,9 @@ def check_graphs(bundle: Bundle, provider: str, threads: int | None, run: bool, 
     Raises:
         EngineError: a graph does not load or run, or an output is not finite or constant (dead).
     """
-    from livemoments.runtime.backends.ort import OrtBackend
+    from livemoments.runtime.options import RestoreOptions
 
-    backend: Backend = OrtBackend(provider, threads)
+    backend = RestoreOptions(provider=provider, threads=threads).open_backend(bundle)
     graphs = [(Stage(name), graph) for name, entry in stages_of(bundle).items() for graph in entry.graphs]
     checks = []
     with progress.task("Running every graph" if run else "Loading every graph", total=len(graphs)) as task:
