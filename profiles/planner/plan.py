@@ -153,6 +153,10 @@ def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
         UsageError: a policy, tile size or number of steps that the bundle does not have; a photo too small for it.
         BundleError: a graph is missing, or cannot be understood.
     """
+    if bundle.manifest.target == "coreml":
+        raise UsageError(
+            "a Core ML bundle has no graphs that can be counted", fix="plan with the ONNX bundle of the same checkpoint"
+        )
     costs = Costs(bundle)
     flow = resolve_flow(profile.restore.flow, bundle)
     frame = request.frame or _frame_of(request.photo)

@@ -9,6 +9,7 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import msgspec
 import pytest
 from cli_support import run
 from places import ROOT
@@ -138,6 +139,12 @@ def test_what_the_bundle_cannot_do(bundle: Bundle) -> None:
         plans_for(bundle, tile=Size(128, 128))
     with pytest.raises(UsageError, match="frozen@9 names a step"):
         plans_for(bundle, reference="frozen@9")
+
+
+def test_a_core_ml_bundle_is_not_planned_with(bundle: Bundle) -> None:
+    other = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, target="coreml"))
+    with pytest.raises(UsageError, match="Core ML bundle has no graphs"):
+        plans_for(other)
 
 
 # The picture
