@@ -1,1 +1,1 @@
-"""Device profiles: what a device takes and what fits."""
+"""Device profiles: what a device is, and how photos are restored on it; and the planner, which says what fits."""

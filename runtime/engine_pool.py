@@ -9,9 +9,18 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from livemoments.bundle import Bundle
+from livemoments.heap import give_back_freed
 from livemoments.manifest import Graph
 from livemoments.runtime.backends.base import Array, Backend, Engine
 from livemoments.types import Size, Stage
+
+PHASES: tuple[frozenset[Stage], ...] = (
+    frozenset({Stage.FLOW, Stage.VAE_ENCODER}),
+    frozenset({Stage.REFERENCE}),
+    frozenset({Stage.MOTION, Stage.RESTORATION}),
+    frozenset({Stage.VAE_DECODER}),
+)
+"""A group of tiles passes through these one after the other; each stage is in one of them."""
 
 
 @dataclass
@@ -76,13 +85,23 @@ class EnginePool:
         backend: what opens them.
         size: the tiles' size in pixels.
         timings: where run and load times go.
+        one_phase: opening an engine closes those of the other :data:`PHASES` first.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, size: Size, timings: Timings | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        size: Size,
+        timings: Timings | None = None,
+        *,
+        one_phase: bool = False,
+    ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.size = size
         self.timings = timings or Timings()
+        self._one_phase = one_phase
         self._engines: dict[tuple[Stage, str], Engine] = {}
 
     def graph(self, stage: Stage, size: Size | None = None) -> Graph:
@@ -123,9 +142,12 @@ class EnginePool:
             return engine.run(engine.cast(inputs), keep=keep)
 
     def close(self, *stages: Stage) -> None:
-        """Close these stages' engines, or all of them if none is named."""
-        for key in [key for key in self._engines if not stages or key[0] in stages]:
-            self._engines.pop(key).close()
+        """Close these stages' engines, or all of them if none is named, and give their memory back to the system."""
+        closed = [self._engines.pop(key) for key in list(self._engines) if not stages or key[0] in stages]
+        for engine in closed:
+            engine.close()
+        if closed:
+            give_back_freed()
 
     def __enter__(self) -> EnginePool:
         return self
@@ -138,6 +160,9 @@ class EnginePool:
     def _engine(self, stage: Stage, size: Size) -> Engine:
         key = (stage, self.graph(stage, size).path)
         if key not in self._engines:
+            if self._one_phase:
+                (phase,) = (stages for stages in PHASES if stage in stages)
+                self.close(*(other for other in Stage if other not in phase))
             with self.timings.measure(f"load:{stage}"):
                 self._engines[key] = self.backend.open(self.bundle, stage, size)
         return self._engines[key]

@@ -17,7 +17,8 @@ from livemoments.types import ReferencePolicy, Size
 
 KV_BUDGET_BYTES = 4 << 30
 """Default for phase-split's keys and values: one full-size 1024-pixel tile in float16, six steps (3.7 GiB)."""
-_NO_RESULT = ("threads", "kv_store", "kv_budget_bytes", "kv_cache", "bit_depth", "quality")
+_NO_RESULT = ("threads", "residency", "kv_store", "kv_budget_bytes", "kv_cache", "bit_depth", "quality")
+RESIDENCIES = ("all", "phases")
 """Options that decide where, how fast and how it is written, not what is computed."""
 
 
@@ -37,8 +38,11 @@ class RestoreOptions:
         tile: tile size of the bundle to use, also as ``WxH``; ``None``: the best for each photo.
         batch: tiles computed at once.
         pad_small: reflect photos that are smaller than every tile.
+        residency: which engines are loaded at once: ``all`` keeps those that are still needed, ``phases`` only those of
+            the phase at work (:data:`livemoments.runtime.engine_pool.PHASES`), opened anew for every group of tiles:
+            the same picture with less memory, whatever the policy.
         no_pcr: cut every reference tile at its tile's own place: an ablation of PCR.
-        kv_store: where ``phase-split`` keeps keys and values.
+        kv_store: where ``phase-split`` and ``phases`` keep keys and values.
         kv_dtype: how stored keys and values are kept: ``native``, ``float16``, ``int8`` or ``fp8``.
         kv_budget_bytes: how much of them may be stored at once.
         provider: what runs the graphs (:class:`livemoments.runtime.backends.ort.OrtBackend`).
@@ -58,6 +62,7 @@ class RestoreOptions:
     batch: int = 1
     pad_small: bool = False
     no_pcr: bool = False
+    residency: Literal["all", "phases"] = "all"
     kv_store: Literal["host", "disk"] = "host"
     kv_dtype: str = "native"
     kv_budget_bytes: int = KV_BUDGET_BYTES
@@ -150,6 +155,7 @@ class RestoreOptions:
             ("flow", self.flow, (None, *KINDS)),
             ("tile plan", self.tile_plan, (None, "balanced", "upstream")),
             ("store for keys and values", self.kv_store, ("host", "disk")),
+            ("residency", self.residency, RESIDENCIES),
         ):
             if value not in known:
                 raise UsageError(f"'{value}' is no {name}", fix=f"use {' or '.join(filter(None, known))}")

@@ -74,6 +74,11 @@ class Restoration:
         """Whether upstream's result is to be reproduced, faults and all."""
         return self.options.compat == "upstream"
 
+    @property
+    def one_phase(self) -> bool:
+        """Whether only the engines of the phase at work may be loaded."""
+        return self.options.residency == "phases"
+
 
 def plan_tiles(run: Restoration, size: Size) -> TilePlan:
     """The tiles for a photo of this size.

@@ -6,19 +6,21 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
 from livemoments.bundle import Bundle
+from livemoments.errors import ResourceError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress, Task
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.color import color_fix_rows, to_unit_range
 from livemoments.runtime.engine_pool import EnginePool, Timings
-from livemoments.runtime.flow import FlowOfTile, flow_estimator
+from livemoments.runtime.fallback import is_memory, take_less
+from livemoments.runtime.flow import FlowEstimator, FlowOfTile, flow_estimator
 from livemoments.runtime.image_files.photo import ensure_writable, write_image
 from livemoments.runtime.inputs import ImageSource, RestoreInputs, load_inputs
 from livemoments.runtime.keys_values.codecs import find_codec
@@ -161,7 +163,8 @@ def restore(
         )
     plan = plan_tiles(run, inputs.size)
     backend = backend or chosen.open_backend(opened)
-    blender, corners = restore_tiles(run, inputs, plan, backend)
+    done = restore_tiles(run, inputs, plan, backend)
+    blender, corners, run = done.blender, done.corners, done.run
     depth = chosen.bit_depth or (8 if run.like_upstream else inputs.photo.bit_depth)
     image = _finish(run, inputs, blender, depth)
     metadata: dict[str, Any] = {
@@ -171,6 +174,8 @@ def restore(
         **describe(run, inputs, plan, corners),
         **({} if live_file is None else {"origin": dict(live_file.origin)}),
     }
+    if done.fallbacks:
+        metadata["memory_fallbacks"] = list(done.fallbacks)
     if output is not None:
         with run.timings.measure("write"):
             text = {"Software": metadata["package"], "livemoments": json.dumps(metadata)}
@@ -188,24 +193,94 @@ def restore(
     return RestoreResult(image, metadata, run.timings, written, plan, tuple(corners))
 
 
-def restore_tiles(
-    run: Restoration, inputs: RestoreInputs, plan: TilePlan, backend: Backend
-) -> tuple[Blender, list[tuple[MeanFlow, ReferenceCorner]]]:
-    """Everything up to the blended picture, before the colour fix; and where each tile's reference was cut."""
+@dataclass(frozen=True)
+class RestoredTiles:
+    """Everything up to the blended picture, before the colour fix.
+
+    Attributes:
+        blender: holds it.
+        corners: of each tile of the plan, the mean flow inside it and where its reference tile lies.
+        run: as it ended: with other options than it began if memory ran out.
+        fallbacks: what was changed for that, in words, in order.
+    """
+
+    blender: Blender
+    corners: list[tuple[MeanFlow, ReferenceCorner]]
+    run: Restoration
+    fallbacks: tuple[str, ...] = ()
+
+
+def restore_tiles(run: Restoration, inputs: RestoreInputs, plan: TilePlan, backend: Backend) -> RestoredTiles:
+    """Restore every tile. If memory runs out, what is done stays, and the rest goes on in a way that takes less.
+
+    Raises:
+        ResourceError: memory ran out in the way that takes the least, or before the first tile; or the disk is full.
+        EngineError: an engine failed.
+    """
     blender = Blender(inputs.size, compat_upstream=run.like_upstream)
     ordered = OrderedBlender(blender)
+    state = _Progressed(list(plan.tiles))
+    fallbacks: list[str] = []
+    while True:
+        failure = _attempt(run, inputs, plan, backend, ordered, state)
+        if failure is None:
+            break
+        less = take_less(run.options)
+        if less is None or state.corners is None:
+            raise failure
+        options, words = less
+        fallbacks.append(words)
+        run.progress.say(f"memory ran out after {len(plan.tiles) - len(state.left)} tiles; going on: {words}")
+        run = replace(run, options=options)
+    assert state.corners is not None
+    return RestoredTiles(blender, [state.corners[tile.index] for tile in plan.tiles], run, tuple(fallbacks))
+
+
+@dataclass
+class _Progressed:
+    """What attempts share: the tiles that are left, and what the photo's flow says, once it is known."""
+
+    left: list[Tile]
+    corners: dict[int, tuple[MeanFlow, ReferenceCorner]] | None = None
+
+
+def _attempt(
+    run: Restoration,
+    inputs: RestoreInputs,
+    plan: TilePlan,
+    backend: Backend,
+    ordered: OrderedBlender,
+    state: _Progressed,
+) -> ResourceError | MemoryError | None:
+    """Restore the tiles that are left; the error if memory ran out, without the frames that hold tensors."""
+    try:
+        _restore_left(run, inputs, plan, backend, ordered, state)
+    except (ResourceError, MemoryError) as error:
+        if not is_memory(error):
+            raise
+        if isinstance(error, ResourceError):
+            return ResourceError(error.message, fix=error.fix, of_memory=True)
+        return MemoryError(*error.args)
+    return None
+
+
+def _restore_left(
+    run: Restoration,
+    inputs: RestoreInputs,
+    plan: TilePlan,
+    backend: Backend,
+    ordered: OrderedBlender,
+    state: _Progressed,
+) -> None:
     cache = None if run.options.kv_cache is None else KvCache(run.options.kv_cache, find_codec(run.options.kv_dtype))
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(EnginePool(run.bundle, backend, plan.tile, run.timings))
+        pool = stack.enter_context(EnginePool(run.bundle, backend, plan.tile, run.timings, one_phase=run.one_phase))
         sampler = _make_sampler(run, pool, cache, stack)
         per_group = run.options.batch * sampler.batches_per_group(run.options.batch)
         flow = flow_estimator(run.flow, pool)
-        with run.progress.task("Flow between the video frames"), run.timings.measure("photo_flow"):
-            flow_lr = photo_flow(flow, inputs)
-        corners = reference_corners(flow_lr, inputs, plan, follow=not run.options.no_pcr)
-        cut_at = {index: corner for index, (_, corner) in corners.items()}
-        _observe(run, "photo.flow_lr", flow_lr)
-        _observe(run, "ref_patch_coords", np.array([(c.y, c.x) for _, c in sorted(cut_at.items())]))
+        if state.corners is None:
+            state.corners = _photo_corners(run, inputs, plan, flow)
+        cut_at = {index: corner for index, (_, corner) in state.corners.items()}
         codec = TileCodec(
             pool,
             inputs,
@@ -216,12 +291,23 @@ def restore_tiles(
             use_cache=cache is not None,
             observer=run.observer,
         )
-        total = len(plan.tiles) * sampler.steps
-        with run.progress.task("Restoring tiles", total) as task:
-            for group, is_last in _grouped(plan.tiles, per_group):
+        tiles = tuple(state.left)
+        with run.progress.task("Restoring tiles", len(tiles) * sampler.steps) as task:
+            for group, is_last in _grouped(tiles, per_group):
                 with run.timings.measure_group(len(group)):
-                    _restore_group(run, group, is_last, codec, sampler, pool, ordered, task)
-    return blender, [corners[tile.index] for tile in plan.tiles]
+                    _restore_group(run, group, is_last, codec, sampler, pool, ordered, task, state)
+
+
+def _photo_corners(
+    run: Restoration, inputs: RestoreInputs, plan: TilePlan, flow: FlowEstimator
+) -> dict[int, tuple[MeanFlow, ReferenceCorner]]:
+    """Flow between the video frames, and by it where every tile's reference lies."""
+    with run.progress.task("Flow between the video frames"), run.timings.measure("photo_flow"):
+        flow_lr = photo_flow(flow, inputs)
+    corners = reference_corners(flow_lr, inputs, plan, follow=not run.options.no_pcr)
+    _observe(run, "photo.flow_lr", flow_lr)
+    _observe(run, "ref_patch_coords", np.array([(c.y, c.x) for _, (_, c) in sorted(corners.items())]))
+    return corners
 
 
 def _restore_group(
@@ -233,6 +319,7 @@ def _restore_group(
     pool: EnginePool,
     blender: OrderedBlender,
     task: Task,
+    state: _Progressed,
 ) -> None:
     batches = [codec.encode(part) for part, _ in _grouped(tiles, run.options.batch)]
     if is_last:  # each engine goes when nothing needs it any more
@@ -243,11 +330,12 @@ def _restore_group(
     for batch, z in zip(batches, latents, strict=True):
         for tile, image in codec.decode(batch, z):
             blender.add(tile, image)
+            state.left.remove(tile)
 
 
 def _make_sampler(run: Restoration, pool: EnginePool, cache: KvCache | None, stack: contextlib.ExitStack) -> Sampler:
     schedule = run.bundle.manifest.schedule
-    if run.policy.name != "phase-split":
+    if run.policy.name != "phase-split" and not run.one_phase:
         return ResidentSampler(pool, schedule, run.steps, run.policy, cache=cache, observer=run.observer)
     store = stack.enter_context(
         open_store(run.options.kv_store, codec=run.options.kv_dtype, budget_bytes=run.options.kv_budget_bytes)

@@ -154,7 +154,7 @@ class ResidentSampler(Sampler):
 
 
 class PhaseSplitSampler(Sampler):
-    """ReferenceNet at every step's timestep first, then it is closed and RestorationNet runs: never both at once.
+    """ReferenceNet at all of the timesteps that are wanted first, then it is closed and RestorationNet runs.
 
     Args:
         store: where the keys and values lie in between.

@@ -228,5 +228,5 @@ def _check_signature(
 def _translated(error: Exception, what: str) -> EngineError | ResourceError:
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
-        return ResourceError(f"{what}: memory ran out ({first_line})", fix=_MEMORY_FIX)
+        return ResourceError(f"{what}: memory ran out ({first_line})", fix=_MEMORY_FIX, of_memory=True)
     return EngineError(f"{what}: {first_line}")

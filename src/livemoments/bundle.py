@@ -36,12 +36,15 @@ class Bundle:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify_hashes: bool = True, engines: bool = True) -> Bundle:
+    def open(
+        cls, path: str | os.PathLike[str], *, verify_hashes: bool = True, engines: bool = True, weights: bool = True
+    ) -> Bundle:
         """Open a bundle and check it.
 
         Args:
             path: the bundle's folder.
             verify_hashes: read every file and compare its SHA-256 (sizes are compared in any case).
+            weights: the weights' files must be there; otherwise only the manifest and the graphs, to look at them.
             engines: look at the engines' files too; those who build them anew need not.
 
         Raises:
@@ -53,8 +56,9 @@ class Bundle:
         manifest = BUNDLES.read(folder)
         BUNDLES.check_names(folder, manifest.files, [name for graph in _graphs(manifest) for name in graph.files])
         built = {engine.path: engine for graph in _graphs(manifest) for engine in graph.engines}
+        unread = set() if weights else {name for graph in _graphs(manifest) for name in graph.weights}
         for name, entry in manifest.files.items():
-            if engines or name not in built:
+            if name not in unread and (engines or name not in built):
                 renew = _build_again(folder, built[name]) if name in built else ""
                 BUNDLES.check_file(folder / name, entry, verify_hash=verify_hashes, renew=renew)
         return cls(folder, manifest)

@@ -96,7 +96,17 @@ class DownloadError(LiveMomentsError):
 
 
 class ResourceError(LiveMomentsError):
-    """Memory or disk ran out."""
+    """Memory or disk ran out.
+
+    Args:
+        message: what is wrong.
+        fix: what to do about it.
+        of_memory: it was memory, of the machine or of an accelerator: work that takes less of it may go on.
+    """
+
+    def __init__(self, message: str, *, fix: str | None = None, of_memory: bool = False) -> None:
+        super().__init__(message, fix=fix)
+        self.of_memory = of_memory
 
 
 class EngineError(LiveMomentsError):

@@ -135,6 +135,7 @@ def test_restore_passes_everything_on(
         "pad_small": False,
         "no_pcr": False,
         "kv_store": "host",
+        "residency": "all",
         "kv_dtype": "native",
         "kv_budget_bytes": 4 << 30,
         "kv_cache": None,
@@ -145,7 +146,7 @@ def test_restore_passes_everything_on(
     options = (
         "--photo-frame v.png --steps 3 --seed 9 --compat upstream --provider cuda --threads 2 --reference frozen@1 "
         "--flow dis --tile-plan upstream --tile 128x64 --batch 4 --pad-small --no-pcr --kv-store disk "
-        "--kv-dtype float16 --kv-budget 1.5GB --kv-cache cache --bit-depth 16 --quality 80"
+        "--kv-dtype float16 --kv-budget 1.5GB --kv-cache cache --bit-depth 16 --quality 80 --residency phases"
     )
     assert run("restore", bundle.path, *images, "-o", tmp_path / "x.png", *options.split()).exit_code == 0
     _, live, given = backend.positional
@@ -164,6 +165,7 @@ def test_restore_passes_everything_on(
         "pad_small": True,
         "no_pcr": True,
         "kv_store": "disk",
+        "residency": "phases",
         "kv_dtype": "float16",
         "kv_budget_bytes": 1_500_000_000,
         "kv_cache": Path("cache"),

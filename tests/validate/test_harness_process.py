@@ -104,7 +104,7 @@ def test_freed_pictures_go_back_to_the_system() -> None:
 import sys
 import numpy as np
 from pathlib import Path
-from livemoments.validate.harness.image_worker import give_back_large_blocks
+from livemoments.heap import give_back_large_blocks
 if sys.argv[1] == "given back":
     assert give_back_large_blocks()
 for _ in range(3):

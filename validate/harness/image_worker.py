@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +13,7 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import BundleError, EngineError, ImageError, ResourceError, UsageError
+from livemoments.heap import give_back_large_blocks
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
@@ -32,8 +31,6 @@ from livemoments.validate.harness.run_key import bundle_digest
 from livemoments.validate.report_data import ImageResult, finite_number
 
 _STRIP_ROWS = 256
-LARGE_BYTES = 1 << 20
-_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -185,15 +182,3 @@ def whole_image(view: WindowView, bit_depth: int) -> np.ndarray:
         rows = min(_STRIP_ROWS, height - y0)
         image[y0 : y0 + rows] = to_integers(view.window(y0, 0, rows, width), bit_depth)
     return image
-
-
-def give_back_large_blocks() -> bool:
-    """Have glibc return every freed block of a megabyte or more to the system at once; elsewhere nothing is done.
-
-    glibc raises that limit to 32 MB by itself once such blocks are freed. Pictures of changing sizes then leave holes
-    in the heap, and a run's memory creeps up over its first dozens of images: 313 MB instead of 189 MB after 60 photos
-    of 320 x 256 pixels, at the same speed. The setting is the whole process's and stays.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    return bool(ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES))

@@ -218,7 +218,7 @@ def _restore(
     plan = plan_tiles(run, inputs.size)
     if backwards:
         plan = dataclasses.replace(plan, tiles=plan.tiles[::-1])
-    blender, _ = restore_tiles(run, inputs, plan, backend)
+    blender = restore_tiles(run, inputs, plan, backend).blender
     return blender.result_rows(0, inputs.size.height)
 
 

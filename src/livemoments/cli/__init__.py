@@ -19,12 +19,14 @@ from livemoments.cli import (
     check,
     completion,
     demo,
+    devices,
     export,
     fetch,
     frames,
     inspect_bundle,
     make_checkpoint,
     make_prompt,
+    plan,
     quantize,
     record,
     restore,
@@ -118,6 +120,8 @@ for _module in (
     synlive,
     inspect_bundle,
     verify_bundle,
+    devices,
+    plan,
     completion,
 ):
     cli.add_command(_module.command)

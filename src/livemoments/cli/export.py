@@ -13,6 +13,7 @@ from livemoments.cli.engines import LIBRARIES, check_engine, engines_summary, sm
 from livemoments.cli.extras import needs_extra
 from livemoments.cli.options import COUNTS, PATH, POLICY, SIZE, STAGES, overwrite_option, result_options
 from livemoments.cli.output import human_bytes, stdout_is_ours, write_json
+from livemoments.cli.profile_option import profile_option
 from livemoments.types import ReferencePolicy, Size, Stage
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     help="With --target coreml: transformer blocks in a package at most.  [default: 6]",
 )
 @overwrite_option
+@profile_option
 @result_options
 def command(
     checkpoint: Path,

@@ -11,6 +11,7 @@ from livemoments.cli.bundles import bundle_bytes, bundle_document, open_checked,
 from livemoments.cli.extras import needs_extra
 from livemoments.cli.options import PATH, overwrite_option, result_options
 from livemoments.cli.output import human_bytes, stdout_is_ours, write_json
+from livemoments.cli.profile_option import profile_option
 from livemoments.progress import Progress
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     "nothing; for networks that this machine can write but not run.",
 )
 @overwrite_option
+@profile_option
 @result_options
 def command(
     bundle: Path,

@@ -11,6 +11,7 @@ import click
 from livemoments.cli.bundles import open_checked
 from livemoments.cli.options import BYTES, FILE, PATH, result_options
 from livemoments.cli.output import stdout_is_ours, write_json
+from livemoments.cli.profile_option import profile_option
 from livemoments.cli.restore_live import LiveRequest, MomentChoice, restore_live
 from livemoments.cli.restore_options import read_restore_options, restore_options
 from livemoments.cli.results import result_document, result_summary
@@ -65,6 +66,14 @@ from livemoments.progress import Progress
     "[default: balanced; upstream with --compat]",
 )
 @click.option(
+    "--residency",
+    type=click.Choice(["all", "phases"]),
+    default="all",
+    show_default=True,
+    help="phases: only the engines of the phase at work are loaded (flow and encoder; ReferenceNet; RestorationNet; "
+    "decoder), whatever the policy. The same picture, less memory, more loading.",
+)
+@click.option(
     "--kv-store",
     type=click.Choice(["host", "disk"]),
     default="host",
@@ -104,6 +113,7 @@ from livemoments.progress import Progress
     metavar="1-100",
     help="Quality of JPEG and WebP.",
 )
+@profile_option
 @result_options
 def command(
     bundle: Path | None,
@@ -158,8 +168,10 @@ def command(
             raise OutputError(output, f"is also {name}; it would be overwritten", fix="choose another -o")
     started = time.perf_counter()
     with stdout_is_ours():
+        from livemoments.heap import give_back_large_blocks
         from livemoments.runtime.restore import restore
 
+        give_back_large_blocks()
         chosen = read_restore_options(options, bit_depth=None if bit_depth is None else int(bit_depth))
         images = LivePhoto(frame, photo, photo_frame)
         result = restore(open_checked(bundle, progress), images, chosen, output=output, progress=progress)

@@ -13,6 +13,7 @@ from livemoments.cli.exits import EXIT_CHECK_FAILED
 from livemoments.cli.extras import needs_extra
 from livemoments.cli.options import FILE, FOLDER_OR_JSON, PATH, result_options
 from livemoments.cli.output import stdout_is_ours, write_json
+from livemoments.cli.profile_option import profile_option
 from livemoments.cli.reports import check_writable, write_report
 from livemoments.cli.restore_options import read_restore_options, restore_options
 from livemoments.progress import Progress
@@ -118,6 +119,7 @@ class _LevelsType(click.ParamType):
 @click.option("--pictures/--no-pictures", default=True, show_default=True, help="Small pictures for the report.")
 @click.option("--fresh", is_flag=True, help="Begin anew, whatever an earlier run left in REPORT.")
 @restore_options(default_seed="the recording's, or 0")
+@profile_option
 @result_options
 def command(
     bundle: Path,

@@ -1,0 +1,317 @@
+"""Which way of restoring a photo fits a memory budget, and which of those is fastest."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from livemoments.bundle import Bundle
+from livemoments.errors import UsageError
+from livemoments.profiles.planner.cost import StageCost, cost_of_stage
+from livemoments.profiles.planner.engines import engine_model, rates_of
+from livemoments.profiles.planner.timeline import Segment, Work, timeline
+from livemoments.profiles.schema import Profile
+from livemoments.runtime.flow import resolve_flow
+from livemoments.runtime.tiles.plan import plan_balanced, plan_upstream
+from livemoments.types import ReferencePolicy, Size, Stage
+
+BATCHES = (1, 2, 4, 8)
+"""Tiles at once that are tried besides the profile's."""
+_FRAME_LONGER_SIDE = 1920  # of a phone's video
+_FLOW_MULTIPLE_PX = 8
+_AS_FAST = 1.02  # a prediction tells no more apart
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """One way of restoring the photo, and what it is predicted to take.
+
+    Attributes:
+        arguments: of ``livemoments restore`` that make the runtime do it.
+        tile: the tiles' size.
+        tiles: how many.
+        batch: of them at once.
+        reference: the policy.
+        flow: ``engine`` or ``dis``.
+        residency: ``all`` or ``phases``.
+        kv_store: where stored keys and values lie.
+        exact: the picture is that of ``per-step`` with the bundle's own flow.
+        peak_bytes: of the memory that the budget is for.
+        host_peak_bytes: of the process.
+        seconds: in all; ``None`` where the profile has no rate.
+        flops: of all products.
+        fits: within the budget and the time.
+        over_bytes: by how much it does not fit; 0 if it does.
+        segments: the timeline.
+    """
+
+    arguments: tuple[str, ...]
+    tile: str
+    tiles: int
+    batch: int
+    reference: str
+    flow: str
+    residency: str
+    kv_store: str
+    exact: bool
+    peak_bytes: int
+    host_peak_bytes: int
+    seconds: float | None
+    flops: int
+    fits: bool
+    over_bytes: int
+    segments: tuple[Segment, ...]
+
+
+class Plans(msgspec.Struct, frozen=True, kw_only=True):
+    """All that were compared.
+
+    Attributes:
+        profile: its name.
+        photo: the result's size.
+        frame: the video frames'.
+        steps: of sampling.
+        engine: what runs the graphs.
+        measured: whether this engine's predicted memory was ever compared with measured peaks.
+        rates: where the seconds come from.
+        budget_bytes: of memory; ``None``: none was given or known.
+        max_seconds: of time.
+        stages: what one run of each stage over one tile costs, for the chosen plan's tile.
+        chosen: the fastest that fits, an approximate one only where no exact one does; ``None``: none does.
+        plans: the chosen one first, then by what they take.
+    """
+
+    profile: str
+    photo: str
+    frame: str
+    steps: int
+    engine: str
+    measured: bool
+    rates: str
+    budget_bytes: int | None
+    max_seconds: float | None
+    stages: tuple[StageCost, ...]
+    chosen: Plan | None
+    plans: tuple[Plan, ...]
+
+    @property
+    def nearest(self) -> Plan:
+        """The plan that takes the least memory."""
+        return min(self.plans, key=lambda plan: plan.peak_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What is to be planned.
+
+    Attributes:
+        photo: the result's size.
+        frame: the video frames' size; ``None``: the photo's shape with 1920 pixels along the longer side.
+        max_memory_bytes: ``None``: the profile's budget.
+        max_seconds: for the photo.
+        reference: the policy; ``None``: the profile's, and phase-split in place of per-step, which is as exact.
+        steps: ``None``: the profile's, else the bundle's.
+        tile: only this size of the bundle.
+        cores: of the CPU that will be used; ``None``: as many as the profile's rates were reached with.
+    """
+
+    photo: Size
+    frame: Size | None = None
+    max_memory_bytes: int | None = None
+    max_seconds: float | None = None
+    reference: str | None = None
+    steps: int | None = None
+    tile: Size | None = None
+    cores: int | None = None
+
+
+class Costs:
+    """The stages' costs of one bundle, each counted once.
+
+    Args:
+        bundle: opened; its weights may be missing.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self._known: dict[tuple[Stage, Size, int], StageCost] = {}
+
+    def of(self, stage: Stage, size: Size, batch: int = 1) -> StageCost:
+        """One stage's."""
+        key = (stage, size, batch)
+        if key not in self._known:
+            self._known[key] = cost_of_stage(self.bundle, stage, size, batch)
+        return self._known[key]
+
+
+def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
+    """Compare every plan that the runtime can carry out.
+
+    Raises:
+        UsageError: a policy, tile size or number of steps that the bundle does not have; a photo too small for it.
+        BundleError: a graph is missing, or cannot be understood.
+    """
+    if bundle.manifest.target == "coreml":
+        raise UsageError(
+            "a Core ML bundle has no graphs that can be counted", fix="plan with the ONNX bundle of the same checkpoint"
+        )
+    costs = Costs(bundle)
+    flow = resolve_flow(profile.restore.flow, bundle)
+    frame = request.frame or _frame_of(request.photo)
+    steps = request.steps or profile.restore.steps or bundle.manifest.schedule.default_steps
+    if str(steps) not in bundle.manifest.schedule.plans:
+        known = ", ".join(bundle.manifest.schedule.plans)
+        raise UsageError(f"the bundle's schedule has no plan for {steps} steps; it has {known}")
+    photo_flow = costs.of(Stage.FLOW, _padded(frame)) if flow == "engine" else None
+    model, rates = engine_model(profile), rates_of(profile, request.cores)
+    budget = request.max_memory_bytes or profile.budget_bytes
+    found = []
+    for work in _works(bundle, profile, request, frame, steps, on_engine=flow == "engine"):
+        per_stage = {
+            stage: costs.of(stage, work.tile, work.batch)
+            for stage in bundle.manifest.model.stages
+            if stage is not Stage.FLOW or work.flow_on_engine
+        }
+        segments = timeline(work, per_stage, model, rates, photo_flow if work.flow_on_engine else None)
+        plan = _plan(work, per_stage, segments, budget, request.max_seconds, on_host=model.shares_host)
+        found.append(msgspec.structs.replace(plan, exact=plan.exact and plan.flow == flow))
+    fitting = [plan for plan in found if plan.fits]
+    chosen = _choose(fitting)
+    rest = sorted((plan for plan in found if plan is not chosen), key=lambda plan: plan.peak_bytes)
+    shown = Size.parse((chosen or rest[0]).tile)
+    return Plans(
+        profile=profile.name,
+        photo=str(request.photo),
+        frame=str(frame),
+        steps=steps,
+        engine=model.name,
+        measured=model.measured,
+        rates=rates.basis,
+        budget_bytes=budget,
+        max_seconds=request.max_seconds,
+        stages=tuple(
+            costs.of(stage, shown) for stage in bundle.manifest.model.stages if stage is not Stage.FLOW or photo_flow
+        ),
+        chosen=chosen,
+        plans=(*(() if chosen is None else (chosen,)), *rest),
+    )
+
+
+def _choose(fitting: Sequence[Plan]) -> Plan | None:
+    """The fastest; of those that are as fast, or of all where no time is known, the one with the least memory.
+
+    Approximate ones count only where there are no others.
+    """
+    exact = [plan for plan in fitting if plan.exact] or fitting
+    if not exact:
+        return None
+    least = min(plan.seconds or 0.0 for plan in exact)
+    quick = [plan for plan in exact if (plan.seconds or 0.0) <= least * _AS_FAST]
+    return min(quick, key=lambda plan: (plan.peak_bytes, plan.residency != "all", plan.kv_store != "host"))
+
+
+def _works(
+    bundle: Bundle, profile: Profile, request: PlanRequest, frame: Size, steps: int, *, on_engine: bool
+) -> Iterable[Work]:
+    if request.tile is not None and request.tile not in bundle.tile_sizes:
+        have = ", ".join(map(str, bundle.tile_sizes))
+        raise UsageError(f"the bundle has no graphs for {request.tile} tiles; it has {have}")
+    tiles = [request.tile] if request.tile else bundle.tile_sizes
+    policy = ReferencePolicy.parse(request.reference or profile.restore.reference)
+    policy.source_steps(steps)
+    policies = [policy]
+    if request.reference is None and policy.name == "per-step":
+        policies.append(ReferencePolicy("phase-split"))
+    overlap = bundle.manifest.overlap
+    for size, batch in itertools.product(tiles, sorted({*BATCHES, profile.tiles.batch})):
+        if profile.tiles.plan == "upstream":
+            layout = plan_upstream(request.photo, size, overlap)
+        else:
+            layout = plan_balanced(request.photo, [size], overlap, pad_small=True)
+        if batch > max(1, len(layout.tiles)):
+            continue
+        flows = (True, False) if on_engine else (False,)
+        for one, by_phases, on_disk, raft in itertools.product(policies, (False, True), (False, True), flows):
+            work = Work(
+                photo=request.photo,
+                frame=frame,
+                tile=size,
+                tiles=len(layout.tiles),
+                batch=batch,
+                policy=one,
+                steps=steps,
+                by_phases=by_phases,
+                kv_on_disk=on_disk,
+                kv_budget_bytes=int(profile.restore.kv_budget_gb * 1e9),
+                flow_on_engine=raft,
+            )
+            # phases make phase-split of per-step; a store is needed only where something is stored
+            if (by_phases and one.name == "phase-split") or (on_disk and not work.stores):
+                continue
+            yield work
+
+
+def _plan(
+    work: Work,
+    costs: Mapping[Stage, StageCost],
+    segments: Sequence[Segment],
+    budget_bytes: int | None,
+    max_seconds: float | None,
+    *,
+    on_host: bool,
+) -> Plan:
+    host = max(segment.host_bytes for segment in segments)
+    peak = host if on_host else max(segment.device_bytes for segment in segments)
+    times = [segment.seconds for segment in segments]
+    seconds = None if any(value is None for value in times) else sum(value for value in times if value is not None)
+    over = 0 if budget_bytes is None else max(0, peak - budget_bytes)
+    in_time = max_seconds is None or (seconds is not None and seconds <= max_seconds)
+    per_tile = {
+        Stage.FLOW: 1,
+        Stage.VAE_ENCODER: 2,
+        Stage.MOTION: 1,
+        Stage.REFERENCE: work.points,
+        Stage.RESTORATION: work.steps,
+        Stage.VAE_DECODER: 1,
+    }
+    return Plan(
+        arguments=_arguments(work),
+        tile=str(work.tile),
+        tiles=work.tiles,
+        batch=work.batch,
+        reference=str(work.policy),
+        flow="engine" if work.flow_on_engine else "dis",
+        residency="phases" if work.by_phases else "all",
+        kv_store="disk" if work.kv_on_disk else "host",
+        exact=work.policy.exact,
+        peak_bytes=peak,
+        host_peak_bytes=host,
+        seconds=seconds,
+        flops=sum(per_tile[stage] * cost.flops for stage, cost in costs.items()) * work.tiles // work.batch,
+        fits=over == 0 and in_time,
+        over_bytes=over,
+        segments=tuple(segments),
+    )
+
+
+def _arguments(work: Work) -> tuple[str, ...]:
+    """Of ``livemoments restore``."""
+    return (
+        *("--tile", str(work.tile), "--batch", str(work.batch), "--reference", str(work.policy)),
+        *("--residency", "phases" if work.by_phases else "all"),
+        *("--kv-store", "disk" if work.kv_on_disk else "host"),
+        *("--kv-budget", str(work.kv_budget_bytes), "--steps", str(work.steps)),
+        *("--flow", "engine" if work.flow_on_engine else "dis"),
+    )
+
+
+def _frame_of(photo: Size) -> Size:
+    scale = min(1.0, _FRAME_LONGER_SIDE / max(photo.height, photo.width))
+    return Size(max(1, round(photo.height * scale)), max(1, round(photo.width * scale)))
+
+
+def _padded(size: Size) -> Size:
+    multiple = _FLOW_MULTIPLE_PX
+    return Size(-(-size.height // multiple) * multiple, -(-size.width // multiple) * multiple)

@@ -1,0 +1,37 @@
+"""What to do when memory runs out on the way: the rest of the tiles in a way that takes less, for the same picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from livemoments.errors import ResourceError
+from livemoments.runtime.options import RestoreOptions
+
+
+def is_memory(error: Exception) -> bool:
+    """Whether work that takes less memory could have gone on."""
+    return isinstance(error, MemoryError) or (isinstance(error, ResourceError) and error.of_memory)
+
+
+def take_less(options: RestoreOptions) -> tuple[RestoreOptions, str] | None:
+    """The next way of restoring that takes less memory, and what changes, in words; ``None``: there is none.
+
+    None of these changes a pixel: fewer tiles at once, then one phase's engines at a time with one batch's keys and
+    values, then these on the disk. Another flow, smaller tiles and stronger approximations are the user's to choose.
+
+    Args:
+        options: of the attempt that failed.
+    """
+    if options.batch > 1:
+        batch = options.batch // 2
+        return replace(options, batch=batch), f"{batch} at once instead of {options.batch} tiles"
+    if options.residency != "phases":
+        # a group of one batch: the budget bounds what several may store
+        return replace(options, residency="phases", kv_budget_bytes=1, kv_store="disk"), (
+            "only one phase's engines are loaded, and keys and values lie on the disk"
+        )
+    if options.kv_store != "disk":
+        return replace(options, kv_store="disk", kv_budget_bytes=1), "keys and values lie on the disk"
+    if options.kv_budget_bytes > 1:
+        return replace(options, kv_budget_bytes=1), "one tile passes through all phases before the next"
+    return None
