@@ -111,13 +111,14 @@ def main() -> None:
     parser.add_argument("--size", default="sd3-medium", help="see make-checkpoint")
     parser.add_argument("--precision", choices=list(TYPES), default="fp16")
     parser.add_argument("--tile", type=Size.parse, action="append", required=True)
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 3, 4, 6], help="step counts of the schedule")
     options = parser.parse_args()
     options.bundle.mkdir(parents=True)
     with tempfile.TemporaryDirectory(prefix="livemoments-hollow-") as name:
         files = locate(make_hollow_checkpoint(Path(name) / "checkpoint", options.size))
         configs = read_configs(files)
         prompt = read_prompt(files, configs.transformer)
-        schedule = build_schedule((1, 2, 3, 4, 6))
+        schedule = build_schedule(tuple(options.steps))
         planner = Planner(files, configs, prompt, schedule, TYPES[options.precision], PER_BLOCK)
         entries: dict[str, StageEntry] = {}
         listed: dict[str, FileEntry] = {}

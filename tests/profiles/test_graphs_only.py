@@ -20,7 +20,7 @@ def test_graphs_alone_cost_what_the_bundle_costs(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = tmp_path / "graphs"
-    arguments = [str(made), "--size", "tiny", "--precision", "fp32", "--tile", "128x128"]
+    arguments = [str(made), "--size", "tiny", "--precision", "fp32", "--tile", "128x128", "--steps", "3", "6"]
     monkeypatch.setattr(sys, "argv", ["graphs_only.py", *arguments])
     runpy.run_path(str(ROOT / "tools" / "graphs_only.py"), run_name="__main__")
     with pytest.raises(BundleError):
