@@ -6,7 +6,6 @@ registries of the whole process.
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from livemoments.errors import EngineError, LiveMomentsError, MissingExtraError, ParityError, ResourceError, UsageError
 from livemoments.export.coreml.gate import PartParity
+from livemoments.heap import peak_resident_bytes
 from livemoments.types import Size, Stage
 
 _ERRORS = {kind.__name__: kind for kind in (EngineError, ParityError, ResourceError, UsageError)}
@@ -111,7 +111,7 @@ def _answer(path: Path, started: float, parity: PartParity | None = None, parame
         parameters=parameters,
         package_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         seconds=round(time.monotonic() - started, 2),
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        peak_rss_bytes=peak_resident_bytes(),
     )
 
 

@@ -23,12 +23,11 @@ from livemoments.export.tensorrt.monitor import make_monitor
 from livemoments.export.tensorrt.options import BUILDER_FLAGS
 from livemoments.export.tensorrt.prepare import prepare
 from livemoments.export.tensorrt.protocol import Advanced, Done, Event, Failed, Job, Trouble
+from livemoments.heap import peak_resident_bytes
 from livemoments.types import Size
 
 _MOST_MESSAGES = 8
 _PIECE_BYTES = 1 << 24
-_STATUS = Path("/proc/self/status")
-_RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
 class _RefusedError(Exception):
@@ -90,7 +89,7 @@ def run(job: Job, channel: Channel) -> Done:
         raise _RefusedError(Failed("building", tuple(errors[:_MOST_MESSAGES])))
     size = _write(plan, Path(job.output))
     _keep_timings(config, job)
-    return Done(layers, size, time.monotonic() - started_s, _peak_rss_bytes())
+    return Done(layers, size, time.monotonic() - started_s, peak_resident_bytes())
 
 
 def _network_flags(module: Any) -> int:
@@ -154,19 +153,6 @@ def _write(plan: Any, output: Path) -> int:
         stream.flush()
         os.fsync(stream.fileno())
     return len(view)
-
-
-def _peak_rss_bytes() -> int:
-    """This process' own peak, 0 where the system does not say; ``ru_maxrss`` begins with its parent's at the fork."""
-    if _STATUS.is_file():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
 
 
 def _plain(text: str) -> str:

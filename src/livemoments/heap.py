@@ -1,12 +1,29 @@
-"""Keeps a long run's heap from fragmenting."""
+"""What a process holds in memory: its peak, and a long run's heap kept from fragmenting."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+import sys
+from pathlib import Path
 
 LARGE_BYTES = 1 << 20
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_STATUS = Path("/proc/self/status")
+_RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
+
+
+def peak_resident_bytes() -> int:
+    """This process' own peak, 0 where the system does not say; ``ru_maxrss`` begins with its parent's at the fork."""
+    if _STATUS.is_file():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
 
 
 def give_back_large_blocks() -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from cli_support import run
+from live_photo_files import apple_movie, exif_block, photo_and_frames, still_bytes, write
 
 from livemoments.bundle import Bundle
-from livemoments.checkpoints import trained_checkpoint
+from livemoments.checkpoints import trained_bundle, trained_checkpoint
 from livemoments.cli import cli
 from livemoments.runtime.image_files.photo import write_image
 from livemoments.simulated_clip import synthetic_photograph
@@ -98,6 +100,27 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "demo-output" / "comparison.png").is_file()
 
 
+def test_frames_of_a_plain_photo_and_its_video(tmp_path: Path) -> None:
+    photo, frames = photo_and_frames(3, 5, photo_size=Size(504, 672), video_size=Size(252, 336))
+    identifier = "A" * 36
+    write(tmp_path / "a.jpg", still_bytes(photo, exif=exif_block(identifier=identifier)))
+    write(tmp_path / "a.mov", apple_movie(frames, identifier))
+    assert "5 frames" in done("frames", tmp_path / "a.jpg")
+
+
+def test_devices_and_plan(bundle: Path) -> None:
+    assert "cpu-avx2" in done("devices")
+    assert "fits" in done("plan", bundle, "--photo", "256x192")
+
+
+def test_check_and_build(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (make rtx)")
+    own = tmp_path / "bundle"
+    shutil.copytree(trained_bundle(), own)
+    assert "every graph can be taken" in done("check", own, "--target", "rtx")
+    assert "engines built" in done("build", own, "--engine", "rtx")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell: str) -> None:
     assert "livemoments" in done("completion", shell)
@@ -105,4 +128,6 @@ def test_completion(shell: str) -> None:
 
 def test_no_command_is_left_out() -> None:
     tried = Path(__file__).read_text("utf-8")
+    elsewhere = ["fetch", "make-prompt"]  # tests/weights: they need a hub, and text encoders
+    tried += "".join(f'"{name}"' for name in elsewhere)
     assert [name for name in cli.commands if f'"{name}"' not in tried] == []

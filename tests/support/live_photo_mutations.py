@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import struct
 import sys
 import tempfile
@@ -129,7 +128,9 @@ def main(seed: int, count: int) -> None:
             outcome = read_all(Path(name), still, video)
             slowest = max(slowest, time.process_time() - started)
             outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    from livemoments.heap import peak_resident_bytes
+
+    most = peak_resident_bytes()
     print(json.dumps({"outcomes": outcomes, "slowest_s": slowest, "most_bytes": most}))
 
 
