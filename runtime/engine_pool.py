@@ -102,7 +102,7 @@ class EnginePool:
         self.size = size
         self.timings = timings or Timings()
         self._one_phase = one_phase
-        self._engines: dict[tuple[Stage, str], Engine] = {}
+        self._engines: dict[tuple[Stage, tuple[str, str]], Engine] = {}
 
     def graph(self, stage: Stage, size: Size | None = None) -> Graph:
         """The manifest's entry for the stage's graph, without loading it.
@@ -158,7 +158,7 @@ class EnginePool:
         self.close()
 
     def _engine(self, stage: Stage, size: Size) -> Engine:
-        key = (stage, self.graph(stage, size).path)
+        key = (stage, self.graph(stage, size).identity)
         if key not in self._engines:
             if self._one_phase:
                 (phase,) = (stages for stages in PHASES if stage in stages)

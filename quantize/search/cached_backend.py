@@ -158,7 +158,7 @@ class CachedBackend(Backend):
         self.name, self.provider = source.name, source.provider
         self.cache, self.folder = CallCache(folder), folder
         self._source = source
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[tuple[str, str], Engine] = {}
         self._replaced: dict[Stage, tuple[Engine, int | None]] = {}
 
     def replace(self, engines: Mapping[Stage, Engine], *, point: int | None = None) -> None:
@@ -175,9 +175,9 @@ class CachedBackend(Backend):
         graph = bundle.graph(stage, size)
 
         def open_source() -> Engine:
-            if graph.path not in self._engines:
-                self._engines[graph.path] = self._source.open(bundle, stage, size)
-            return self._engines[graph.path]
+            if graph.identity not in self._engines:
+                self._engines[graph.identity] = self._source.open(bundle, stage, size)
+            return self._engines[graph.identity]
 
         usual = CachedEngine(graph, self.cache, stage, open_source)
         if stage not in self._replaced:

@@ -132,6 +132,11 @@ class Graph(_Entry, omit_defaults=True):
     engines: Annotated[tuple[EngineFile, ...], Meta(max_length=MAX_GRAPHS)] = ()
 
     @property
+    def identity(self) -> tuple[str, str]:
+        """Path and size, which tell it from the bundle's others: packages of several functions share a path."""
+        return self.path, self.size
+
+    @property
     def files(self) -> tuple[str, ...]:
         """Every file that belongs to it: the graph, its weights, its engines."""
         return self.path, *self.weights, *(engine.path for engine in self.engines)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 from fake_bundle import make_fake_bundle
@@ -181,3 +182,19 @@ def test_the_pool_reuses_a_free_graph_for_every_size(bundle: Bundle) -> None:
         pool.close(Stage.FLOW)
         assert not pool.is_open(Stage.FLOW)
     assert [event[0] for event in log.events] == ["open", "run", "run", "close"]
+
+
+def test_the_pool_tells_the_sizes_of_one_file_apart(bundle: Bundle) -> None:
+    """A Core ML package holds a function for each size: the same path, another program."""
+    entry = bundle.manifest.stages["flow"]
+    (graph,) = entry.graphs
+    sizes = (Size(64, 64), Size(80, 104))
+    graphs = tuple(msgspec.structs.replace(graph, size=str(size)) for size in sizes)
+    stages = {**bundle.manifest.stages, "flow": msgspec.structs.replace(entry, graphs=graphs)}
+    shared = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, stages=stages))
+    log = LoggingBackend()
+    with EnginePool(shared, log, sizes[0]) as pool:
+        for size in (*sizes, sizes[0]):
+            images = np.zeros((1, 3, size.height, size.width), np.float32)
+            pool.run(Stage.FLOW, {"image1": images, "image2": images}, size=size)
+    assert [event[0] for event in log.events] == ["open", "run", "open", "run", "run", "close", "close"]

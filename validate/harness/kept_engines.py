@@ -40,7 +40,7 @@ class KeptEngines(Backend):
         try:
             if stage in self._not_kept:
                 return self._inner.open(bundle, stage, size)
-            key = (stage, str(bundle.path / bundle.graph(stage, size).path))
+            key = (stage, f"{bundle.path}@{bundle.graph(stage, size).identity}")
             if key not in self._kept:
                 self._drop(kept for kept in self._kept if kept[0] == stage and kept not in self._lent)
                 self._kept[key] = self._inner.open(bundle, stage, size)
