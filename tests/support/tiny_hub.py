@@ -6,6 +6,7 @@ second server, as the hub's content network is one: a redirect to another host, 
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import json
 import threading
@@ -106,7 +107,7 @@ def _serve(hub: TinyHub, handler: type[BaseHTTPRequestHandler]) -> _Server:
     return server
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler, abc.ABC):
     protocol_version = "HTTP/1.1"
     server: _Server
 
@@ -129,8 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self.answer(path)
 
+    @abc.abstractmethod
     def answer(self, path: str) -> None:
-        raise NotImplementedError
+        """Reply to a request for this path."""
 
     def reply(self, status: int, content: bytes = b"", **headers: str) -> None:
         self.send_response(status)
