@@ -171,12 +171,17 @@ class RestoreOptions:
         """The back-end that these options name, for the bundle's kind of graphs; without one, for ONNX graphs.
 
         Raises:
-            UsageError: the installed onnxruntime, or this system, has no such provider.
+            UsageError: the installed onnxruntime or PyTorch, or this system, has no such provider.
+            MissingExtraError: PyTorch is not installed, and the bundle needs it.
         """
         if bundle is not None and bundle.manifest.target == "coreml":
             from livemoments.coreml.backend import CoreMlBackend
 
             return CoreMlBackend(self.provider)
+        if bundle is not None and bundle.manifest.target == "torch":
+            from livemoments.pytorch.opening import open_torch_backend
+
+            return open_torch_backend(self.provider, self.threads)
         from livemoments.runtime.backends.ort import OrtBackend
 
         return OrtBackend(self.provider, self.threads)

@@ -185,7 +185,7 @@ def test_runtime_never_imports_what_an_extra_brings() -> None:
 def test_the_root_package_imports_extras_only_at_the_edges() -> None:
     for path in python_files("src"):
         at_edge = path.parent.name == "livemoments" and path.name.startswith("demo")
-        if {"coreml", "graphs", "weights"} & {*path.parts}:  # optional packages are what they are about
+        if {"coreml", "graphs", "pytorch", "weights"} & {*path.parts}:  # optional packages are what they are about
             continue
         found = roots(imports(path, inside_functions=not at_edge)) & OPTIONAL_MODULES
         assert not found, f"{path.relative_to(ROOT)} imports {found}"

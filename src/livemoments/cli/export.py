@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", metavar="BUNDLE", type=PATH, required=True, help="The bundle's folder.")
 @click.option(
     "--target",
-    type=click.Choice(["onnx", "tensorrt", "coreml"]),
+    type=click.Choice(["onnx", "tensorrt", "coreml", "torch"]),
     default="onnx",
     show_default=True,
     help="What to write. onnx: graphs with onnxruntime's operators. tensorrt: graphs of standard ones only, with "
-    "--engine also the engines. coreml: Core ML packages for iOS 18 and macOS 15.",
+    "--engine also the engines. coreml: Core ML packages for iOS 18 and macOS 15. torch: the networks for PyTorch.",
 )
 @click.option(
     "--engine",
