@@ -77,9 +77,7 @@ def export_stages(
     return entries
 
 
-def _write(
-    planner: Planner, folder: Path, stage: Stage, sizes: Sequence[Size]
-) -> tuple[list[Graph], int, int]:
+def _write(planner: Planner, folder: Path, stage: Stage, sizes: Sequence[Size]) -> tuple[list[Graph], int, int]:
     """Write one stage; its graphs, its parameters as they are stored for one size, and before folding."""
     graphs, parameters, before = [], 0, 0
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}

@@ -73,9 +73,7 @@ class TorchBackend(Backend):
 
     name = TARGET
 
-    def __init__(
-        self, provider: str = "cpu", threads: int | None = None, *, compile_backend: str = "inductor"
-    ) -> None:
+    def __init__(self, provider: str = "cpu", threads: int | None = None, *, compile_backend: str = "inductor") -> None:
         if threads is not None:
             if threads < 1:
                 raise UsageError(f"{threads} threads cannot run anything", fix="pass --threads 1 or more")
@@ -105,7 +103,8 @@ class TorchBackend(Backend):
             except (msgspec.MsgspecError, ValueError, TypeError) as error:
                 raise EngineError(f"{path}: not a network of this stage ({error})", fix="export again") from None
             dtype = torch.float32 if stage is Stage.FLOW else self._dtype(structure)
-            _load(module, structure, [folder / name for name in graph.weights], torch.device(self.options.device), dtype)
+            files = [folder / name for name in graph.weights]
+            _load(module, structure, files, torch.device(self.options.device), dtype)
             return self.engine(module, stage, graph.inputs, graph.outputs)
 
     def engine(
@@ -143,7 +142,7 @@ class TorchBackend(Backend):
 
 
 class TorchEngine(Engine):
-    """One module. What is kept stays on the device; a CUDA graph's outputs are copied, so that kept ones stay as they are.
+    """One module. What is kept stays on the device; of a CUDA graph it is a copy, which later runs leave alone.
 
     Args:
         stage: the stage.
@@ -223,7 +222,7 @@ def _load(
     for file in files:
         try:
             with safe_open(file, framework="pt", device=str(device)) as stored:
-                for key in stored.keys() & wanted.keys():  # noqa: SIM118  (it is no mapping)
+                for key in stored.keys() & wanted.keys():
                     name, like = wanted[key]
                     tensor = stored.get_tensor(key)
                     if tensor.shape != like.shape:

@@ -76,8 +76,8 @@ class EightBitLinear(nn.Module, abc.ABC):
 class Fp8Linear(EightBitLinear):
     """E4M3 with one scale for the activations and one for the weight, which cuBLAS applies.
 
-    Partial sums are kept in the tensor cores' own precision (``use_fast_accum``), as NVIDIA's libraries do for inference;
-    without it the product takes about twice the time on Hopper.
+    Partial sums stay in the tensor cores' own precision (``use_fast_accum``), as in the forward pass of NVIDIA's
+    Transformer Engine.
     """
 
     @staticmethod

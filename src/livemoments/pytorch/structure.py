@@ -6,6 +6,7 @@ parts are gone. So what is left is written down, block by block.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -99,9 +100,9 @@ def describe(module: nn.Module) -> dict[str, Transformer | Motion]:
     if isinstance(module, ReferenceStage | RestorationStage):
         return {"transformer": _describe_network(module.network, module.kv_layout)}
     if isinstance(module, MotionStage):
-        encoder = module.blocks
-        widths = tuple(layer.out_channels for layer in encoder[0] if isinstance(layer, nn.Conv2d))
-        return {"motion": Motion(widths=widths, depth=len(encoder), projections=len(module.point_proj))}
+        strided, *_ = module.blocks
+        widths = tuple(layer.out_channels for layer in strided.modules() if isinstance(layer, nn.Conv2d))
+        return {"motion": Motion(widths=widths, depth=len(module.blocks), projections=len(module.point_proj))}
     raise TypeError(f"cannot describe a {type(module).__name__}")
 
 
@@ -137,7 +138,7 @@ def _build(structure: Structure, stage: Stage) -> nn.Module:
 
 
 def _describe_network(network: MMDiT, kv_layout: str) -> Transformer:
-    first = network.transformer_blocks[0]
+    first = next(_blocks(network))
     if not network.folded or not isinstance(first.norm1, ModulationTable):
         raise ValueError("only folded networks are stored")
     return Transformer(
@@ -146,9 +147,15 @@ def _describe_network(network: MMDiT, kv_layout: str) -> Transformer:
         prompt_tokens=network.prompt_tokens,
         points=first.norm1.table.shape[0],
         kv_layout=kv_layout,
-        blocks=tuple(_describe_block(block) for block in network.transformer_blocks),
+        blocks=tuple(_describe_block(block) for block in _blocks(network)),
         norm_out=_rows(network.norm_out),
     )
+
+
+def _blocks(network: MMDiT) -> Iterator[JointBlock]:
+    for block in network.transformer_blocks:
+        assert isinstance(block, JointBlock)
+        yield block
 
 
 def _describe_block(block: JointBlock) -> Block:
@@ -180,7 +187,7 @@ def _build_network(described: Transformer) -> MMDiT:
     network.time_text_embed = network.context_embedder = network.prompt = network.pooled = None
     network.context = nn.Parameter(torch.empty(1, described.prompt_tokens, config.dim))
     network.folded = True
-    for block, wanted in zip(network.transformer_blocks, described.blocks, strict=True):
+    for block, wanted in zip(_blocks(network), described.blocks, strict=True):
         _shape_block(block, wanted, described.points, described.prompt_tokens, config.dim)
     network.norm_out = _table(described.norm_out, described.points, config.dim)
     if described.norm_out is None:
