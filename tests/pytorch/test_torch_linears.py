@@ -44,6 +44,18 @@ def test_the_products_are_those_of_the_rounded_values(kind: str, bias: bool, dty
     )
 
 
+@pytest.mark.parametrize("dtype", list(ROUNDING))
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_call_of_the_gpu_kernel_computes_the_same(bias: bool, dtype: torch.dtype) -> None:
+    """PyTorch has the kernel for CPUs too, if a slow one: the same arguments, the same checks of them."""
+    layer = Fp8Linear(make_linear(bias=bias, dtype=dtype))
+    x = torch.randn(24, 96).to(dtype)
+    rounded = layer.quantize(x)
+    found = layer.multiply_fused(*rounded, dtype)
+    assert found.dtype == dtype
+    assert error(found, layer.multiply(*rounded, dtype)) < ROUNDING[dtype]
+
+
 def test_a_few_rows_are_padded_for_the_gpu_and_the_padding_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     multiply, rows = torch._int_mm, []
 

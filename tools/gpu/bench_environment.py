@@ -17,8 +17,17 @@ from livemoments.version import __version__
 _PACKAGES = ("numpy", "safetensors", "triton", "diffusers")
 
 
-def describe_environment(device: torch.device, package_from: str) -> dict[str, Any]:
-    """A record to go with the results."""
+_CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu", "memory.total")
+
+
+def describe_environment(device: torch.device, package_from: str, commit: str | None = None) -> dict[str, Any]:
+    """A record to go with the results.
+
+    Args:
+        device: what is measured.
+        package_from: where ``livemoments`` comes from.
+        commit: of the sources, where they were copied without their history; by default git is asked.
+    """
     versions: dict[str, str | None] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -38,8 +47,15 @@ def describe_environment(device: torch.device, package_from: str) -> dict[str, A
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "versions": versions,
         "package_from": package_from,
-        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "commit": commit or _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "clocks": read_clocks(),
     }
+
+
+def read_clocks() -> dict[str, str] | None:
+    """The GPU's clocks, power and temperature now, with their units; ``None`` where nobody can tell."""
+    line = _output("nvidia-smi", f"--query-gpu={','.join(_CLOCKS)}", "--format=csv,noheader")
+    return None if line is None else dict(zip(_CLOCKS, (part.strip() for part in line.split(",")), strict=False))
 
 
 def _device(device: torch.device) -> dict[str, Any]:
