@@ -193,6 +193,7 @@ def test_a_damaged_network_is_named(networks: Bundle, tmp_path: Path) -> None:
         with pytest.raises(EngineError, match=words) as caught:
             engine(change)
         assert caught.value.fix
+    engine({}).close()
     (tmp_path / graph.weights[0]).write_bytes(b"no tensors")
     with pytest.raises(EngineError, match="cannot be read"):
         TorchBackend().open_files(tmp_path, Stage.MOTION, graph)

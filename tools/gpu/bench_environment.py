@@ -5,19 +5,15 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-import shutil
-import subprocess
 from typing import Any
 
 import torch
 from bench_path import ROOT
+from gpu_state import DRIVER, first_line, read_clocks
 
 from livemoments.version import __version__
 
 _PACKAGES = ("numpy", "safetensors", "triton", "diffusers")
-
-
-_CLOCKS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw", "power.limit", "temperature.gpu", "memory.total")
 
 
 def describe_environment(device: torch.device, package_from: str, commit: str | None = None) -> dict[str, Any]:
@@ -44,18 +40,12 @@ def describe_environment(device: torch.device, package_from: str, commit: str | 
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "platform": platform.platform(),
         "device": _device(device),
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": first_line(*DRIVER),
         "versions": versions,
         "package_from": package_from,
-        "commit": commit or _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "commit": commit or first_line("git", "-C", str(ROOT), "rev-parse", "HEAD"),
         "clocks": read_clocks(),
     }
-
-
-def read_clocks() -> dict[str, str] | None:
-    """The GPU's clocks, power and temperature now, with their units; ``None`` where nobody can tell."""
-    line = _output("nvidia-smi", f"--query-gpu={','.join(_CLOCKS)}", "--format=csv,noheader")
-    return None if line is None else dict(zip(_CLOCKS, (part.strip() for part in line.split(",")), strict=False))
 
 
 def _device(device: torch.device) -> dict[str, Any]:
@@ -68,12 +58,3 @@ def _device(device: torch.device) -> dict[str, Any]:
         "multiprocessors": found.multi_processor_count,
         "memory_bytes": found.total_memory,
     }
-
-
-def _output(program: str, *arguments: str) -> str | None:
-    """A program's first line of output; ``None`` where it is missing or fails."""
-    if shutil.which(program) is None:
-        return None
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=20, check=False)
-    lines = done.stdout.strip().splitlines()
-    return lines[0] if done.returncode == 0 and lines else None

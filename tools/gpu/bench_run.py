@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from bench_cases import EXACT, Bench, Case, SkipCase
 from bench_plan import GROUPS
 
 NO_TIME = "not run: time"
+Save = Callable[[dict[str, Any]], None]
 
 
 @dataclass(slots=True)
@@ -24,8 +25,10 @@ class Outcome:
     failures: list[dict[str, str]] = field(default_factory=list)
 
 
-def run_all(bench: Bench, cases: Sequence[Case], budget_s: float) -> dict[str, Any]:
+def run_all(bench: Bench, cases: Sequence[Case], budget_s: float, save: Save | None = None) -> dict[str, Any]:
     """Run the cases until the budget is spent; a case that fails does not stop the others.
+
+    ``save`` gets the results after every case, so that a process that is stopped loses one case, not all.
 
     A group starts no case after its share of the time is over, added to what earlier groups left. Cases that were left
     out so are tried again, in order, in the time that is left at the end; those that are not are named with the reason.
@@ -33,28 +36,32 @@ def run_all(bench: Bench, cases: Sequence[Case], budget_s: float) -> dict[str, A
     started = time.monotonic()
     groups = [group for group in GROUPS if any(case.group == group for case in cases)]
     whole = sum(GROUPS[group] for group in groups)
-    outcome, waiting, until_s = Outcome(), [], 0.0
+    outcome, left = Outcome(), list(cases)
+
+    def results() -> dict[str, Any]:
+        return {
+            "cases": outcome.done,
+            "skipped": outcome.skipped,
+            "failures": outcome.failures,
+            "left_out": [{"name": case.name, "group": case.group, "reason": NO_TIME} for case in left],
+            "elapsed_s": time.monotonic() - started,
+            "budget_s": budget_s,
+        }
+
+    def attempt(chosen: Sequence[Case], until_s: float) -> None:
+        for case in chosen:
+            if time.monotonic() - started < until_s:
+                left.remove(case)
+                _run(bench, case, outcome, started)
+                if save is not None:
+                    save(results())
+
+    until_s = 0.0
     for group in groups:
         until_s += budget_s * GROUPS[group] / whole
-        for case in (case for case in cases if case.group == group):
-            if time.monotonic() - started >= until_s:
-                waiting.append(case)
-            else:
-                _run(bench, case, outcome, started)
-    left_out = []
-    for case in waiting:
-        if time.monotonic() - started >= budget_s:
-            left_out.append({"name": case.name, "group": case.group, "reason": NO_TIME})
-        else:
-            _run(bench, case, outcome, started)
-    return {
-        "cases": outcome.done,
-        "skipped": outcome.skipped,
-        "failures": outcome.failures,
-        "left_out": left_out,
-        "elapsed_s": time.monotonic() - started,
-        "budget_s": budget_s,
-    }
+        attempt([case for case in cases if case.group == group], until_s)
+    attempt(list(left), budget_s)
+    return results()
 
 
 def _run(bench: Bench, case: Case, outcome: Outcome, started: float) -> None:

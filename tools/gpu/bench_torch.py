@@ -7,10 +7,10 @@ depends on them. README.md beside this file says how to run it and what the resu
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from bench_path import make_importable
 
@@ -18,10 +18,11 @@ PACKAGE_FROM = make_importable()
 
 from bench_arguments import leave, make_setup, parse_arguments  # noqa: E402
 from bench_cases import Bench  # noqa: E402
-from bench_environment import describe_environment, read_clocks  # noqa: E402
+from bench_environment import describe_environment  # noqa: E402
 from bench_plan import GROUPS, plan  # noqa: E402
 from bench_run import run_all  # noqa: E402
 from bench_table import print_table  # noqa: E402
+from gpu_state import read_clocks, write_json  # noqa: E402
 
 SCHEMA_VERSION = 2
 
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := set(arguments.group or ()) - set(GROUPS):
         leave(f"no such group: {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
     wanted = [case for case in cases if not arguments.group or case.group in {*arguments.group, "ceilings"}]
-    results = {
+    head = {
         "schema_version": SCHEMA_VERSION,
         "environment": describe_environment(bench.setup.device, PACKAGE_FROM, arguments.commit),
         "settings": {
@@ -50,12 +51,14 @@ def main(argv: list[str] | None = None) -> int:
             "warmup": arguments.warmup,
             "compile_backend": bench.backend,
         },
-        **run_all(bench, wanted, arguments.budget_s),
-        "clocks_after": read_clocks(),
     }
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+    def save(found: dict[str, Any]) -> None:
+        if arguments.output:
+            write_json(arguments.output, head | found | {"clocks_after": read_clocks()})
+
+    results = head | run_all(bench, wanted, arguments.budget_s, save)
+    save(results)
     print_table(results)
     return 1 if results["failures"] else 0
 
