@@ -52,7 +52,7 @@ class Sizes:
 
 
 FULL = Sizes("cuda", "sd3-medium", 1024, "4032x3024", half=True)
-DRY = Sizes("cpu", "tiny", 64, "160x128", half=False)
+DRY = Sizes("cpu", "tiny", 128, "192x128", half=False)
 
 
 def steps(sizes: Sizes, *, call: int | None = None) -> list[Step]:
