@@ -40,9 +40,9 @@ def run_all(bench: Bench, cases: Sequence[Case], budget_s: float, save: Save | N
 
     def results() -> dict[str, Any]:
         return {
-            "cases": outcome.done,
-            "skipped": outcome.skipped,
-            "failures": outcome.failures,
+            "cases": list(outcome.done),
+            "skipped": list(outcome.skipped),
+            "failures": list(outcome.failures),
             "left_out": [{"name": case.name, "group": case.group, "reason": NO_TIME} for case in left],
             "elapsed_s": time.monotonic() - started,
             "budget_s": budget_s,

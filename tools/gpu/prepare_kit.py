@@ -79,9 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         (partial / "payload" / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
         check_size(partial)
         shutil.move(partial, arguments.output)
-    print(
-        f"{arguments.output}: {manifest['bytes'] / 1e6:.1f} MB of {LIMIT_BYTES / 1e6:.1f} MB, commit {manifest['commit']}"
-    )
+    size = f"{manifest['bytes'] / 1e6:.1f} MB of {LIMIT_BYTES / 1e6:.1f} MB"
+    print(f"{arguments.output}: {size}, commit {manifest['commit']}")
     return 0
 
 

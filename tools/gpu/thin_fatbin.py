@@ -4,9 +4,9 @@ onnxruntime's CUDA provider is mostly device code, for many chips and many kinds
 kernels that a diffusion transformer never launches, are overwritten by zeros where they stand: nothing moves, so every
 offset in the file holds, and the zeros cost nothing once compressed.
 
-The format (CUDA's fat binaries, as ``cuobjdump`` lists them): a region begins with a magic number, version, header size
-and length; in it entries follow each other, each a header (kind, sizes, architecture) and a payload, which is compressed
-with Zstandard since CUDA 13.
+The format (CUDA's fat binaries, as ``cuobjdump`` lists them): a region begins with a magic number, version, header
+size and length; in it entries follow each other, each a header (kind, sizes, architecture) and a payload, which is
+compressed with Zstandard since CUDA 13.
 """
 
 from __future__ import annotations
