@@ -141,6 +141,7 @@ def command(
       livemoments export inference_config.yml -o bundle --tile 1024x1024 --tile 768x1024
       livemoments export checkpoint -o bundle --precision fp16 --target tensorrt --engine rtx --sm 8.9
       livemoments export checkpoint -o bundle --target coreml --precision fp16 --flow-size 1440x1080
+      livemoments export checkpoint -o bundle --target torch --precision fp16
     """
     if engine is not None and options["target"] != "tensorrt":
         raise click.UsageError("--engine needs --target tensorrt")
