@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +29,34 @@ import thin_fatbin  # noqa: E402
 # --- the plan and its clock -----------------------------------------------------------------------------------------
 
 
-def script(text: str) -> tuple[str, ...]:
-    """A step's command that runs Python's text: the kit's own scripts are named by paths, and so is this one."""
-    return (os.devnull, text)
+Play = Callable[[Path, float], tuple[int | None, str, float]]
+"""Stands for a step's process: its results' file and its time to (exit code, end of its output, seconds it took)."""
+
+
+class Clock:
+    """A clock that only steps move."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def monotonic(self) -> float:
+        return self.now_s
 
 
 def run_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: Sequence[kit_steps.Step], *options: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: dict[kit_steps.Step, Play], *options: str
 ) -> tuple[int, dict[str, Any]]:
-    """Run made-up steps, whose commands are ``python -c TEXT``."""
-    real = run_kit.run_for
+    """Run made-up steps on a made-up clock."""
+    clock, plays = Clock(), {step.name: play for step, play in planned.items()}
 
-    def run_text(command: list[str], time_s: float, environment: Any) -> tuple[int | None, str]:
-        return real([sys.executable, "-c", command[2], *command[3:]], time_s, environment)
+    def run_for(command: list[str], time_s: float, environment: dict[str, str]) -> tuple[int | None, str]:
+        output = Path(command[-1])
+        code, tail, took_s = plays[output.stem](output, time_s)
+        clock.now_s += took_s
+        return code, tail
 
-    monkeypatch.setattr(run_kit, "run_for", run_text)
+    monkeypatch.setattr(run_kit, "time", clock)
+    monkeypatch.setattr(run_kit, "run_for", run_for)
     monkeypatch.setattr(run_kit, "steps", lambda sizes, call: [step for step in planned if step.call == call])
     monkeypatch.setattr(run_kit, "read_clocks", lambda: {"clocks.sm": "1980 MHz"})
     arguments = ["--output", str(tmp_path / "out"), "--commit", "abc", "--work", str(tmp_path / "work"), "--call", "1"]
@@ -51,53 +64,83 @@ def run_call(
     return code, json.loads((tmp_path / "out" / "call-1.json").read_text())
 
 
-WRITE = "import json, sys; open(sys.argv[1], 'w').write(json.dumps(dict(budget=int(sys.argv[2]))))"
+def step(name: str, share: int, **more: Any) -> kit_steps.Step:
+    return kit_steps.Step(name, 1, share, ("x.py", "--budget-s", "{budget}", "--output", "{output}"), **more)
 
 
-@pytest.mark.process
+def never(output: Path, time_s: float) -> tuple[int | None, str, float]:
+    raise AssertionError(f"{output} was run")
+
+
+def plays(code: int | None, took_s: float, *, results: bool = True) -> Play:
+    def play(output: Path, time_s: float) -> tuple[int | None, str, float]:
+        if results:
+            output.write_text(json.dumps({"had_s": time_s}))
+        return code, f"the end of {output.stem}", took_s
+
+    return play
+
+
 def test_every_step_leaves_a_record_whatever_becomes_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_kit, "_LEAST_STEP_S", 0.5)
     (tmp_path / "work" / "made").mkdir(parents=True)
-    planned = [
-        kit_steps.Step("good", 1, 30, (*script(WRITE), "{output}", "{budget}")),
-        kit_steps.Step("silent", 1, 20, script("pass")),
-        kit_steps.Step("broken", 1, 20, script("raise SystemExit('no such kernel')")),
-        kit_steps.Step("made", 1, 1, script("raise SystemExit(1)"), makes="made", has_results=False),
-        kit_steps.Step("foreign", 1, 1, script("raise SystemExit(1)"), payload="onnxruntime"),
-    ]
+    planned = {
+        step("good", 30): plays(0, 10.0),
+        step("silent", 30): plays(0, 1.0, results=False),
+        step("broken", 20): plays(1, 1.0, results=False),
+        step("made", 10, makes="made", has_results=False): never,
+        step("foreign", 10, payload="onnxruntime"): never,
+    }
     code, found = run_call(tmp_path, monkeypatch, planned, "--budget-s", "300")
     assert code == 1
-    status = {step["name"]: step["status"] for step in found["steps"]}
-    assert status == {
+    assert {record["name"]: record["status"] for record in found["steps"]} == {
         "good": "done",
         "silent": "failed: no results",
         "broken": "failed: exit code 1",
         "made": "there already",
         "foreign": "not run: no payload 'onnxruntime'",
     }
-    good, _, broken, *_ = found["steps"]
-    assert good["results"] == {"budget": round(300 * 30 / 72 - 20)}
+    good, silent, broken, *_ = found["steps"]
+    assert good["results"] == {"had_s": 90.0}  # 30 of 100 shares of 300 s
+    assert good["command"][:3] == ["x.py", "--budget-s", "70"]  # without what the process takes to start
+    assert silent["had_s"] == pytest.approx(290 * 30 / 70)  # what the first one left goes to the next ones
     assert good["clocks_before"] == good["clocks_after"] == {"clocks.sm": "1980 MHz"}
-    assert broken["tail"].strip() == "no such kernel"
-    assert (found["commit"], found["call"], found["dry_run"]) == ("abc", 1, False)
+    assert broken["tail"] == "the end of broken"
+    assert (found["commit"], found["call"], found["dry_run"], found["elapsed_s"]) == ("abc", 1, False, 12.0)
+
+
+def test_a_stopped_step_keeps_its_results_and_late_ones_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = {step("stopped", 50): plays(None, 95.0), step("late", 50): never, step("later", 1): never}
+    code, found = run_call(tmp_path, monkeypatch, planned, "--budget-s", "100")
+    assert code == 0
+    first, *rest = found["steps"]
+    assert (first["status"], first["results"]["had_s"]) == ("stopped: time", pytest.approx(100 * 50 / 101))
+    assert [record["status"] for record in rest] == ["not run: time", "not run: time"]
 
 
 @pytest.mark.process
-def test_a_step_that_hangs_is_stopped_and_the_late_ones_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_kit, "_LEAST_STEP_S", 1.5)
-    hang = WRITE + "; import subprocess, time; subprocess.Popen(['sleep', '600']); time.sleep(600)"
-    planned = [
-        kit_steps.Step("hangs", 1, 99, (*script(hang), "{output}", "1")),
-        kit_steps.Step("late", 1, 1, script("raise SystemExit(1)")),
-    ]
-    code, found = run_call(tmp_path, monkeypatch, planned, "--budget-s", "2.5")
-    assert code == 0
-    first, second = found["steps"]
-    assert first["status"] == "stopped: time"
-    assert first["results"] == {"budget": 1}  # what it had written is kept
-    assert second["status"] == "not run: time"
+def test_what_is_stopped_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    """The child's child holds a pipe open as long as it lives."""
+    read, write = os.pipe()
+    text = "import subprocess, sys; subprocess.Popen(['sleep', '600'], pass_fds=[int(sys.argv[1])]).wait()"
+    os.set_inheritable(write, True)
+    popen = subprocess.Popen
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_kit.subprocess, "Popen", lambda *args, **kwargs: popen(*args, **kwargs, pass_fds=[write]))
+        code, _ = run_kit.run_for([sys.executable, "-c", text, str(write)], 2.0, os.environ)
+    os.close(write)
+    assert code is None
+    with os.fdopen(read, "rb") as stream:
+        assert stream.read() == b""  # the end: nobody is left who could write
+
+
+def test_the_end_of_what_a_step_says_is_kept() -> None:
+    text = "print('x' * 5000); raise SystemExit('no such kernel')"
+    code, tail = run_kit.run_for([sys.executable, "-c", text], 100.0, os.environ)
+    assert code == 1
+    assert tail.strip().endswith("no such kernel")
+    assert len(tail) == 2000
 
 
 def test_the_plan_has_four_calls_whose_steps_all_have_a_way_to_run() -> None:
@@ -106,9 +149,9 @@ def test_the_plan_has_four_calls_whose_steps_all_have_a_way_to_run() -> None:
         assert [step.call for step in planned] == sorted(step.call for step in planned)
         assert {step.call for step in planned} == set(kit_steps.CALLS)
         assert len({step.name for step in planned}) == len(planned)
-        for step in planned:
-            assert (FOLDER / step.command[0]).is_file()
-            assert step.has_results == ("{output}" in step.command)
+        for one in planned:
+            assert (FOLDER / one.command[0]).is_file()
+            assert one.has_results == ("{output}" in one.command)
     assert kit_steps.names(kit_steps.steps(kit_steps.FULL)) == kit_steps.names(kit_steps.steps(kit_steps.DRY))
     groups = {word for step in kit_steps.steps(kit_steps.FULL) for word in step.command}
     import bench_plan

@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     if not 0 < arguments.budget_s <= MOST_CALL_S:
         parser.error(f"--budget-s {arguments.budget_s:g}: a call has at most {MOST_CALL_S:g} s")
     work = arguments.work or Path(tempfile.gettempdir()) / "livemoments-gpu-kit"
-    work.mkdir(parents=True, exist_ok=True)
+    for folder in (work, arguments.output):
+        folder.mkdir(parents=True, exist_ok=True)
     failed = False
     for call in CALLS if arguments.call is None else (arguments.call,):
         failed |= Call(call, arguments, work).run()
