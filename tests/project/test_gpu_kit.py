@@ -376,8 +376,6 @@ class OnlyFromPayload:
     @staticmethod
     def find_spec(name, path=None, target=None):
         root = name.partition(".")[0]
-        if root == "livemoments" and path is None:
-            raise ModuleNotFoundError("No module named " + repr(name), name=name)
         if root not in MISSING or path is not None:
             return None
         found = importlib.machinery.PathFinder.find_spec(name, [PAYLOAD])

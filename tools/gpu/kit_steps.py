@@ -82,10 +82,9 @@ def _photos(sizes: Sizes) -> list[Step]:
     fast = f"{plain}+compile+graphs" if gpu else plain
     planned = [
         ("photo-frozen", fast, "frozen", "engine", 30),
-        ("photo-per-step", fast, "per-step", "engine", 22),
-        ("photo-frozen-fp8", f"{plain}+fp8-linears" + fast.removeprefix(plain), "frozen", "engine", 20),
-        ("photo-frozen-dis", fast, "frozen", "dis", 14),
-        ("photo-phase-split", plain, "phase-split", "engine", 14),
+        ("photo-per-step", fast, "per-step", "engine", 25),
+        ("photo-frozen-fp8", f"{plain}+fp8-linears" + fast.removeprefix(plain), "frozen", "engine", 25),
+        ("photo-frozen-dis", fast, "frozen", "dis", 20),
     ]
     return [
         Step(

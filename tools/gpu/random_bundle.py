@@ -144,7 +144,7 @@ def _autoencoder(setup: Setup) -> Any:
 
 def _filled(setup: Setup, component: str, build: Any, dtype: torch.dtype) -> torch.nn.Module:
     with torch.device("meta"):
-        module: torch.nn.Module = build().to(dtype)
+        module: torch.nn.Module = torch.nn.Module.to(build(), dtype)  # diffusers' own method warns for nothing
     module = module.to_empty(device=setup.device).eval().requires_grad_(False)
     randomise(module, component, setup)
     return module
