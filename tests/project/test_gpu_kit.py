@@ -88,6 +88,7 @@ def test_every_step_leaves_a_record_whatever_becomes_of_it(tmp_path: Path, monke
         step("silent", 30): plays(0, 1.0, results=False),
         step("broken", 20): plays(1, 1.0, results=False),
         step("made", 10, makes="made", has_results=False): never,
+        step("empty", 10, makes="checkpoint", has_results=False): plays(0, 0.0, results=False),
         step("foreign", 10, payload="onnxruntime"): never,
     }
     code, found = run_call(tmp_path, monkeypatch, planned, "--budget-s", "300")
@@ -97,12 +98,13 @@ def test_every_step_leaves_a_record_whatever_becomes_of_it(tmp_path: Path, monke
         "silent": "failed: no results",
         "broken": "failed: exit code 1",
         "made": "there already",
+        "empty": "failed: no checkpoint",
         "foreign": "not run: no payload 'onnxruntime'",
     }
     good, silent, broken, *_ = found["steps"]
-    assert good["results"] == {"had_s": 90.0}  # 30 of 100 shares of 300 s
-    assert good["command"][:3] == ["x.py", "--budget-s", "70"]  # without what the process takes to start
-    assert silent["had_s"] == pytest.approx(290 * 30 / 70)  # what the first one left goes to the next ones
+    assert good["results"] == {"had_s": pytest.approx(300 * 30 / 110)}  # its share of 300 s
+    assert good["command"][:3] == ["x.py", "--budget-s", "62"]  # without what the process takes to start
+    assert silent["had_s"] == pytest.approx(290 * 30 / 80)  # what the first one left goes to the next ones
     assert good["clocks_before"] == good["clocks_after"] == {"clocks.sm": "1980 MHz"}
     assert broken["tail"] == "the end of broken"
     assert (found["commit"], found["call"], found["dry_run"], found["elapsed_s"]) == ("abc", 1, False, 12.0)

@@ -1,5 +1,7 @@
 """The command line ``livemoments`` from a bare checkout."""
 
+import sys
+
 from bench_path import make_importable
 
 make_importable()
@@ -7,4 +9,4 @@ make_importable()
 from livemoments.cli import main  # noqa: E402
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -129,6 +129,8 @@ class Call:
                 record["results"] = json.loads(output.read_text("utf-8"))
         if code == 0 and step.has_results and "results" not in record:
             record["status"] = "failed: no results"
+        if code == 0 and step.makes is not None and not (self._work / step.makes).exists():
+            record["status"] = f"failed: no {step.makes}"
         return record
 
     def _environment(self) -> dict[str, str]:
