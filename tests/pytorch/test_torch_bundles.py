@@ -12,6 +12,7 @@ import pytest
 import torch
 from cuda_graph_standin import stand_in_for_cuda_graphs
 from export_support import make_nano
+from places import GOLDEN
 
 from livemoments.bundle import Bundle
 from livemoments.distances import psnr_db, relative_l2
@@ -28,6 +29,8 @@ from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
 from livemoments.stage_inputs import draw_input
 from livemoments.types import Size, Stage
+from livemoments.validate.ladder.compare import compare
+from livemoments.validate.recording.golden_format import GoldenRecording
 
 TILE = Size(128, 128)
 LIMITS = {"cpu": 1e-5, "cpu+bf16": 6e-2}
@@ -138,6 +141,28 @@ def test_the_gate_measures_every_stage_flow_among_them(
         assert parity.rel_l2 <= parity.limit == (1e-4 if name == "flow" else limit)
         assert parity.points == ((0, 1, 2) if name in ("reference", "restoration") else ())
     assert bundle.stage(Stage.FLOW).precision == "fp32"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "least_db"), [("fp32", 60.0), ("fp16", 45.0)])
+def test_the_golden_photo_from_networks(tiny_checkpoint: Path, tmp_path: Path, precision: str, least_db: float) -> None:
+    """All six stages, RAFT among them, against upstream's own recording: every intermediate within its limit."""
+    recording = GoldenRecording(GOLDEN)
+    settings = recording.meta.settings
+    bundle = export(
+        tiny_checkpoint,
+        tmp_path / "bundle",
+        precision=precision,
+        tiles=(Size.parse(settings.tile),),
+        overlap=settings.overlap,
+        steps=(settings.steps,),
+        stages=None,
+    )
+    rungs = compare(bundle, recording, levels=("network", "step", "tile", "photo"), backend=TorchBackend())
+    assert [rung for rung in rungs if rung.status not in ("pass", "info")] == []
+    photo = next(rung for rung in rungs if rung.name == "result")
+    assert photo.psnr_db is not None
+    assert photo.psnr_db >= least_db
 
 
 def test_the_gate_refuses_what_is_not_the_reference(
