@@ -44,7 +44,7 @@ from livemoments.runtime.live_photo.movie import MovieError
 from livemoments.runtime.live_photo.movie_edit import edit_movie
 from livemoments.runtime.live_photo.opened import APPLE, MOTION, open_live_photo
 from livemoments.runtime.live_photo.placement import place
-from livemoments.runtime.live_photo.writing import as_live_photo, check_live_output
+from livemoments.runtime.live_photo.writing import check_live_output, prepare_output
 from livemoments.types import Size
 
 SEED = int.from_bytes(os.urandom(2), "big")
@@ -53,16 +53,19 @@ NEW = 7
 """The moment that becomes the still."""
 
 
-def write_moment(source: Path, output: Path) -> Path:
+def write_moment(source: Path, output: Path, *, write_live: bool = True) -> Path:
     """What ``restore --live --write-live`` does, with the frame itself in place of a network's result."""
     live = open_live_photo(source)
-    check_live_output(output, live)
+    if write_live:
+        check_live_output(output, live)
     clip = LiveClip(live)
-    (moment,) = moments(clip, place(clip), [NEW])
-    made = as_live_photo(moment, live, output)
+    placement = place(clip)
+    (moment,) = moments(clip, placement, [NEW])
+    made = prepare_output(moment, live, placement.view, output, write_live=write_live)
     pixels = np.repeat(np.repeat(moment.live.frame.pixels, 2, axis=0), 2, axis=1)
     text = {"livemoments": "{}"}
-    write_image(output, pixels, like=made.live.photo, text=text, trailer=made.trailer, keeps_video_claims=True)
+    parts: Any = {"trailer": made.trailer, "gain_map": made.gain_map, "keeps_video_claims": write_live}
+    write_image(output, pixels, like=made.live.photo, text=text, **parts)
     made.write_video(output)
     return output
 
@@ -261,9 +264,10 @@ def test_a_pair_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     source, _ = write_pair(tmp_path / "in", PHOTO, FRAMES)
     live = open_live_photo(source)
     clip = LiveClip(live)
-    (moment,) = moments(clip, place(clip), [NEW])
+    placement = place(clip)
+    (moment,) = moments(clip, placement, [NEW])
     output = tmp_path / "a.jpg"
-    made = as_live_photo(moment, live, output)
+    made = prepare_output(moment, live, placement.view, output, write_live=True)
     write_image(output, PHOTO, like=made.live.photo, keeps_video_claims=True)
     output.with_suffix(".MOV").mkdir()
     with pytest.raises(OutputError):
