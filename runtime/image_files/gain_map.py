@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, JpegImagePlugin
+from PIL import Image, JpegImagePlugin
 
-from livemoments.pixel_limit import MAX_PIXELS
+from livemoments.pixel_limit import max_pixels
 from livemoments.runtime.image_files import xmp_packet
+from livemoments.runtime.image_files.decode import orientation_of, pillow_limit_off, turn
 from livemoments.runtime.image_files.jpeg_segments import XMP_PREFIX, insert_segments, other_pictures, segment
 
 ISO_PREFIX = b"urn:iso:std:iso:ts:21496:-1\0"
 SPACE = "http://ns.adobe.com/hdr-gain-map/1.0/"
 VERSION = "1.0"
-_ORIENTATION = 274
 _MULTI_CHANNEL, _USE_BASE_COLOURS, _COMMON_DENOMINATOR, _BACKWARD = 1 << 7, 1 << 6, 1 << 3, 1 << 2
 _DENOMINATOR = 1 << 20
 _QUALITY = 90
@@ -70,10 +70,10 @@ def read_gain_map(data: bytes, extra_places: Sequence[tuple[int, int]] = ()) -> 
         a damaged one.
     """
     try:
-        with Image.open(io.BytesIO(data)) as photo:
+        with pillow_limit_off(), Image.open(io.BytesIO(data)) as photo:
             if not isinstance(photo, JpegImagePlugin.JpegImageFile):
                 return None
-            orientation = photo.getexif().get(_ORIENTATION, 1)
+            orientation = orientation_of(photo)
         for start, end in (*other_pictures(data), *extra_places):
             if 0 < start < end <= len(data) and data[start : start + 2] == b"\xff\xd8":
                 with Image.open(io.BytesIO(data[start:end])) as picture:
@@ -87,15 +87,14 @@ def read_gain_map(data: bytes, extra_places: Sequence[tuple[int, int]] = ()) -> 
 
 def _read(picture: Any, orientation: int) -> GainMap | None:
     values = _iso_values(picture.applist) or _xmp_values(picture.applist)
-    if values is None or picture.width * picture.height > MAX_PIXELS:
+    if values is None or picture.width * picture.height > max_pixels.get():
         return None
     numbers = [*values["low"], *values["high"], *values["offset"], *values["offset_hdr"], values["headroom_hdr"]]
     if not all(map(math.isfinite, numbers)) or not all(gamma > 0 for gamma in values["gamma"]):
         return None
-    copy = picture.convert("L" if picture.mode == "L" else "RGB")
-    copy.getexif()[_ORIENTATION] = orientation
-    upright = ImageOps.exif_transpose(copy)
-    return GainMap(np.asarray(upright, np.uint8), **values)
+    pixels = np.asarray(picture.convert("L" if picture.mode == "L" else "RGB"), np.uint8)
+    upright = turn(np.atleast_3d(pixels), orientation)
+    return GainMap(upright.reshape(*upright.shape[:2], *pixels.shape[2:]), **values)
 
 
 def _iso_values(segments: Sequence[tuple[str, bytes]]) -> dict[str, Any] | None:
