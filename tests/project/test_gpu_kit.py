@@ -368,25 +368,25 @@ def test_the_page_names_what_was_not_run(tmp_path: Path, monkeypatch: pytest.Mon
 # --- as on the machine ----------------------------------------------------------------------------------------------
 
 BARE = """
-import importlib.machinery, sys
+import sys
+from importlib.machinery import PathFinder
 
 MISSING, PAYLOAD = {missing!r}, {payload!r}
-sys.meta_path = [f for f in sys.meta_path if "editable" not in str(getattr(f, "__module__", f)).lower()]
 
 
 class OnlyFromPayload:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        root = name.partition(".")[0]
-        if root not in MISSING or path is not None:
-            return None
-        found = importlib.machinery.PathFinder.find_spec(name, [PAYLOAD])
-        if found is None:
-            raise ModuleNotFoundError("No module named " + repr(name), name=name)
-        return found
+        is_missing = path is None and name.partition(".")[0] in MISSING
+        return PathFinder.find_spec(name, [PAYLOAD] if is_missing else path, target)
+
+    @staticmethod
+    def find_distributions(*arguments, **options):
+        return PathFinder.find_distributions(*arguments, **options)
 
 
-sys.meta_path.insert(0, OnlyFromPayload)
+finders = [f for f in sys.meta_path if "editable" not in str(getattr(f, "__module__", f)).lower()]
+sys.meta_path[:] = [OnlyFromPayload if f is PathFinder else f for f in finders]
 """
 MISSING = (
     "msgspec",
