@@ -388,16 +388,7 @@ class OnlyFromPayload:
 finders = [f for f in sys.meta_path if "editable" not in str(getattr(f, "__module__", f)).lower()]
 sys.meta_path[:] = [OnlyFromPayload if f is PathFinder else f for f in finders]
 """
-MISSING = (
-    "msgspec",
-    "diffusers",
-    "importlib_metadata",
-    "simplejpeg",
-    "coremltools",
-    "tensorrt",
-    "tensorrt_rtx",
-    "yaml",
-)
+MISSING = ("msgspec", "diffusers", "importlib_metadata", "simplejpeg", "coremltools", "tensorrt", "tensorrt_rtx")
 
 
 def bare_machine(tmp_path: Path) -> tuple[Path, dict[str, str]]:
