@@ -11,6 +11,7 @@ from livemoments.errors import UsageError
 from livemoments.profiles.sweeps.axes import Axis, with_values
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.schedule import plan_steps
+from livemoments.types import ReferencePolicy
 from livemoments.validate.harness.run_key import bundle_digest
 from livemoments.validate.report.numbers import first_few, format_count
 
@@ -103,16 +104,27 @@ def settle(options: RestoreOptions, bundle: Bundle) -> RestoreOptions:
         UsageError: an option cannot be used, alone or with this bundle.
     """
     known = options.for_bundle(bundle)
-    policy = known.policy(bundle)
+    steps = len(plan_steps(bundle.manifest.schedule, known.steps))
+    policy = _settled(known.policy(bundle), steps)
     only_tile = bundle.tile_sizes[0] if len(bundle.tile_sizes) == 1 else None
     stores_kv = policy.name == "phase-split" or known.residency == "phases"
     return replace(
         known,
         reference=str(policy),
-        steps=len(plan_steps(bundle.manifest.schedule, known.steps)),
+        steps=steps,
         tile=known.tile or only_tile,
         kv_dtype=known.kv_dtype if stores_kv else "native",
     )
+
+
+def _settled(policy: ReferencePolicy, steps: int) -> ReferencePolicy:
+    """The plainest policy that does the same: of a single step, frozen is per-step; every-6 of six steps is frozen."""
+    sources = policy.source_steps(steps)
+    if policy.name == "phase-split":
+        return policy
+    if sources == tuple(range(steps)):
+        return ReferencePolicy("per-step")
+    return ReferencePolicy("frozen") if not any(sources) else policy
 
 
 def exact_settings(settings: RestoreOptions, bundle: Bundle, exact: Bundle) -> RestoreOptions:

@@ -32,6 +32,7 @@ from livemoments.profiles.sweeps.objectives import (
 )
 from livemoments.profiles.sweeps.report_data import Pick, Point
 from livemoments.validate.quality.registry import BY_NAME, DEFAULT
+from livemoments.validate.report.numbers import format_count
 
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?(?:e[+-]?\d+)?)|([A-Za-z_][A-Za-z0-9_]*)|(<=|>=|<|>|,)|(\S))")
 _COMPARE: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
@@ -144,7 +145,10 @@ def pick(points: Sequence[Point], wish: Wish) -> Pick:
     fitting = [point for point in measured if not _missed(point, wish) and value_of(point, name) is not None]
     if fitting:
         winner = min(fitting, key=lambda point: _order(point, way, name))
-        detail = f"{way} {name}, {_shown(winner, name)}, of the {len(fitting)} of {len(measured)} points that fit"
+        best = "lowest" if way == "min" else "highest"
+        detail = (
+            f"the {best} {name}, {_shown(winner, name)}; {len(fitting)} of {format_count(len(measured), 'point')} fit"
+        )
         return Pick(expression=wish.text, point=winner.id, detail=detail)
     nearest = min(measured, key=lambda point: (len(_missed(point, wish)), _order(point, way, name)))
     missed = ", ".join(f"{bound.text} (it has {_shown(nearest, bound.name)})" for bound in _missed(nearest, wish))

@@ -98,7 +98,7 @@ class PointsAtWork:
         known = {point: result for point in ids if (result := self._folder.result(point)) is not None}
         exact_runs = {exact.key: exact for _, exact in runs}
         if known:
-            self._progress.say(f"{format_count(len(known), 'point')} of {len(ids)} measured before")
+            self._progress.say(f"{len(known)} of {format_count(len(ids), 'point')} measured before")
         found = []
         with self._progress.task("Sweeping", len(exact_runs) + len(ids) - len(known)) as task:
             for key, exact in exact_runs.items():

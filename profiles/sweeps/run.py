@@ -35,6 +35,7 @@ from livemoments.validate.harness.options import RunOptions
 from livemoments.validate.harness.ray_engine import connected
 from livemoments.validate.harness.run_key import bundle_digest
 from livemoments.validate.harness.summary import aggregate_metrics
+from livemoments.validate.report.numbers import format_count
 from livemoments.validate.report_data import DatasetInfo
 from livemoments.version import __version__
 
@@ -109,8 +110,8 @@ def sweep(
     exact = options.exact or find_exact(bundles)
     grid = make_grid(bundles, axes, options.base, exact)
     if grid.merged:
-        what = "combination does" if grid.merged == 1 else "combinations do"
-        progress.say(f"{grid.merged} {what} the same work as another point and is measured once")
+        left_out = format_count(grid.merged, "combination")
+        progress.say(f"{left_out} left out: the same work as another point")
     check_file(output / REPORT)
     folder = SweepFolder(output)
     with only_sweep_in(output):

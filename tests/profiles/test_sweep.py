@@ -115,6 +115,10 @@ def test_combinations_of_the_same_work_are_one_point(exact: Bundle) -> None:
     phases = make_grid([exact], [*axes[:1], parse_axis("residency=phases")], ONE_THREAD, exact)
     assert len(phases.candidates) == 3
     assert make_grid([exact], [parse_axis("steps=6"), parse_axis("tile=64")], ONE_THREAD, exact).merged == 0
+    policies = parse_axis("reference=per-step,every-1,every-2,every-3,frozen,frozen@1,phase-split")
+    three = make_grid([exact], [parse_axis("steps=3"), policies], ONE_THREAD, exact)
+    found_policies = [one.settings.reference for one in three.candidates]
+    assert found_policies == ["per-step", "every-2", "frozen", "frozen@1", "phase-split"]
 
 
 def test_impossible_points_are_all_named(exact: Bundle, half: Bundle) -> None:

@@ -34,7 +34,7 @@
     const best = one.better === "lower" ? bottom : top;
     const step = roundStep((top - bottom) / 4);
     const ticks = [];
-    for (let tick = Math.ceil(bottom / step) * step; tick <= top * 1.000001; tick += step) ticks.push(Number(tick.toPrecision(12)));
+    for (let count = Math.ceil(bottom / step); count * step <= top; count += 1) ticks.push(Number((count * step).toPrecision(12)));
     const at = (value) => from + ((value - bottom) / (top - bottom)) * (to - from);
     return { ticks: ticks.map((tick) => [at(tick), String(Number(tick.toPrecision(6)))]), place: (value) => at(value === "best" ? best : value / size), title: word ? `${one.title}, ${word}` : one.title, better: one.better };
   };
