@@ -94,12 +94,12 @@ def names(report: SweepReport) -> list[tuple[str, ...]]:
 
 def test_every_bundle_meets_every_combination(exact: Bundle, half: Bundle) -> None:
     grid = make_grid(
-        [exact, half], [parse_axis("steps=6,1"), parse_axis("reference=per-step,frozen")], ONE_THREAD, exact
+        [exact, half], [parse_axis("steps=6,3"), parse_axis("reference=per-step,frozen")], ONE_THREAD, exact
     )
     assert [str(one) for one in grid.candidates] == [
         f"{bundle} steps={steps} reference={policy}"
         for bundle in ("exact", "half")
-        for steps in (6, 1)
+        for steps in (6, 3)
         for policy in ("per-step", "frozen")
     ]
     assert {one.exact for one in grid.candidates} == {grid.candidates[0].exact}
