@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from types import ModuleType
 from typing import Any
 
 import pytest
-from places import ROOT
+from tool_support import load_tool
 
-
-def _load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("screenshot", ROOT / "tools" / "screenshot.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-screenshot = _load_tool()
+_screenshot = load_tool("screenshot")
 needs_browser = pytest.mark.skipif(
-    screenshot.find_browser() is None, reason="no chromium, chromium-browser or google-chrome on the path"
+    _screenshot.find_browser() is None, reason="no chromium, chromium-browser or google-chrome on the path"
 )
 
 
 def open_browser() -> Any:
     """A browser, to be used in a ``with`` block."""
-    return screenshot.Browser(screenshot.find_browser())
+    return _screenshot.Browser(_screenshot.find_browser())
