@@ -493,6 +493,20 @@ def test_a_killed_sweep_ends_with_the_same_report(exact: Bundle, half: Bundle, p
     assert without_times(reports[0]) == without_times(reports[1])
 
 
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_cluster_gives_the_same_quality(
+    exact: Bundle, half: Bundle, photos: Path, tmp_path: Path, without_processes: list[str]
+) -> None:
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    axes = [parse_axis("steps=6,1")]
+    on_ray = replace(QUICK, run=replace(QUICK.run, engine="ray"))
+    found = sweep([exact, half], photos, axes, tmp_path / "ray", on_ray)
+    wanted = sweep([exact, half], photos, axes, tmp_path / "here", QUICK)
+    assert without_times(found) == without_times(wanted)
+    assert len(without_processes) == 8
+
+
 def without_times(report: SweepReport) -> SweepReport:
     """What two sweeps over the same have in common: all but times, memory, and what follows from them."""
     points = [
