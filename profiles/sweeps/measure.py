@@ -138,14 +138,14 @@ def measure_photo(
 
     Raises:
         EngineError: the command failed.
-        ResourceError: memory ran out, or the system killed the process.
+        ResourceError: memory ran out, even if the command went on in another way; or the system killed the process.
     """
     costs: list[Cost] = []
     with tempfile.TemporaryDirectory(prefix="livemoments-sweep-") as folder:
         output = Path(folder) / "restored.png"
         with progress.task("Restoring a photo in fresh processes", runs) as task:
             for _ in range(runs):
-                costs.append(cost_of_run(bundle, settings, photo, output))
+                costs.append(cost_of_run(bundle, settings, photo, output, as_asked=True))
                 task.advance()
                 on_run()
         picture = crop.of(read_photo(output))

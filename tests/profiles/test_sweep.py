@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shlex
@@ -44,6 +45,9 @@ from livemoments.runtime.image_files.photo import Photo, read_photo, write_image
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
 from livemoments.types import Size
+from livemoments.validate.cost import memory
+from livemoments.validate.cost.fresh_process import ProcessCost
+from livemoments.validate.cost.total import cost_of_run
 from livemoments.validate.quality.meter import QualityMeter
 from livemoments.validate.report_data import Memory as Peak
 
@@ -78,8 +82,8 @@ def without_processes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def measure(bundle: Bundle, settings: RestoreOptions, *_: Any, **__: Any) -> tuple[PointCost, bytes]:
         asked.append(f"{bundle.path.name} {settings.steps}")
-        memory = Peak(kind="peak_rss", bytes=10**8 + settings.steps, method="made up")
-        return PointCost(seconds=(float(settings.steps or 0),), load_seconds=(0.25,), memory=(memory,)), b"a crop"
+        peak = Peak(kind="peak_rss", bytes=10**8 + settings.steps, method="made up")
+        return PointCost(seconds=(float(settings.steps or 0),), load_seconds=(0.25,), memory=(peak,)), b"a crop"
 
     monkeypatch.setattr(points_at_work, "measure_photo", measure)
     return asked
@@ -332,6 +336,23 @@ def test_an_engine_that_does_not_open_fails_its_points_only(
     assert all(point.result.error for point in report.points[2:])
 
 
+def test_a_process_that_went_on_with_less_memory_is_no_measurement(
+    half: Bundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame, photo = (photos / part / "photo000.png" for part in ("lr", "ref"))
+    said: dict[str, Any] = {"seconds": 2.0, "width": 112, "height": 96, "metadata": {}}
+    said["timings"] = {"tile_seconds": [1.0], "stages": {"load:flow": {"seconds": 0.5, "count": 1}}}
+    monkeypatch.setattr(memory, "measure_process", lambda *_, **__: ProcessCost(0, 2.0, 10**8, json.dumps(said), ""))
+    write_image(tmp_path / "restored.png", np.zeros((96, 112, 3), np.uint8))
+    given = (half, ONE_THREAD, LivePhoto(frame, photo), tmp_path / "restored.png")
+    assert cost_of_run(*given, as_asked=True).load_s == 0.5
+    said["metadata"] = {"memory_fallbacks": ["2 tiles at once"]}
+    assert cost_of_run(*given).photo_s == 2.0
+    with pytest.raises(ResourceError, match="it went on otherwise: 2 tiles at once"):
+        cost_of_run(*given, as_asked=True)
+
+
+@pytest.mark.usefixtures("without_processes")
 def test_images_that_fail_do_not_count(
     exact: Bundle, half: Bundle, tmp_path: Path, without_processes: list[str]
 ) -> None:
