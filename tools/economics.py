@@ -169,7 +169,8 @@ def main() -> int:
     table = make_table()
     document = DOCUMENT.read_text("utf-8")
     if options.write:
-        write_file(DOCUMENT, document.replace(table_in(document), table).encode())
+        old = f"{BEGIN}{table_in(document)}{END}"
+        write_file(DOCUMENT, document.replace(old, f"{BEGIN}{table}{END}").encode())
     elif options.check:
         if drift := differences(table, document):
             print(f"{DOCUMENT.name} has another table (python tools/economics.py --write):", *drift, sep="\n")
