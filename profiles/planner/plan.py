@@ -146,8 +146,14 @@ class Costs:
         return self._known[key]
 
 
-def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
+def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest, *, costs: Costs | None = None) -> Plans:
     """Compare every plan that the runtime can carry out.
+
+    Args:
+        bundle: opened; its weights may be missing.
+        profile: of the device.
+        request: what is to be planned.
+        costs: of the same graphs, from planning for another device.
 
     Raises:
         UsageError: a policy, tile size or number of steps that the bundle does not have; a photo too small for it.
@@ -158,7 +164,7 @@ def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
         raise UsageError(
             f"{held} has no graphs that can be counted", fix="plan with the ONNX bundle of the same checkpoint"
         )
-    costs = Costs(bundle)
+    costs = costs or Costs(bundle)
     flow = resolve_flow(profile.restore.flow, bundle)
     frame = request.frame or _frame_of(request.photo)
     steps = request.steps or profile.restore.steps or bundle.manifest.schedule.default_steps
