@@ -174,7 +174,8 @@ def _graphs(manifest: Manifest) -> list[Graph]:
 
 def _build_again(folder: Path, engine: EngineFile) -> str:
     gpus = f" --sm {','.join(engine.sm)}" if engine.library == "rtx" else ""
-    command = f"livemoments build {folder} --engine {engine.library}{gpus} --rebuild"
+    road = "" if engine.via == "onnx" else f" --via {engine.via} --checkpoint CHECKPOINT"
+    command = f"livemoments build {folder} --engine {engine.library}{gpus}{road} --rebuild"
     return f"copy the bundle again, or build its engines again: {command}"
 
 

@@ -26,8 +26,6 @@ from livemoments.types import Stage
 
 EXACT = {"disable_quant_qdq": "1"}
 """Option of a session that computes what Q/DQ nodes say: onnxruntime's own fusions round elsewhere, and break fp8."""
-FORMS = 2e-2
-"""Two forms of one 8-bit graph: the other order of attention's sums moves a few values over a rounding edge."""
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed (make rtx)"
 )
@@ -116,4 +114,5 @@ def check_numerics(source: Bundle, quantized: Bundle, stage: Stage) -> None:
     limit = load_limits(quantized.stage(stage).precision).stage_rel_l2[str(stage)]
     own = source.path / source.graph(stage, size).path
     assert 1e-3 < farthest(prepared, run_graph(own, feeds, own.parent)) < limit
-    assert farthest(prepared, run_graph(quantized.path / graph.path, feeds, weights, **EXACT)) < FORMS
+    # attention's sums in another order move values over rounding edges
+    assert farthest(prepared, run_graph(quantized.path / graph.path, feeds, weights, **EXACT)) < limit
