@@ -44,7 +44,7 @@ class BuiltEngine:
         stage: whose.
         engine: its entry in the manifest.
         bytes: of the file.
-        layers: of the parsed network; 0 for an engine that was kept.
+        is_new: whether it was built now; otherwise it was kept.
         seconds: parsing and building; 0 for an engine that was kept.
         peak_rss_bytes: of the building process; 0 for an engine that was kept.
     """
@@ -52,14 +52,9 @@ class BuiltEngine:
     stage: Stage
     engine: EngineFile
     bytes: int
-    layers: int = 0
+    is_new: bool = False
     seconds: float = 0.0
     peak_rss_bytes: int = 0
-
-    @property
-    def is_new(self) -> bool:
-        """Whether it was built now."""
-        return self.layers > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +262,7 @@ def _build(
     for name in replaced:
         (bundle.path / name).unlink(missing_ok=True)
     return Bundle(bundle.path, manifest), BuiltEngine(
-        plan.stage, entry, done.bytes, done.layers, done.seconds, done.peak_rss_bytes
+        plan.stage, entry, done.bytes, True, done.seconds, done.peak_rss_bytes
     )
 
 

@@ -81,13 +81,17 @@ def find_engine(
     ours = [e for e in graph.engines if (e.library, e.size, e.batch) == (host.library, str(size), batch)]
     found = sorted((e for e in ours if via in (None, e.via)), key=lambda engine: VIAS.index(engine.via))
     what = f"{bundle.path}: stage '{stage}' has no {TITLES[host.library]} engine for {size} tiles in batches of {batch}"
+    frames = () if size in bundle.tile_sizes else (size,)
     if not found:
-        command = build_command(bundle, host, stages=(stage,), batch=batch, via=via or "onnx")
+        command = build_command(bundle, host, stages=(stage,), flow_sizes=frames, batch=batch, via=via or "onnx")
         raise EngineError(what, fix=f"build it: {command}")
     reasons = {engine.path: refusal(bundle, graph, engine, host) for engine in found}
     fitting = [path for path, reason in reasons.items() if reason is None]
     if not fitting:
-        command = build_command(bundle, host, stages=(stage,), batch=batch, via=found[0].via, rebuild=True)
+        flags, road = found[0].flags, found[0].via
+        command = build_command(
+            bundle, host, stages=(stage,), flow_sizes=frames, batch=batch, flags=flags, via=road, rebuild=True
+        )
         raise EngineError(f"{bundle.path / found[0].path}: {reasons[found[0].path]}", fix=f"build it again: {command}")
     return bundle.path / fitting[0]
 

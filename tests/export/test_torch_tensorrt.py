@@ -17,6 +17,7 @@ from livemoments.bundle import Bundle
 from livemoments.export.tensorrt import process
 from livemoments.export.tensorrt.build import build_engines
 from livemoments.export.tensorrt.options import DEFAULT_SM, BuildOptions
+from livemoments.manifest import EngineVia
 from livemoments.types import Size, Stage
 
 pytestmark = [
@@ -42,16 +43,25 @@ inspect.signature(interpreter.validate_conversion).bind(None)
 """
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+BOTH = (Stage.MOTION, Stage.REFERENCE, Stage.RESTORATION)
+"""TensorRT for RTX 1.5, which torch-tensorrt 2.13 takes, refuses the VAE's attention in the form of the graphs; ours
+takes it from 1.7 on."""
+
+
+def export(checkpoint: Path, place: Path, stages: tuple[Stage, ...]) -> Path:
     from livemoments.export.pipeline import export_bundle
 
-    place = tmp_path_factory.mktemp("torch-road") / "bundle"
     export_bundle(
-        tiny_checkpoint, place, target="tensorrt", precision="fp16", tiles=(Size(128, 128),), overlap=16, steps=(3, 6),
-        verify="none",
+        checkpoint, place, target="tensorrt", precision="fp16", tiles=(Size(128, 128),), overlap=16, steps=(3, 6),
+        stages=stages, verify="none",
     )  # fmt: skip
     return place
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    stages = tuple(stage for stage in Stage if stage is not Stage.FLOW)
+    return export(tiny_checkpoint, tmp_path_factory.mktemp("torch-road") / "bundle", stages)
 
 
 @pytest.fixture
@@ -59,28 +69,43 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_COMMAND", (sys.executable, "-P", str(STAND_IN)))
 
 
-@pytest.mark.usefixtures("without_gpu")
-@pytest.mark.parametrize("stage", Stage)
-def test_both_roads_build_every_stage(bundle: Path, tiny_checkpoint: Path, stage: Stage) -> None:
-    """One library, one graph's names and shapes, an engine each; tensors of other names would have been refused."""
-    roads = {"onnx": None, "torch-tensorrt": tiny_checkpoint}
-    for via, checkpoint in roads.items():
-        options = BuildOptions("rtx", sm=DEFAULT_SM, stages=(stage,), via=via, checkpoint=checkpoint)  # type: ignore[arg-type]
+def check_roads(bundle: Path, checkpoint: Path, stage: Stage, roads: tuple[EngineVia, ...]) -> None:
+    """Each builds one engine for the same GPUs, with the graph's names in it, and the manifest tells them apart."""
+    for via in roads:
+        source = checkpoint if via == "torch-tensorrt" else None
+        options = BuildOptions("rtx", sm=DEFAULT_SM, stages=(stage,), via=via, checkpoint=source)
         _, (one,) = build_engines(bundle, options)
         assert one.is_new
-        assert one.engine.via == via
+        assert not build_engines(bundle, options)[1][0].is_new
     opened = Bundle.open(bundle)
     (graph,) = opened.stage(stage).graphs
-    assert [engine.via for engine in graph.engines] == list(roads)
+    assert tuple(engine.via for engine in graph.engines) == roads
     weights = sum(opened.manifest.files[name].bytes for name in graph.weights)
     for engine in graph.engines:
         assert engine.layers > 40
-        assert opened.manifest.files[engine.path].bytes > weights / 2
         content = (bundle / engine.path).read_bytes()
+        assert len(content) > weights / 2
         for spec in (*graph.inputs, *graph.outputs):
             assert spec.name.encode() in content
-    by_torch = BuildOptions("rtx", sm=DEFAULT_SM, stages=(stage,), via="torch-tensorrt", checkpoint=tiny_checkpoint)
-    assert not build_engines(bundle, by_torch)[1][0].is_new
+
+
+@pytest.mark.usefixtures("without_gpu")
+@pytest.mark.parametrize("stage", BOTH)
+def test_both_roads_build_it(bundle: Path, tiny_checkpoint: Path, stage: Stage) -> None:
+    check_roads(bundle, tiny_checkpoint, stage, ("onnx", "torch-tensorrt"))
+
+
+@pytest.mark.usefixtures("without_gpu")
+@pytest.mark.parametrize("stage", [Stage.VAE_ENCODER, Stage.VAE_DECODER])
+def test_torch_tensorrt_builds_the_vae(bundle: Path, tiny_checkpoint: Path, stage: Stage) -> None:
+    check_roads(bundle, tiny_checkpoint, stage, ("torch-tensorrt",))
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_torch_tensorrt_builds_raft(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """With all of its iterations, which the graph gets by a pass; minutes."""
+    bundle = export(tiny_checkpoint, tmp_path / "flow", (Stage.FLOW,))
+    check_roads(bundle, tiny_checkpoint, Stage.FLOW, ("torch-tensorrt",))
 
 
 def test_without_a_gpu_one_error_names_the_fix(bundle: Path, tiny_checkpoint: Path) -> None:

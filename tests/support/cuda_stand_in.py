@@ -19,6 +19,8 @@ def answer_for_the_device() -> None:
     """Before torch-tensorrt is imported."""
     assert not torch.cuda.is_available(), "there is a GPU: nothing has to stand in for it"
     device = SimpleNamespace(name="stand-in", major=CAPABILITY[0], minor=CAPABILITY[1], total_memory=24 << 30)
+    if not hasattr(torch._C, "_CudaDeviceProperties"):  # a PyTorch without CUDA
+        torch._C._CudaDeviceProperties = SimpleNamespace
     torch.cuda.current_device = lambda: 0
     torch.cuda.get_device_capability = lambda device=None: CAPABILITY
     torch.cuda.get_device_properties = lambda index=None: device

@@ -98,7 +98,7 @@ def check_engines(bundle: Path, stages: tuple[Stage, ...], sm: tuple[str, ...]) 
         file = bundle / one.engine.path
         weights = sum(opened.manifest.files[name].bytes for name in opened.stage(one.stage).graphs[0].weights)
         assert one.bytes == file.stat().st_size > weights / 2  # the weights are in it
-        assert one.layers > 30
+        assert one.engine.layers > 30
         assert one.peak_rss_bytes > 50e6
         assert one.engine.sm == sm
     Bundle.open(bundle)
