@@ -109,7 +109,7 @@ def test_the_command_builds_what_was_refused(bundle: Bundle) -> None:
     with pytest.raises(EngineError, match="is installed") as raised:
         find_engine(opened, Stage.MOTION, SIZE, 1, replace(ADA, version="1.8.0"))
     assert str(raised.value.fix).endswith("--stages motion --weight-streaming --optimization-level=4 --rebuild")
-    with pytest.raises(EngineError, match="has no .* engine for 640x480") as raised:
+    with pytest.raises(EngineError, match=r"has no .* engine for 640x480") as raised:
         find_engine(opened, Stage.FLOW, Size(480, 640), 1, ADA)
     assert str(raised.value.fix).endswith("--stages flow --flow-size 640x480")
     (bundle.path / "motion/e.engine").unlink()
