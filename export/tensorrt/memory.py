@@ -10,7 +10,8 @@ from livemoments.manifest import EngineVia
 _COSTS: dict[EngineVia, tuple[int, float]] = {"onnx": (1 << 30, 3.2), "torch-tensorrt": (2 << 30, 5.2)}
 """A base, and what building takes beside it per byte of weights. From a graph: full-size RestorationNet in fp16 has
 2.70 GB of weights and took 8.5 GB, and 13.3 GB with the 4.2 GB that it has unfolded (TensorRT for RTX 1.7.1, for one or
-three GPUs). By torch-tensorrt, PyTorch and the module with its weights and their folded copies come on top."""
+three GPUs). By torch-tensorrt, PyTorch, the module's weights and their folded copies come on top: an estimate, for
+nothing larger than tiny's stages (0.6 to 0.8 GB) was measured."""
 _MEMINFO = Path("/proc/meminfo")
 _CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
