@@ -58,7 +58,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="livemoments-engines-", dir=options.work) as name:
         record = measure(Path(name), options)
-    print(write_record(f"engines-{options.size}", record))
+    suffix = "-placeholder" if options.ranges == "placeholder" else ""
+    print(write_record(f"engines-{options.size}{suffix}", record))
 
 
 def measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:

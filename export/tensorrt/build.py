@@ -89,9 +89,9 @@ def build_engines(
         UsageError: an option that cannot be used with this library or bundle.
         BundleError: a graph or its weights are not as the manifest says.
         EngineError: an engine is there that does not fit, and ``options.rebuild`` is false; the library refused a graph
-            or died.
+            or died; another process builds in the bundle.
         ResourceError: memory would run out, or memory or disk did.
-        OutputError: the bundle cannot be written, or another process builds in it.
+        OutputError: the bundle cannot be written.
     """
     library = load_library(options.library)
     _need_graph_readers(options)

@@ -60,8 +60,7 @@ def run(job: Job, channel: Channel) -> Done:
 
     Raises:
         LiveMomentsError: the library or the graph cannot be used at all.
-        _RefusedError: the library refused the graph.
-        OSError: the engine cannot be written.
+        _RefusedError: the library refused the graph, or the engine cannot be written.
     """
     if job.graph is None:
         from livemoments.export.tensorrt.torch_road import import_torch_tensorrt
@@ -94,8 +93,11 @@ def run(job: Job, channel: Channel) -> Done:
     if plan is None:
         raise _RefusedError(Failed("building", tuple(errors[:_MOST_MESSAGES])))
     del weights
-    size = _write(plan, Path(job.output))
-    _keep_timings(config, job)
+    try:
+        size = _write(plan, Path(job.output))
+        _keep_timings(config, job)
+    except OSError as error:
+        raise _RefusedError(Failed("writing", (str(error),))) from None
     return Done(layers, size, time.monotonic() - started_s, peak_resident_bytes())
 
 
@@ -196,8 +198,6 @@ def main() -> None:
         event = refused.failed
     except LiveMomentsError as error:
         event = Failed("starting", (error.message,), fix=error.fix)
-    except OSError as error:
-        event = Failed("writing", (str(error),))
     channel.send(event)
 
 

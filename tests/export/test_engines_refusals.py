@@ -222,6 +222,12 @@ def test_the_library_builds_what_the_rules_let_pass(path: Path, tmp_path: Path) 
 
 
 @needs_rtx
+def test_an_engine_that_cannot_be_written_is_told_from_a_refused_graph(path: Path, tmp_path: Path) -> None:
+    one_node(path, "MatMul", "float16")
+    assert refused_here(path, tmp_path / "nowhere" / "engine").while_ == "writing"
+
+
+@needs_rtx
 def test_the_library_refuses_fp8_below_ada_too(path: Path, tmp_path: Path) -> None:
     quantized(path, TensorProto.FLOAT8E4M3FN)
     with pytest.raises(RefusedError, match=r"refused while building .*fp8") as raised:
