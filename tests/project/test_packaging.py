@@ -39,7 +39,7 @@ PACKAGE_FOLDERS = [
     "src/livemoments",
     "validate",
 ]
-NOT_SOURCES = {".git", ".venv", "build", "dist", "node_modules"}
+NOT_SOURCES = {".git", ".venv", ".venv-torch-tensorrt", "build", "dist", "node_modules"}
 # Distributions of the extras, and what they are imported as.
 MODULES = {
     "DISTS-pytorch": "DISTS_pytorch",
@@ -65,6 +65,8 @@ MODULES = {
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
     "torch": "torch",
+    "torch-tensorrt": "torch_tensorrt",
+    "torch-tensorrt-rtx": "torch_tensorrt",
     "transformers": "transformers",
 }
 
