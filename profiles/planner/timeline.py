@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from livemoments.profiles.planner.cost import StageCost
-from livemoments.profiles.planner.engines import EngineModel, Rates
+from livemoments.profiles.planner.engines import EngineModel, Rates, Weights
 from livemoments.runtime.engine_pool import PHASES
-from livemoments.types import ReferencePolicy, Size, Stage
+from livemoments.runtime.options import Residency
+from livemoments.types import TRANSFORMER_STAGES, VAE_STAGES, ReferencePolicy, Size, Stage
 
 _PHOTO_BYTES_PX = 3 + 16 + 3  # the photo, the blended sums and weights, the result; per pixel of the photo
 _FRAME_BYTES_PX = 3 * 2 + 8 + 24  # two frames, their flow, both as the flow network takes them; per pixel of the frame
@@ -63,10 +64,12 @@ class Work:
         batch: of them at once.
         policy: when ReferenceNet runs.
         steps: of sampling.
-        by_phases: one phase's engines at a time.
+        residency: which engines are loaded at once, as the runtime calls it.
         kv_on_disk: stored keys and values lie in files.
         kv_budget_bytes: of stored keys and values.
         flow_on_engine: RAFT; else OpenCV's DIS.
+        vae_tile: what the VAE sees at once; ``None``: a whole tile.
+        vae_windows: how many of these cover a tile.
     """
 
     photo: Size
@@ -76,10 +79,27 @@ class Work:
     batch: int
     policy: ReferencePolicy
     steps: int
-    by_phases: bool
+    residency: Residency
     kv_on_disk: bool
     kv_budget_bytes: int
     flow_on_engine: bool
+    vae_tile: Size | None = None
+    vae_windows: int = 1
+
+    @property
+    def by_phases(self) -> bool:
+        """Whether one phase's engines are loaded at a time."""
+        return self.residency != "all"
+
+    def weights(self, stage: Stage) -> Weights:
+        """Where a stage's engine has its weights."""
+        if stage in TRANSFORMER_STAGES and self.residency in ("mapped", "streamed"):
+            return self.residency
+        return "loaded"
+
+    def size(self, stage: Stage) -> Size:
+        """What a stage's graph is given of a tile."""
+        return self.vae_tile if self.vae_tile is not None and stage in VAE_STAGES else self.tile
 
     @property
     def points(self) -> int:
@@ -118,14 +138,16 @@ class _Run:
             if self.work.by_phases:
                 (phase,) = (stages for stages in PHASES if stage in stages)
                 self.close(*(other for other in Stage if other not in phase))
-            load_bytes = cost.weight_bytes
-            self.opened[stage], self.runs[stage] = self.model.loaded_bytes(cost), 0
+            load_bytes = cost.weight_bytes * (times if self.work.weights(stage) == "streamed" else 1)
+            self.opened[stage], self.runs[stage] = self.model.loaded_bytes(cost, self.work.weights(stage)), 0
         self.runs[stage] += times
         engines: dict[str, int] = {}
         for other, loaded in self.opened.items():
             seen = self.costs.get(other, cost)
-            engines[str(other)] = loaded + (0 if other is stage else self.model.kept_bytes(seen, self.runs[other]))
-        engines["activations"] = self.model.running_bytes(cost, self.runs[stage]) + copied_bytes
+            kept = self.model.kept_bytes(seen, self.runs[other], self.work.weights(other))
+            engines[str(other)] = loaded + (0 if other is stage else kept)
+        running = self.model.running_bytes(cost, self.runs[stage], self.work.weights(stage))
+        engines["activations"] = running + copied_bytes
         self.add(str(stage), group, self._seconds(cost, times, load_bytes), engines)
 
     def _seconds(self, cost: StageCost, times: int, load_bytes: int) -> float | None:
@@ -219,12 +241,14 @@ def timeline(
 def _group(run: _Run, group: int, count: int, *, is_last: bool) -> None:
     """One group of batches, as ``_restore_group`` does it."""
     work, costs = run.work, run.costs
-    latent = 2 * costs[Stage.VAE_ENCODER].output_bytes
+    encoder = work.size(Stage.VAE_ENCODER)
+    windows = work.tile.height * work.tile.width / (encoder.height * encoder.width)
+    latent = int(2 * costs[Stage.VAE_ENCODER].output_bytes * windows)
     flow = work.tile.height * work.tile.width * work.batch * 8
     run.waiting_bytes = count * (latent + flow)
     if work.flow_on_engine:
         run.run(Stage.FLOW, group, count)
-    run.run(Stage.VAE_ENCODER, group, 2 * count)
+    run.run(Stage.VAE_ENCODER, group, 2 * count * work.vae_windows)
     if is_last:
         run.close(Stage.FLOW, Stage.VAE_ENCODER)
     if work.stores:
@@ -243,5 +267,5 @@ def _group(run: _Run, group: int, count: int, *, is_last: bool) -> None:
         run.run(Stage.RESTORATION, group, work.steps * count)
     if is_last:
         run.close(Stage.MOTION, Stage.REFERENCE, Stage.RESTORATION)
-    run.run(Stage.VAE_DECODER, group, count)
+    run.run(Stage.VAE_DECODER, group, count * work.vae_windows)
     run.waiting_bytes = 0
