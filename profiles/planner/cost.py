@@ -9,6 +9,7 @@ from livemoments.profiles.planner.flops import other_ops, product_flops, unit_of
 from livemoments.profiles.planner.graph import CostGraph, block_parts, read_graph
 from livemoments.profiles.planner.liveness import Lifetimes, lifetimes, moved_bytes
 from livemoments.profiles.planner.ort_cpu import as_ort_runs_it
+from livemoments.profiles.planner.packed import RECIPES, as_packed
 from livemoments.types import TRANSFORMER_STAGES, Size, Stage
 
 
@@ -135,7 +136,7 @@ def _blocks(graph: CostGraph) -> tuple[BlockCost, ...]:
     return tuple(costs)
 
 
-def cost_of_stage(bundle: Bundle, stage: Stage, size: Size, batch: int = 1) -> StageCost:
+def cost_of_stage(bundle: Bundle, stage: Stage, size: Size, batch: int = 1, *, recipe: str | None = None) -> StageCost:
     """Count the stage's graph in a bundle; no weight is read.
 
     Args:
@@ -143,10 +144,13 @@ def cost_of_stage(bundle: Bundle, stage: Stage, size: Size, batch: int = 1) -> S
         stage: which one.
         size: of the images in pixels; flow's need not be a tile's.
         batch: tiles at once.
+        recipe: count the transformers as it would leave them; one of :mod:`livemoments.profiles.planner.packed`'s.
 
     Raises:
         BundleError: there is no graph of this size, or it cannot be understood.
     """
     path = bundle.path / bundle.graph(stage, size).path
     graph = read_graph(path, {"batch": batch, "height": size.height, "width": size.width})
+    if recipe is not None and stage in TRANSFORMER_STAGES:
+        graph = as_packed(graph, RECIPES[recipe])
     return cost_of_graph(graph, stage, size, batch)

@@ -12,8 +12,9 @@ from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.profiles.planner.cost import StageCost, cost_of_stage
 from livemoments.profiles.planner.engines import engine_model, rates_of
+from livemoments.profiles.planner.packed import RECIPES
 from livemoments.profiles.planner.timeline import Segment, Work, timeline
-from livemoments.profiles.schema import Profile
+from livemoments.profiles.schema import BASES, Profile
 from livemoments.runtime.flow import resolve_flow
 from livemoments.runtime.options import RESIDENCIES, Residency, vae_sizes
 from livemoments.runtime.tiles.plan import plan_balanced, plan_upstream
@@ -120,6 +121,7 @@ class PlanRequest:
         steps: ``None``: the profile's, else the bundle's.
         tile: only this size of the bundle.
         cores: of the CPU that will be used; ``None``: as many as the profile's rates were reached with.
+        recipe: plan as if the bundle had been quantized by it.
     """
 
     photo: Size
@@ -130,6 +132,7 @@ class PlanRequest:
     steps: int | None = None
     tile: Size | None = None
     cores: int | None = None
+    recipe: str | None = None
 
 
 class Costs:
@@ -137,32 +140,43 @@ class Costs:
 
     Args:
         bundle: opened; its weights may be missing.
+        recipe: count the transformers as it would leave them.
+        known: what was counted before, and need not be again.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, recipe: str | None = None, known: Iterable[StageCost] = ()) -> None:
         self.bundle = bundle
-        self._known: dict[tuple[Stage, Size, int], StageCost] = {}
+        self._recipe = recipe
+        self._known = {(Stage(cost.stage), Size.parse(cost.size), cost.batch): cost for cost in known}
 
     def of(self, stage: Stage, size: Size, batch: int = 1) -> StageCost:
         """One stage's."""
         key = (stage, size, batch)
         if key not in self._known:
-            self._known[key] = cost_of_stage(self.bundle, stage, size, batch)
+            self._known[key] = cost_of_stage(self.bundle, stage, size, batch, recipe=self._recipe)
         return self._known[key]
 
 
-def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
+def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest, costs: Costs | None = None) -> Plans:
     """Compare every plan that the runtime can carry out.
 
+    Args:
+        bundle: opened; its weights may be missing.
+        profile: of the device.
+        request: what is to be planned.
+        costs: the bundle's, where some were counted before.
+
     Raises:
-        UsageError: a policy, tile size or number of steps that the bundle does not have; a photo too small for it.
+        UsageError: a policy, tile size, number of steps or recipe that the bundle does not have; a photo too small.
         BundleError: a graph is missing, or cannot be understood.
     """
     if bundle.manifest.target == "coreml":
         raise UsageError(
             "a Core ML bundle has no graphs that can be counted", fix="plan with the ONNX bundle of the same checkpoint"
         )
-    costs = Costs(bundle)
+    if request.recipe is not None:
+        _check_recipe(bundle, request.recipe)
+    costs = costs or Costs(bundle, request.recipe)
     flow = resolve_flow(profile.restore.flow, bundle)
     frame = request.frame or _frame_of(request.photo)
     steps = request.steps or profile.restore.steps or bundle.manifest.schedule.default_steps
@@ -202,6 +216,14 @@ def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
         chosen=chosen,
         plans=(*(() if chosen is None else (chosen,)), *rest),
     )
+
+
+def _check_recipe(bundle: Bundle, recipe: str) -> None:
+    if recipe not in RECIPES:
+        raise UsageError(f"what '{recipe}' would leave cannot be told beforehand", fix=f"use {' or '.join(RECIPES)}")
+    precision = bundle.stage(Stage.RESTORATION).precision
+    if precision not in BASES:
+        raise UsageError(f"the bundle's RestorationNet is {precision} already", fix="leave --recipe out")
 
 
 def _choose(fitting: Sequence[Plan]) -> Plan | None:
