@@ -21,6 +21,7 @@ difference is added to every limit: what a process that has opened the networks 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import subprocess
@@ -37,9 +38,8 @@ from common import photograph, write_record
 
 from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_bundle
-from livemoments.profiles.planner.cost import cost_of_stage
 from livemoments.profiles.planner.engines import ARENA_STAGES
-from livemoments.profiles.planner.plan import Plan, PlanRequest, make_plans
+from livemoments.profiles.planner.plan import BATCHES, Costs, Plan, PlanRequest, make_plans
 from livemoments.profiles.read import load_profile
 from livemoments.types import Size
 
@@ -104,8 +104,13 @@ def restore(images: Path, plan: Plan, limit_bytes: int | None) -> tuple[np.ndarr
 
 def reserved_bytes(plan: Plan) -> int:
     """What the arenas of a plan may reserve and never touch."""
-    bundle, size = Bundle.open(trained_bundle(), verify_hashes=False), Size.parse(plan.tile)
-    return sum(cost_of_stage(bundle, stage, size, plan.batch).first_run_bytes for stage in ARENA_STAGES)
+    return sum(costs().of(stage, Size.parse(plan.tile), plan.batch).first_run_bytes for stage in ARENA_STAGES)
+
+
+@functools.cache
+def costs() -> Costs:
+    """Of the bundle's stages, each counted once for all settings."""
+    return Costs(Bundle.open(trained_bundle(), verify_hashes=False))
 
 
 def plans_of(rng: random.Random) -> tuple[Size, Sequence[Plan]]:
@@ -114,7 +119,7 @@ def plans_of(rng: random.Random) -> tuple[Size, Sequence[Plan]]:
     request = PlanRequest(
         photo, frame=Size(photo.height // 2, photo.width // 2), reference=rng.choice(POLICIES), steps=STEPS
     )
-    found = make_plans(Bundle.open(trained_bundle()), load_profile("cpu-avx2"), request)
+    found = make_plans(costs().bundle, load_profile("cpu-avx2"), request, costs())
     return photo, [plan for plan in found.plans if plan.vae_tile is None]
 
 
@@ -167,6 +172,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes at once: each has a limit of its own")
     options = parser.parse_args()
     difference = difference_bytes()
+    for batch in BATCHES:  # before there are threads: onnx's shape inference is not made for several
+        for stage in costs().bundle.manifest.model.stages:
+            costs().of(stage, costs().bundle.tile_sizes[0], batch)
 
     def attempt(kind: str, number: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="livemoments-bench-") as name:

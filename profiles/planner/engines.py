@@ -19,8 +19,9 @@ ARENA_STAGES = frozenset({Stage.MOTION, Stage.REFERENCE, Stage.RESTORATION})
 """Those whose sessions keep their memory from run to run (``runtime/backends/ort.py``)."""
 
 
-Weights = Literal["loaded", "mapped", "streamed"]
-"""Where an engine has them: in memory; in their file, which is mapped; a transformer block's at a time in memory."""
+Keeping = Literal["usual", "lean", "blocks"]
+"""What an engine keeps between runs: what it usually does; its weights alone, once, in memory or mapped from a file;
+nothing, since each run loads one block after the other."""
 
 
 class EngineModel(abc.ABC):
@@ -41,15 +42,15 @@ class EngineModel(abc.ABC):
     shares_host: bool
 
     @abc.abstractmethod
-    def loaded_bytes(self, cost: StageCost, weights: Weights = "loaded") -> int:
+    def loaded_bytes(self, cost: StageCost, keeping: Keeping = "usual") -> int:
         """Of an engine that is loaded and has not run."""
 
     @abc.abstractmethod
-    def running_bytes(self, cost: StageCost, runs: int, weights: Weights = "loaded") -> int:
+    def running_bytes(self, cost: StageCost, runs: int, keeping: Keeping = "usual") -> int:
         """What the peak of ``runs`` runs adds to that, outputs included."""
 
     @abc.abstractmethod
-    def kept_bytes(self, cost: StageCost, runs: int, weights: Weights = "loaded") -> int:
+    def kept_bytes(self, cost: StageCost, runs: int, keeping: Keeping = "usual") -> int:
         """What stays of that until the engine is closed."""
 
 
@@ -65,18 +66,18 @@ class OrtCpu(EngineModel):
     _node_bytes = 4 << 10
     _arena_slack = 1.2  # first run, in pieces of powers of two
 
-    def loaded_bytes(self, cost: StageCost, weights: Weights = "loaded") -> int:
+    def loaded_bytes(self, cost: StageCost, keeping: Keeping = "usual") -> int:
         """Packed weights replace a product's own; those of convolutions lie beside the file's."""
-        if weights == "streamed":
+        if keeping == "blocks":
             return 0
-        packed = cost.conv_weight_bytes if weights == "loaded" else 0
+        packed = cost.conv_weight_bytes if keeping == "usual" else 0
         return cost.weight_bytes + packed + self._session(cost.nodes)
 
-    def running_bytes(self, cost: StageCost, runs: int, weights: Weights = "loaded") -> int:
+    def running_bytes(self, cost: StageCost, runs: int, keeping: Keeping = "usual") -> int:
         """See :meth:`EngineModel.running_bytes`: an arena keeps the first run's pieces beside the later runs' block."""
-        if weights == "streamed":
+        if keeping == "blocks":
             return max(self._block(block) for block in cost.blocks)
-        if weights == "mapped":
+        if keeping == "lean":
             return cost.first_run_bytes
         if cost.stage not in ARENA_STAGES:
             return max(cost.first_run_bytes, cost.second_run_bytes if runs > 1 else 0)
@@ -85,9 +86,9 @@ class OrtCpu(EngineModel):
             return first + cost.block_bytes
         return max(first, cost.second_run_bytes if runs > 1 else 0)
 
-    def kept_bytes(self, cost: StageCost, runs: int, weights: Weights = "loaded") -> int:
+    def kept_bytes(self, cost: StageCost, runs: int, keeping: Keeping = "usual") -> int:
         """See :meth:`EngineModel.kept_bytes`."""
-        return self.running_bytes(cost, runs) if cost.stage in ARENA_STAGES and weights == "loaded" else 0
+        return self.running_bytes(cost, runs) if cost.stage in ARENA_STAGES and keeping == "usual" else 0
 
     def _session(self, nodes: int) -> int:
         return self._session_bytes + nodes * self._node_bytes
@@ -108,20 +109,20 @@ class Accelerator(EngineModel):
         self.shares_host = unified
         self.device_bytes = 0 if unified else 500 * _MIB
 
-    def loaded_bytes(self, cost: StageCost, weights: Weights = "loaded") -> int:
+    def loaded_bytes(self, cost: StageCost, keeping: Keeping = "usual") -> int:
         """The weights."""
-        return 0 if weights == "streamed" else cost.weight_bytes + cost.nodes * 1024
+        return 0 if keeping == "blocks" else cost.weight_bytes + cost.nodes * 1024
 
-    def running_bytes(self, cost: StageCost, runs: int, weights: Weights = "loaded") -> int:
+    def running_bytes(self, cost: StageCost, runs: int, keeping: Keeping = "usual") -> int:
         """Live activations and workspace, with a margin for the allocator."""
-        if weights == "streamed":
+        if keeping == "blocks":
             blocks = (b.weight_bytes + b.held_bytes + int(b.live_bytes * self._margin) for b in cost.blocks)
             return max(blocks) + cost.input_bytes
         return int(cost.live_bytes * self._margin) + cost.input_bytes
 
-    def kept_bytes(self, cost: StageCost, runs: int, weights: Weights = "loaded") -> int:
+    def kept_bytes(self, cost: StageCost, runs: int, keeping: Keeping = "usual") -> int:
         """An arena keeps it all."""
-        return 0 if weights == "streamed" else self.running_bytes(cost, runs)
+        return 0 if keeping == "blocks" else self.running_bytes(cost, runs)
 
 
 def engine_model(profile: Profile) -> EngineModel:

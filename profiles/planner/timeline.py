@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from livemoments.profiles.planner.cost import StageCost
-from livemoments.profiles.planner.engines import EngineModel, Rates, Weights
+from livemoments.profiles.planner.engines import ARENA_STAGES, EngineModel, Keeping, Rates
 from livemoments.runtime.engine_pool import PHASES
 from livemoments.runtime.options import Residency
 from livemoments.types import TRANSFORMER_STAGES, VAE_STAGES, ReferencePolicy, Size, Stage
@@ -91,11 +91,11 @@ class Work:
         """Whether one phase's engines are loaded at a time."""
         return self.residency != "all"
 
-    def weights(self, stage: Stage) -> Weights:
-        """Where a stage's engine has its weights."""
-        if stage in TRANSFORMER_STAGES and self.residency in ("mapped", "streamed"):
-            return self.residency
-        return "loaded"
+    def keeping(self, stage: Stage) -> Keeping:
+        """What a stage's engine keeps between runs: ``OrtBackend`` and ``StreamedBackend`` have arenas for some."""
+        if self.residency == "streamed" and stage in ARENA_STAGES:
+            return "blocks" if stage in TRANSFORMER_STAGES else "lean"
+        return "lean" if self.residency == "mapped" and stage in TRANSFORMER_STAGES else "usual"
 
     def size(self, stage: Stage) -> Size:
         """What a stage's graph is given of a tile."""
@@ -138,15 +138,15 @@ class _Run:
             if self.work.by_phases:
                 (phase,) = (stages for stages in PHASES if stage in stages)
                 self.close(*(other for other in Stage if other not in phase))
-            load_bytes = cost.weight_bytes * (times if self.work.weights(stage) == "streamed" else 1)
-            self.opened[stage], self.runs[stage] = self.model.loaded_bytes(cost, self.work.weights(stage)), 0
+            load_bytes = cost.weight_bytes * (times if self.work.keeping(stage) == "blocks" else 1)
+            self.opened[stage], self.runs[stage] = self.model.loaded_bytes(cost, self.work.keeping(stage)), 0
         self.runs[stage] += times
         engines: dict[str, int] = {}
         for other, loaded in self.opened.items():
             seen = self.costs.get(other, cost)
-            kept = self.model.kept_bytes(seen, self.runs[other], self.work.weights(other))
+            kept = self.model.kept_bytes(seen, self.runs[other], self.work.keeping(other))
             engines[str(other)] = loaded + (0 if other is stage else kept)
-        running = self.model.running_bytes(cost, self.runs[stage], self.work.weights(stage))
+        running = self.model.running_bytes(cost, self.runs[stage], self.work.keeping(stage))
         engines["activations"] = running + copied_bytes
         self.add(str(stage), group, self._seconds(cost, times, load_bytes), engines)
 
@@ -258,6 +258,8 @@ def _group(run: _Run, group: int, count: int, *, is_last: bool) -> None:
         run.close(Stage.REFERENCE)
         run.run(Stage.MOTION, group, count)
         kv = costs[Stage.REFERENCE].output_bytes
+        if work.residency == "streamed":  # a block is given its own
+            kv //= max(1, len(costs[Stage.RESTORATION].blocks))
         run.run(Stage.RESTORATION, group, work.steps * count, copied_bytes=kv)
         run.close(Stage.REFERENCE, Stage.RESTORATION)
         run.stored_bytes = 0

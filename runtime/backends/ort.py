@@ -14,6 +14,7 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, ResourceError, UsageError
+from livemoments.heap import give_back_freed
 from livemoments.ort import import_onnxruntime, leave_weights_mapped, open_session, session_options
 from livemoments.runtime.backends.base import Array, Backend, DeviceArray, Engine
 from livemoments.types import TRANSFORMER_STAGES, Size, Stage, TensorSpec
@@ -69,7 +70,11 @@ class OrtArray(DeviceArray):
 
 
 class OrtEngine(Engine):
-    """One onnxruntime session. Device arrays go in and out through I/O binding, without copies."""
+    """One onnxruntime session. Device arrays go in and out through I/O binding, without copies.
+
+    Without an arena, small tensors that stay (keys and values) lie between those that go: ``gives_back`` returns the
+    freed pages to the system after every run. The small network peaked at 535 MB without it, predicted were 416.
+    """
 
     def __init__(
         self,
@@ -80,11 +85,13 @@ class OrtEngine(Engine):
         *,
         device: str,
         path: Path,
+        gives_back: bool = False,
     ) -> None:
         super().__init__(stage, inputs, outputs)
         self._session: Any = session
         self._device = device
         self._path = path
+        self._gives_back = gives_back
 
     def _run(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
         on_device = self._device != "cpu" or keep or any(isinstance(a, DeviceArray) for a in inputs.values())
@@ -92,6 +99,9 @@ class OrtEngine(Engine):
             return self._run_bound(inputs, keep) if on_device else self._run_plain(inputs)
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise _translated(error, f"stage '{self.stage}' failed in {self._path.name}") from error
+        finally:
+            if self._gives_back:
+                give_back_freed()
 
     def _run_plain(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         names = [spec.name for spec in self.outputs]
@@ -177,7 +187,8 @@ class OrtBackend(Backend):
         path = bundle.path / graph.path  # by path: external weights lie beside the graph
         session = self._session(path, self._session_options(stage), path)
         _check_signature(path, session, graph.inputs, graph.outputs)
-        return OrtEngine(stage, session, graph.inputs, graph.outputs, device=self._device, path=path)
+        mapped = self._mapped and stage in TRANSFORMER_STAGES
+        return OrtEngine(stage, session, graph.inputs, graph.outputs, device=self._device, path=path, gives_back=mapped)
 
     def _session(self, model: Path | bytes, options: onnxruntime.SessionOptions, path: Path) -> Any:
         """A session on the provider that was asked for, and on no other; ``path`` is for messages."""

@@ -80,6 +80,20 @@ def test_every_residency_takes_less_than_the_one_before() -> None:
     assert peaks[-1] < 4e9  # RAFT on the whole frame is what is left
 
 
+def test_windows_shrink_the_vae_and_are_no_exact_plan() -> None:
+    found = plans(None, tile=TILE, reference="per-step")
+    of = {plan.vae_tile: plan for plan in found.plans if (plan.residency, plan.flow) == ("phases", "engine")}
+    assert of.keys() == {None, str(SMALL_TILE)}
+    whole, windows = (
+        max(segment.device_bytes for segment in plan.segments if segment.label == "vae_decoder")
+        for plan in (of[None], of[str(SMALL_TILE)])
+    )
+    assert windows < whole / 3
+    assert not of[str(SMALL_TILE)].exact
+    assert of[str(SMALL_TILE)].flops > of[None].flops
+    assert "--vae-tile" in of[str(SMALL_TILE)].arguments
+
+
 def test_weights_shrink_as_the_recipes_say() -> None:
     for stage in (Stage.REFERENCE, Stage.RESTORATION):
         half, int8, int4 = (cost_of(stage, TILE, recipe) for recipe in ("none", "int8-weights", "int4-weights"))
