@@ -95,6 +95,13 @@ if TYPE_CHECKING:
     "the last. finite: every graph only runs once. none: nothing. The manifest records what was measured.",
 )
 @click.option(
+    "--vae-tile",
+    "vae_tiles",
+    type=SIZE,
+    multiple=True,
+    help="A size for which the VAE alone gets graphs, for restore --vae-tile: smaller than the tiles.",
+)
+@click.option(
     "--flow-size",
     "flow_sizes",
     type=SIZE,
@@ -153,6 +160,7 @@ def command(
         raise click.UsageError("--sm needs --engine rtx")
     if via != VIAS[0] and engine is None:
         raise click.UsageError(f"--via {via} needs --engine")
+    options["vae_tiles"] = tuple(dict.fromkeys(options["vae_tiles"]))
     options["flow_sizes"] = tuple(dict.fromkeys(options["flow_sizes"]))
     tiles: tuple[Size, ...] | None = tuple(dict.fromkeys(options.pop("tiles"))) or None
     with stdout_is_ours(), needs_extra("exporting", "export"):
