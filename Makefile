@@ -12,7 +12,8 @@ TEST ?=
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup rtx torch-tensorrt test test-threads test-all coverage lint fix types editor readme bench clean
+.PHONY: help demo setup rtx torch-tensorrt test test-threads test-all coverage lint fix types editor economics readme \
+	bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -70,6 +71,9 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/typecheck.py
+
+economics: $(READY)  ## whether the document's table of a 12-megapixel photo is what the planner says today
+	$(BIN)/python tools/economics.py --check
 
 readme: $(READY)  ## run the README's commands
 	$(BIN)/python tools/readme_commands.py README.md

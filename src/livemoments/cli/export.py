@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", metavar="BUNDLE", type=PATH, required=True, help="The bundle's folder.")
 @click.option(
     "--target",
-    type=click.Choice(["onnx", "tensorrt", "coreml"]),
+    type=click.Choice(["onnx", "tensorrt", "coreml", "torch"]),
     default="onnx",
     show_default=True,
     help="What to write. onnx: graphs with onnxruntime's operators. tensorrt: graphs of standard ones only, with "
-    "--engine also the engines. coreml: Core ML packages for iOS 18 and macOS 15.",
+    "--engine also the engines. coreml: Core ML packages for iOS 18 and macOS 15. torch: the networks for PyTorch.",
 )
 @click.option(
     "--engine",
@@ -95,6 +95,13 @@ if TYPE_CHECKING:
     "the last. finite: every graph only runs once. none: nothing. The manifest records what was measured.",
 )
 @click.option(
+    "--vae-tile",
+    "vae_tiles",
+    type=SIZE,
+    multiple=True,
+    help="A size for which the VAE alone gets graphs, for restore --vae-tile: smaller than the tiles.",
+)
+@click.option(
     "--flow-size",
     "flow_sizes",
     type=SIZE,
@@ -145,6 +152,7 @@ def command(
       livemoments export checkpoint -o bundle --precision fp16 --target tensorrt --engine rtx --sm 8.9
       livemoments export checkpoint -o bundle --target tensorrt --engine tensorrt --via torch-tensorrt
       livemoments export checkpoint -o bundle --target coreml --precision fp16 --flow-size 1440x1080
+      livemoments export checkpoint -o bundle --target torch --precision fp16
     """
     if engine is not None and options["target"] != "tensorrt":
         raise click.UsageError("--engine needs --target tensorrt")
@@ -152,6 +160,7 @@ def command(
         raise click.UsageError("--sm needs --engine rtx")
     if via != VIAS[0] and engine is None:
         raise click.UsageError(f"--via {via} needs --engine")
+    options["vae_tiles"] = tuple(dict.fromkeys(options["vae_tiles"]))
     options["flow_sizes"] = tuple(dict.fromkeys(options["flow_sizes"]))
     tiles: tuple[Size, ...] | None = tuple(dict.fromkeys(options.pop("tiles"))) or None
     with stdout_is_ours(), needs_extra("exporting", "export"):
