@@ -80,7 +80,7 @@ class Restore(_Table):
     reference: str = "per-step"
     steps: Count | None = None
     tile: str | None = None
-    residency: Literal["all", "phases"] = "all"
+    residency: Literal["all", "phases", "mapped", "streamed"] = "all"
     kv_dtype: Literal["native", "float16", "int8", "fp8"] = "native"
     kv_store: Literal["host", "disk"] = "host"
     kv_budget_gb: Gigabytes = 4.0
