@@ -261,10 +261,10 @@ def test_points_with_the_same_pictures_share_them(
     exact: Bundle, photos: Path, tmp_path: Path, without_processes: list[str]
 ) -> None:
     report = sweep(
-        [exact], photos, [parse_axis("residency=all,phases"), parse_axis("steps=3")], tmp_path / "out", QUICK
+        [exact], photos, [parse_axis("residency=all,phases,mapped"), parse_axis("steps=3")], tmp_path / "out", QUICK
     )
-    assert len(report.points) == len(without_processes) == 2
-    assert len(list((tmp_path / "out" / "images").iterdir())) == 2  # the exact one, and that of three steps
+    assert len(report.points) == len(without_processes) == 3
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 3  # the exact one, that of three steps, and mapped
 
 
 def test_a_sweep_that_was_ended_goes_on(
