@@ -138,6 +138,11 @@ def test_impossible_points_are_all_named(exact: Bundle, half: Bundle) -> None:
     assert "or leave them out" in str(caught.value.fix)
 
 
+def test_a_provider_that_is_not_there_is_known_beforehand(exact: Bundle) -> None:
+    with pytest.raises(UsageError, match=r"2 of 2 points cannot be measured: exact steps=6: .*nosuch"):
+        make_grid([exact], [parse_axis("steps=6,1")], replace(ONE_THREAD, provider="nosuch"), exact)
+
+
 def test_a_tile_must_be_in_both_bundles(exact: Bundle, tmp_path: Path) -> None:
     large = make_fake_bundle(tmp_path / "large", tiles=(Size(96, 96), TILE))
     with pytest.raises(UsageError, match="it has 96x96, 64x64 tiles, the exact bundle 64x64"):
