@@ -11,7 +11,7 @@ TEST ?=
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup rtx test test-threads test-all coverage lint fix types editor readme bench clean
+.PHONY: help demo setup rtx coreai test test-threads test-all coverage lint fix types editor readme bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ $(READY): pyproject.toml constraints.txt
 
 rtx: $(READY)  ## add TensorRT for RTX, whose tests are skipped without it: 95 MB to download, 240 MB on the disk
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt tensorrt-rtx
+
+coreai: $(READY)  ## add Apple's tools for Core AI, whose tests are skipped without: 65 MB to download, 223 MB on the disk
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[coreai]'
 
 test: $(READY)  ## the tests that take seconds; make test TEST="tests/runtime/test_tiles.py -k name" some of them
 	$(PYTEST) -m 'not slow' $(TEST)

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 _TOOLS = ("torch", "diffusers", "safetensors", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
+_MORE_TOOLS = {"coreml": ("coremltools",), "coreai": ("coreai-core", "coreai-torch", "coreai-opt")}
+"""Of a target, besides."""
+
 
 def export_bundle(
     checkpoint: str | Path,
@@ -86,6 +89,14 @@ def export_bundle(
             from livemoments.export.coreml.pipeline import export_stages
 
             entries = export_stages(Path(checkpoint), planner, writer, wanted, sizes, options, source.files, progress)
+        elif options.target == "coreai":
+            from livemoments.export.coreai.pipeline import COREAI
+            from livemoments.export.coreml.pipeline import export_stages
+
+            files = source.files
+            entries = export_stages(
+                Path(checkpoint), planner, writer, wanted, sizes, options, files, progress, kind=COREAI
+            )
         else:
             entries = _export_stages(planner, writer, wanted, sizes, options, progress)
         manifest = Manifest(
@@ -101,7 +112,7 @@ def export_bundle(
             reference_policy=str(ReferencePolicy.parse(options.reference_policy)),
             kv_layout=planner.kv_layout,
             stages=entries,
-            toolchain=_toolchain(*(["coremltools"] if options.target == "coreml" else [])),
+            toolchain=_toolchain(*_MORE_TOOLS.get(options.target, ())),
             files=writer.hash_files(),
         )
         writer.commit(manifest)
@@ -228,9 +239,8 @@ def _check(
         session = gate.open_session(path)
         gate.check_finite_outputs(plan.stage, gate.run(session, gate.random_inputs(plan.inputs), plan.inputs))
         return None
-    points = range(len(references.schedule.points) if plan.stage in (Stage.REFERENCE, Stage.RESTORATION) else 1)
-    chosen = points if options.verify == "full" else sorted({points[0], points[-1]})
-    cases = (references.case(plan.stage, size, point) for point in chosen)
+    points = gate.points_to_compare(plan.stage, len(references.schedule.points), options.verify)
+    cases = (references.case(plan.stage, size, point) for point in points)
     return gate.check_stage(plan, options.precision, cases, path)
 
 

@@ -177,6 +177,10 @@ class RestoreOptions:
             from livemoments.coreml.backend import CoreMlBackend
 
             return CoreMlBackend(self.provider)
+        if bundle is not None and bundle.manifest.target == "coreai":
+            from livemoments.coreai.backend import CoreAiBackend
+
+            return CoreAiBackend(self.provider)
         from livemoments.runtime.backends.ort import OrtBackend
 
         return OrtBackend(self.provider, self.threads)

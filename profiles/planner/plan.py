@@ -153,9 +153,11 @@ def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
         UsageError: a policy, tile size or number of steps that the bundle does not have; a photo too small for it.
         BundleError: a graph is missing, or cannot be understood.
     """
-    if bundle.manifest.target == "coreml":
+    if not bundle.has_onnx_graphs:
+        target = bundle.manifest.target
+        held = {"coreml": "a Core ML bundle", "coreai": "a Core AI bundle"}.get(target, f"a bundle for {target}")
         raise UsageError(
-            "a Core ML bundle has no graphs that can be counted", fix="plan with the ONNX bundle of the same checkpoint"
+            f"{held} has no graphs that can be counted", fix="plan with the ONNX bundle of the same checkpoint"
         )
     costs = Costs(bundle)
     flow = resolve_flow(profile.restore.flow, bundle)

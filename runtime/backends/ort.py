@@ -157,9 +157,11 @@ class OrtBackend(Backend):
 
     def open(self, bundle: Bundle, stage: Stage, size: Size) -> OrtEngine:
         """Open a session on the stage's graph; see :meth:`Backend.open`."""
-        if bundle.manifest.target == "coreml":
+        if not bundle.has_onnx_graphs:
+            target = bundle.manifest.target
+            held = {"coreml": "Core ML packages", "coreai": "Core AI packages"}.get(target, f"stages for {target}")
             raise EngineError(
-                f"{bundle.path} holds Core ML packages, which onnxruntime does not run", fix="export with --target onnx"
+                f"{bundle.path} holds {held}, which onnxruntime does not run", fix="export with --target onnx"
             )
         graph = bundle.graph(stage, size)
         path = bundle.path / graph.path  # by path: external weights lie beside the graph

@@ -108,6 +108,11 @@ class Bundle:
         """The tile sizes for which every stage has a graph."""
         return tuple(Size.parse(text) for text in self.manifest.tiles)
 
+    @property
+    def has_onnx_graphs(self) -> bool:
+        """Whether its stages are ONNX graphs: what onnxruntime runs, and what can be counted, cut and quantized."""
+        return self.manifest.target in ("onnx", "tensorrt")
+
     def graph_digest(self, graph: Graph) -> str:
         """A SHA-256 over one graph's file and its weights': what an engine is built from."""
         names = (graph.path, *graph.weights)
