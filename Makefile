@@ -11,7 +11,7 @@ TEST ?=
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup rtx coreai test test-threads test-all coverage lint fix types editor readme bench clean
+.PHONY: help demo setup rtx coreai swift test test-threads test-all coverage lint fix types editor readme bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,9 @@ rtx: $(READY)  ## add TensorRT for RTX, whose tests are skipped without it: 95 M
 
 coreai: $(READY)  ## add Apple's tools for Core AI, whose tests are skipped without: 65 MB to download, 223 MB on the disk
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[coreai]'
+
+swift:  ## build the Swift package and run its tests, where a toolchain is installed
+	cd swift && swift test
 
 test: $(READY)  ## the tests that take seconds; make test TEST="tests/runtime/test_tiles.py -k name" some of them
 	$(PYTEST) -m 'not slow' $(TEST)
