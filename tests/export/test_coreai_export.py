@@ -162,6 +162,10 @@ def test_a_photo_from_the_packages_is_that_of_the_onnx_bundle(
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_the_golden_photo_from_packages_of_half_precision(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """All six stages, RAFT among them: every recorded intermediate within its limit, the photo at least 45 dB."""
-    check_golden(export_for_golden(tiny_checkpoint, tmp_path / "bundle", target="coreai"), CoreAiBackend())
+def test_the_golden_photo_from_packages(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """All six stages, RAFT among them: every recorded intermediate within its limit, the photo at least 60 dB.
+
+    In float32: in float16 the interpreter takes many times as long (docs/coreai.md has what was measured once).
+    """
+    bundle = export_for_golden(tiny_checkpoint, tmp_path / "bundle", target="coreai", precision="fp32")
+    check_golden(bundle, CoreAiBackend(), least_db=60.0)
