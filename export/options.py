@@ -12,7 +12,7 @@ from livemoments.types import ReferencePolicy, Size, Stage
 
 Verify = Literal["full", "sampled", "finite", "none"]
 
-TARGETS = ("onnx", "tensorrt", "coreml", "coreai")
+TARGETS = ("onnx", "tensorrt", "coreml", "coreai", "torch")
 PRECISIONS = ("fp32", "fp16")
 WEIGHT_BITS = {"int8-weights": 8, "int4-weights": 4}
 """The target ``coreai``'s further precisions: the transformers' weights in so many bits, computed with as fp16."""
@@ -34,7 +34,8 @@ class ExportOptions:
         target: ``onnx``: graphs with onnxruntime's own form of attention, the fastest there. ``tensorrt``: graphs with
             the standard one, so that they hold standard operators alone; onnxruntime runs these too, more slowly, and
             engines are built from either (:mod:`livemoments.export.tensorrt.build`). ``coreml``: packages for iOS 18
-            and macOS 15. ``coreai``: packages for iOS 27 and macOS 27.
+            and macOS 15. ``coreai``: packages for iOS 27 and macOS 27. ``torch``: the networks themselves, for PyTorch
+            (:mod:`livemoments.pytorch`).
         precision: ``fp32`` or ``fp16``; with the target ``coreai`` also ``int8-weights`` and ``int4-weights``
             (:data:`WEIGHT_BITS`). RAFT stays in float32.
         tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
@@ -50,6 +51,7 @@ class ExportOptions:
             restore a photo.
         verify: ``full`` compares every graph with the reference at every point of the schedule, ``sampled`` at the
             first and the last, ``finite`` only runs every graph once, ``none`` does not.
+        vae_tiles: sizes besides the tiles' for which the VAE alone holds graphs, for ``restore --vae-tile``.
         flow_sizes: sizes, multiples of 8 px, besides the tiles' for which the targets ``coreml`` and ``coreai`` hold
             RAFT: those of the video frames that come with the photos. Other targets' RAFT takes any.
         blocks_per_package: how many transformer blocks the target ``coreml`` puts into one package at most.
@@ -64,8 +66,13 @@ class ExportOptions:
     kv_layout: str = "per-block"
     stages: Sequence[Stage] | None = None
     verify: Verify = "full"
+    vae_tiles: Sequence[Size] = ()
     flow_sizes: Sequence[Size] = ()
     blocks_per_package: int = DEFAULT_BLOCKS_PER_PACKAGE
+
+    def vae_sizes(self, tiles: Sequence[Size]) -> list[Size]:
+        """The sizes that the VAE's graphs have: the tiles' first."""
+        return list(dict.fromkeys([*tiles, *self.vae_tiles]))
 
     def check(self) -> None:
         """See whether the options can be used, with whatever checkpoint.

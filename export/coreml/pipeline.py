@@ -40,7 +40,7 @@ from livemoments.runtime.backends.base import Engine
 from livemoments.store.claims import BusyError, only_one
 from livemoments.store.errors import output_errors
 from livemoments.store.journals import LineJournal
-from livemoments.types import Size, Stage, TensorSpec
+from livemoments.types import VAE_STAGES, Size, Stage, TensorSpec
 from livemoments.version import __version__, version_of
 
 TRANSFORMERS = (Stage.REFERENCE, Stage.RESTORATION)
@@ -142,6 +142,8 @@ def export_stages(
 
 def _sizes(stage: Stage, sizes: Sequence[Size], options: ExportOptions) -> list[Size]:
     """Of a stage's packages; RAFT's are those of the tiles, then of whole video frames."""
+    if stage in VAE_STAGES:
+        return options.vae_sizes(sizes)
     return list(dict.fromkeys([*sizes, *options.flow_sizes])) if stage == Stage.FLOW else list(sizes)
 
 
@@ -266,7 +268,7 @@ class _Parts:
     ) -> None:
         self.work, self.kind, self._checkpoint, self._options = work, kind, checkpoint, options
         versions = {name: version_of(name) for name in kind.distributions}
-        sizes = [list(map(str, chosen or ())) for chosen in (options.tiles, options.flow_sizes)]
+        sizes = [list(map(str, chosen or ())) for chosen in (options.tiles, options.vae_tiles, options.flow_sizes)]
         made_of = [source, options.precision, options.steps, options.verify, sizes, __version__, versions]
         key = {"key": hashlib.sha256(msgspec.json.encode(made_of, order="sorted")).hexdigest()}
         self._journal = LineJournal(work / "finished.jsonl")

@@ -35,6 +35,7 @@ OPTIONAL_MODULES = frozenset(
         "tensorrt",
         "tensorrt_rtx",
         "torch",
+        "torch_tensorrt",
         "transformers",
         "yaml",
     }
