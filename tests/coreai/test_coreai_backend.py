@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,5 @@ def test_a_provider_that_is_not_there_is_refused(
 
 
 def test_the_bundles_target_chooses_the_back_end() -> None:
-    import types
-
-    bundle = types.SimpleNamespace(manifest=types.SimpleNamespace(target="coreai"))
+    bundle = types.SimpleNamespace(manifest=types.SimpleNamespace(target="coreai"), has_onnx_graphs=False)
     assert RestoreOptions().open_backend(bundle).name == "coreai"  # type: ignore[arg-type]
