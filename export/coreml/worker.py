@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         checkpoint: folder or ``inference_config.yml``.
-        precision: ``fp32`` or ``fp16``.
+        precision: ``fp32`` or ``fp16``; Core AI's also one of :data:`livemoments.export.options.WEIGHT_BITS`.
         steps: the step counts of the schedule.
         stage, size: the graph; the size of the stage ``flow`` is its images'.
         span: the blocks [start, stop) of a transformer's chunk.
@@ -85,7 +86,7 @@ def run(job: Job) -> Answer:
         from livemoments.export.coreml.convert import merge
 
         merge(dict(job.merged), path)
-        return _answer(path, started)
+        return answer_for(path, started)
     from livemoments.export.coreml.convert import convert
     from livemoments.export.coreml.modules import build
     from livemoments.export.opening import open_planner
@@ -102,10 +103,11 @@ def run(job: Job) -> Answer:
         exact = own if all(p.dtype.itemsize != 2 for p in own.module.parameters()) else part("fp32")
         parity = _check(job, path, own, exact)
     parameters = sum(parameter.numel() for parameter in own.module.parameters())
-    return _answer(path, started, parity, parameters)
+    return answer_for(path, started, parity, parameters)
 
 
-def _answer(path: Path, started: float, parity: PartParity | None = None, parameters: int = 0) -> Answer:
+def answer_for(path: Path, started: float, parity: PartParity | None = None, parameters: int = 0) -> Answer:
+    """What became of a package, with its size, and this process' time since ``started`` and peak of memory."""
     return Answer(
         parity=parity,
         parameters=parameters,
@@ -126,9 +128,7 @@ def _check(job: Job, path: Path, own: Any, exact: Any) -> PartParity:
         if job.carried:
             with np.load(job.carried[index]) as tokens:
                 inputs |= {name: tokens[name] for name in tokens.files}
-        parity, truth = check_part(
-            path, own, exact, _with_parts(inputs, own), f"stage '{job.stage}' ({job.size}){span}"
-        )
+        parity, truth = check_part(path, own, exact, with_parts(inputs, own), f"stage '{job.stage}' ({job.size}){span}")
         found.append(parity)
         if job.left:
             names = [name for name in truth if name.split(".")[0] in ("image", "text")]
@@ -137,7 +137,7 @@ def _check(job: Job, path: Path, own: Any, exact: Any) -> PartParity:
     return PartParity(max(parity.unrounded for parity in found), worst.drift, worst.torch_drift)
 
 
-def _with_parts(inputs: dict[str, np.ndarray], part: Any) -> dict[str, np.ndarray]:
+def with_parts(inputs: dict[str, np.ndarray], part: Any) -> dict[str, np.ndarray]:
     """The inputs with those of whole tensors cut that the chunk takes a part of, and the step as Core ML takes it."""
     from livemoments.coreml.names import feature_name, parse_slice
 
@@ -152,13 +152,20 @@ def _with_parts(inputs: dict[str, np.ndarray], part: Any) -> dict[str, np.ndarra
     return found
 
 
-def main(job_file: str, answer_file: str) -> None:
+def main(
+    job_file: str,
+    answer_file: str,
+    *,
+    do: Callable[[Job], Answer] = run,
+    feature: str = "export to Core ML",
+    extra: str = "coreml",
+) -> None:
     """Read the job, do it, and write the answer."""
     job = msgspec.json.decode(Path(job_file).read_bytes(), type=Job)
     try:
-        answer = run(job)
+        answer = do(job)
     except ModuleNotFoundError as error:
-        missing = MissingExtraError("export to Core ML", "coreml", missing=error.name)
+        missing = MissingExtraError(feature, extra, missing=error.name)
         answer = Answer(error="UsageError", message=missing.message, fix=missing.fix)
     except LiveMomentsError as error:
         answer = Answer(error=type(error).__name__, message=error.message, fix=error.fix)

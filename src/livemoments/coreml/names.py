@@ -36,11 +36,12 @@ def function_name(size: str) -> str:
     return f"size_{size}"
 
 
-def packages_of(bundle: Path, files: Sequence[str]) -> list[Path]:
+def packages_of(bundle: Path, files: Sequence[str], ending: str = f"{PACKAGE}/{ENTRY}") -> list[Path]:
     """The packages that a graph's files make up, in the order in which they run.
 
     Args:
         bundle: the bundle's folder.
         files: the graph's path, then its weights, as the manifest has them.
+        ending: of a package's folder and its file in the manifest.
     """
-    return [(bundle / name).parent for name in files if name.endswith(f"{PACKAGE}/{ENTRY}")]
+    return [(bundle / name).parent for name in files if name.endswith(ending)]
