@@ -12,8 +12,6 @@ import importlib.util
 import itertools
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,12 @@ import numpy as np
 
 from livemoments.bundle import BundleWriter
 from livemoments.coreml.backend import INTERPRETER, CoreMlBackend
-from livemoments.coreml.names import ENTRY, PACKAGE, function_name
-from livemoments.errors import EngineError, MissingExtraError, OutputError, ParityError, ResourceError, UsageError
+from livemoments.coreml.names import ENTRY, PACKAGE, files_of, function_name
+from livemoments.errors import MissingExtraError, OutputError, ParityError, UsageError
 from livemoments.export import gate
 from livemoments.export.coreml.modules import chunks
-from livemoments.export.coreml.worker import Answer, Job
+from livemoments.export.coreml.process import Answer, run_job
+from livemoments.export.coreml.worker import Job
 from livemoments.export.options import ExportOptions
 from livemoments.export.plan import Planner
 from livemoments.export.references import Case, References
@@ -43,8 +42,6 @@ from livemoments.version import __version__, version_of
 
 TRANSFORMERS = (Stage.REFERENCE, Stage.RESTORATION)
 _WORKER = "livemoments.export.coreml.worker"
-_OUT_OF_MEMORY_CODE = -9
-"""What a process ends with that the system kills for its memory."""
 
 
 def export_stages(
@@ -276,20 +273,7 @@ class _Parts:
 
 def _run(job: Job, work: Path) -> Answer:
     """Do a job in a process of its own."""
-    job_file, answer_file = work / "job.json", work / "answer.json"
-    answer_file.unlink(missing_ok=True)
-    job_file.write_bytes(msgspec.json.encode(job))
-    command = [sys.executable, "-m", _WORKER, str(job_file), str(answer_file)]
-    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    what = f"stage '{job.stage}' ({job.size})"
-    if ended.returncode == _OUT_OF_MEMORY_CODE:
-        raise ResourceError(f"{what}: the converter was killed, most likely for its memory", fix="use smaller tiles")
-    if not answer_file.exists():
-        lines = ended.stderr.strip().splitlines() or ["it said nothing"]
-        raise EngineError(f"{what}: the converter ended with {ended.returncode}: {lines[-1]}")
-    answer = msgspec.json.decode(answer_file.read_bytes(), type=Answer)
-    answer.raise_error()
-    return answer
+    return run_job(_WORKER, job, work, f"stage '{job.stage}' ({job.size})")
 
 
 def _place(package: Path, folder: Path, prefix: str) -> list[str]:
@@ -300,8 +284,7 @@ def _place(package: Path, folder: Path, prefix: str) -> list[str]:
     target = folder / package.name.removeprefix(f"{prefix}-")
     with output_errors(target):
         shutil.copytree(package, target, copy_function=_link)
-    files = sorted(path.relative_to(folder.parent).as_posix() for path in target.rglob("*") if path.is_file())
-    return sorted(files, key=lambda name: not name.endswith(f"/{ENTRY}"))
+    return files_of(folder.parent, target)
 
 
 def _link(source: str, target: str) -> str:

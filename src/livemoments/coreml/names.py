@@ -44,3 +44,9 @@ def packages_of(bundle: Path, files: Sequence[str]) -> list[Path]:
         files: the graph's path, then its weights, as the manifest has them.
     """
     return [(bundle / name).parent for name in files if name.endswith(f"{PACKAGE}/{ENTRY}")]
+
+
+def files_of(bundle: Path, package: Path) -> list[str]:
+    """A package's files by their paths in the bundle, the one that stands for it first: what a graph lists."""
+    files = sorted(path.relative_to(bundle).as_posix() for path in package.rglob("*") if path.is_file())
+    return sorted(files, key=lambda name: not name.endswith(f"/{ENTRY}"))
