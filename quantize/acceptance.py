@@ -69,6 +69,10 @@ def check_source(bundle: Bundle, recipe: Recipe) -> None:
             f"recipe '{recipe.name}' is not for bundles of --target {manifest.target}",
             fix=f"use {', '.join(names_for(manifest.target))}",
         )
+    if not (
+        recipe.for_packages or bundle.has_onnx_graphs
+    ):  # the graphs run in onnxruntime, which calibrates and guards
+        raise UsageError(f"{bundle.path} is made for {manifest.target}", fix="quantize a bundle of --target onnx")
 
 
 def check_mix(mix: Mix, recipe: Recipe, bundle: Bundle) -> None:
