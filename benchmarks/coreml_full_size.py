@@ -82,12 +82,11 @@ def main() -> None:
                     "fp16": row(converted),
                     options.recipe: row(compressed) | {"linears": len(linears)},
                 }
-                print(title, json.dumps(rows[title]), flush=True)
-    total = {
-        kind: round(sum(entry[kind]["package_mb"] for entry in rows.values()), 1) for kind in ("fp16", options.recipe)
-    }
-    record = {"tile": options.tile, "packages": rows, "total_mb": total}
-    print(write_record("coreml-full-size", record))
+                kinds = ("fp16", options.recipe)
+                total = {kind: round(sum(entry[kind]["package_mb"] for entry in rows.values()), 1) for kind in kinds}
+                # Written after each package: a run is long.
+                record = {"tile": options.tile, "packages": rows, "total_mb": total}
+                print(title, json.dumps(rows[title]), write_record("coreml-full-size", record), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every Core ML recipe on the trained `small` checkpoint: size, distance of the stages, and quality of photos.
 
-    python benchmarks/coreml_small.py [--source BUNDLE] [--size 128] [--photos 4]
+    python benchmarks/coreml_small.py [--source BUNDLE] [--recipes NAME,…] [--size 128] [--photos 4]
 
 Method. The half-precision bundle of packages (64-pixel tiles; --source, or exported here) is quantized with every
 recipe for packages, as `livemoments quantize` does it; int8-coreml is calibrated with the fp32 engines on other motions
@@ -73,6 +73,7 @@ def row(bundle: Path, data: Path, wanted: dict[str, np.ndarray]) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, metavar="BUNDLE", help="half-precision packages of `small`")
+    parser.add_argument("--recipes", default=",".join(names_for("coreml")), metavar="NAME,…", help="which (all)")
     parser.add_argument("--size", type=int, default=128, metavar="PX", help="of the photos")
     parser.add_argument("--photos", type=int, default=4, metavar="N")
     options = parser.parse_args()
@@ -92,16 +93,15 @@ def main() -> None:
         print(rows, flush=True)
         rows["fp16"] = row(source, data, wanted)
         print(rows["fp16"], flush=True)
-        for recipe in names_for("coreml"):
+        for recipe in options.recipes.split(","):
             found = load_recipe(recipe)
             ranges = None
             if found.needs_calibration:
                 ranges = calibrate_for(found, Bundle.open(trained_bundle()), calibration)
             quantize_bundle(source, work / recipe, recipe=found, calibration=ranges)
             rows[recipe] = row(work / recipe, data, wanted)
-            print(recipe, rows[recipe], flush=True)
-    record = {"images": options.photos, "size": str(size), "rows": rows}
-    print(f"written to {write_record('coreml-small', record)}")
+            record = {"images": options.photos, "size": str(size), "rows": rows}
+            print(recipe, rows[recipe], f"written to {write_record('coreml-small', record)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +35,13 @@ RANGES_REL = 0.02
 
 
 @pytest.fixture(name="packages", scope="module")
-def fixture_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """By precision."""
+def fixture_packages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
+    """The checkpoint's packages by precision, made once."""
     folder = tmp_path_factory.mktemp("packages")
-    return {
-        precision: export_bundle(
+
+    @functools.cache
+    def of(precision: str) -> Bundle:
+        return export_bundle(
             trained_checkpoint(),
             folder / precision,
             target="coreml",
@@ -47,8 +51,8 @@ def fixture_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bund
             steps=STEPS,
             verify="sampled",
         )
-        for precision in ("fp32", "fp16")
-    }
+
+    return of
 
 
 @pytest.fixture(name="photos", scope="module")
@@ -57,17 +61,19 @@ def fixture_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("fp32", FLOAT32_REL_L2), ("fp16", FLOAT16_REL_L2)])
-def test_every_stage_is_the_references(packages: dict[str, Bundle], precision: str, limit: float) -> None:
+def test_every_stage_is_the_references(packages: Callable[[str], Bundle], precision: str, limit: float) -> None:
     """The fp16 packages' own float32 twin is held to the same 5e-6 when they are exported (export/coreml/gate.py)."""
-    stages = packages[precision].manifest.stages
+    stages = packages(precision).manifest.stages
     assert len(stages) == 5  # its flow is DIS
     for name, entry in stages.items():
         assert entry.parity, name
         assert max(parity.rel_l2 for parity in entry.parity) <= limit, name
 
 
-def test_six_bit_palettes_restore_as_well_as_float32(packages: dict[str, Bundle], photos: Path, tmp_path: Path) -> None:
-    small = quantize_bundle(packages["fp16"], tmp_path / "small", recipe="palette6-coreml")
+def test_six_bit_palettes_restore_as_well_as_float32(
+    packages: Callable[[str], Bundle], photos: Path, tmp_path: Path
+) -> None:
+    small = quantize_bundle(packages("fp16"), tmp_path / "small", recipe="palette6-coreml")
     assert small.manifest.recipe == "palette6-coreml"
     quality = []
     for bundle in (trained_bundle(), small):
@@ -79,9 +85,9 @@ def test_six_bit_palettes_restore_as_well_as_float32(packages: dict[str, Bundle]
     assert abs(quality[1] - quality[0]) <= MOST_LOST_DB
 
 
-def test_ranges_seen_in_packages_are_those_seen_in_graphs(packages: dict[str, Bundle], photos: Path) -> None:
+def test_ranges_seen_in_packages_are_those_seen_in_graphs(packages: Callable[[str], Bundle], photos: Path) -> None:
     """Calibration through the interpreter and through onnxruntime: the same photos, noise, layers, and extremes."""
-    ours = calibrate(packages["fp16"], photos, observer="minmax", steps=(1,), limit=1)
+    ours = calibrate(packages("fp16"), photos, observer="minmax", steps=(1,), limit=1)
     theirs = calibrate(trained_bundle(), photos, observer="minmax", steps=(1,), limit=1)
     want = named_as_in_packages(theirs.stats)
     assert set(ours.stats) == set(want)
