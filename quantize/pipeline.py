@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -97,7 +98,7 @@ def quantize(
         CheckFailedError: the result is slower than the source, or no mix keeps the budget.
         OutputError: the destination exists or cannot be written.
         ResourceError: memory or disk ran out.
-        MissingExtraError: the extra ``export`` is not installed.
+        MissingExtraError: the extra ``export``, or for packages ``coreml``, is not installed.
     """
     _need_extra()
     from livemoments.quantize.acceptance import check_mix, check_source, refuse_slower
@@ -111,6 +112,8 @@ def quantize(
     elif keywords:
         raise TypeError("give the options as QuantizeOptions or as keywords, not both")
     recipe, budget = load_recipe(options.recipe), options.limit
+    if recipe.for_packages and importlib.util.find_spec("coremltools") is None:
+        raise MissingExtraError("compressing Core ML packages", "coreml", missing="coremltools")
     source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     check_source(source, recipe)
     if budget is not None and recipe.for_packages:

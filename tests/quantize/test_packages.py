@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from livemoments.checkpoints import trained_bundle
 from livemoments.coreml.interpreter import Interpreter
 from livemoments.coreml.package import Package
 from livemoments.coreml.program import Function
-from livemoments.errors import EngineError, FileError, UsageError
+from livemoments.errors import EngineError, FileError, MissingExtraError, UsageError
 from livemoments.export.coreml.convert import merge
 from livemoments.quantize.packages.check import check_compressed
 from livemoments.quantize.packages.compress import Target
 from livemoments.quantize.packages.linears import find_linears
 from livemoments.quantize.packages.palettes import find_palette
 from livemoments.quantize.packages.worker import Job, run
+from livemoments.quantize.pipeline import quantize_bundle
 from livemoments.quantize.recipes import NAMES, Recipe, load_recipe, names_for
 from livemoments.quantize.search.sensitivity import SensitivityOptions
 
@@ -228,6 +230,13 @@ def test_a_recipe_is_for_graphs_or_for_packages(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     assert set(names_for("coreml")) | set(names_for("onnx")) == set(NAMES)
     assert all(name.endswith("-coreml") for name in names_for("coreml"))
+
+
+def test_a_missing_coremltools_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    with pytest.raises(MissingExtraError, match="extra 'coreml'"):
+        quantize_bundle(trained_bundle(), tmp_path / "out", recipe="palette6-coreml")
+    assert not (tmp_path / "out").exists()
 
 
 def test_layers_of_packages_are_not_tried_one_by_one() -> None:
