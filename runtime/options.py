@@ -17,7 +17,10 @@ from livemoments.types import ReferencePolicy, Size
 
 KV_BUDGET_BYTES = 4 << 30
 """Default for phase-split's keys and values: one full-size 1024-pixel tile in float16, six steps (3.7 GiB)."""
-_NO_RESULT = ("threads", "residency", "kv_store", "kv_budget_bytes", "kv_cache", "bit_depth", "quality")
+_NO_RESULT = (
+    *("threads", "gpu_memory_bytes", "cuda_graphs"),
+    *("residency", "kv_store", "kv_budget_bytes", "kv_cache", "bit_depth", "quality"),
+)
 RESIDENCIES = ("all", "phases")
 """Options that decide where, how fast and how it is written, not what is computed."""
 
@@ -46,6 +49,9 @@ class RestoreOptions:
         kv_dtype: how stored keys and values are kept: ``native``, ``float16``, ``int8`` or ``fp8``.
         kv_budget_bytes: how much of them may be stored at once.
         provider: what runs the graphs (:class:`livemoments.runtime.backends.ort.OrtBackend`).
+        gpu_memory_bytes: the most that an engine may take of a GPU's memory, where the provider knows a limit
+            (:class:`livemoments.runtime.backends.ort_providers.DeviceLimits`).
+        cuda_graphs: record the kernels of a run once and replay them, on NVIDIA's GPUs.
         threads: within an operator; ``None``: ``OMP_NUM_THREADS``, else one per core.
         kv_cache: a folder in which keys and values outlive the run, found again by content.
         bit_depth: 8 or 16 bits per channel of the result; ``None``: the photo's.
@@ -67,6 +73,8 @@ class RestoreOptions:
     kv_dtype: str = "native"
     kv_budget_bytes: int = KV_BUDGET_BYTES
     provider: str = "cpu"
+    gpu_memory_bytes: int | None = None
+    cuda_graphs: bool = False
     threads: int | None = None
     kv_cache: str | os.PathLike[str] | None = None
     bit_depth: int | None = None
@@ -93,7 +101,7 @@ class RestoreOptions:
         """The same as arguments of ``livemoments restore``; those that are as by default are left out."""
         usual, arguments = RestoreOptions().to_json(), []
         for name, value in self.to_json().items():
-            option = "--kv-budget" if name == "kv_budget_bytes" else f"--{name.replace('_', '-')}"
+            option = f"--{name.removesuffix('_bytes').replace('_', '-')}"
             if value != usual[name]:
                 arguments += [option] if value is True else [option, str(value)]
         return arguments
@@ -123,6 +131,8 @@ class RestoreOptions:
             raise UsageError(f"a batch of {self.batch} tiles cannot be computed", fix="pass --batch 1 or more")
         if self.kv_budget_bytes < 1:
             raise UsageError(f"a budget of {self.kv_budget_bytes} bytes holds no keys and values")
+        if self.gpu_memory_bytes is not None and self.gpu_memory_bytes < 1:
+            raise UsageError(f"{self.gpu_memory_bytes} bytes of a GPU's memory hold no engine")
         if not 1 <= self.quality <= 100:
             raise UsageError(f"{self.quality} is no quality", fix="use 1 to 100")
         if self.bit_depth not in (None, 8, 16):
@@ -171,12 +181,14 @@ class RestoreOptions:
         """The back-end that these options name, for the bundle's kind of graphs; without one, for ONNX graphs.
 
         Raises:
-            UsageError: the installed onnxruntime, or this system, has no such provider.
+            UsageError: the installed onnxruntime, or this system, has no such provider, or it knows no such limits.
+            EngineError: the provider is there and does not load.
         """
         if bundle is not None and bundle.manifest.target == "coreml":
             from livemoments.coreml.backend import CoreMlBackend
 
             return CoreMlBackend(self.provider)
         from livemoments.runtime.backends.ort import OrtBackend
+        from livemoments.runtime.backends.ort_providers import DeviceLimits
 
-        return OrtBackend(self.provider, self.threads)
+        return OrtBackend(self.provider, self.threads, limits=DeviceLimits(self.gpu_memory_bytes, self.cuda_graphs))

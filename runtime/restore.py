@@ -174,6 +174,8 @@ def restore(
         **describe(run, inputs, plan, corners),
         **({} if live_file is None else {"origin": dict(live_file.origin)}),
     }
+    if run.remarks:
+        metadata["engine_remarks"] = list(run.remarks)
     if done.fallbacks:
         metadata["memory_fallbacks"] = list(done.fallbacks)
     if output is not None:
@@ -274,7 +276,9 @@ def _restore_left(
 ) -> None:
     cache = None if run.options.kv_cache is None else KvCache(run.options.kv_cache, find_codec(run.options.kv_dtype))
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(EnginePool(run.bundle, backend, plan.tile, run.timings, one_phase=run.one_phase))
+        pool = stack.enter_context(
+            EnginePool(run.bundle, backend, plan.tile, run.timings, one_phase=run.one_phase, remark=run.remark)
+        )
         sampler = _make_sampler(run, pool, cache, stack)
         per_group = run.options.batch * sampler.batches_per_group(run.options.batch)
         flow = flow_estimator(run.flow, pool)

@@ -60,7 +60,12 @@ class Engine(abc.ABC):
         stage: the stage, for messages.
         inputs: specs of the graph's inputs, from the manifest.
         outputs: specs of its outputs.
+
+    Attributes:
+        remarks: what the user should know of how it runs, a line each.
     """
+
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, stage: Stage, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
         self.stage = stage

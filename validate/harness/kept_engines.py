@@ -68,6 +68,7 @@ class _LentEngine(Engine):
 
     def __init__(self, inner: Engine, owner: KeptEngines, key: tuple[Stage, str]) -> None:
         super().__init__(inner.stage, inner.inputs, inner.outputs)
+        self.remarks = inner.remarks
         self._inner = inner
         self._owner = owner
         self._key = key
