@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 rtx: $(READY)  ## add TensorRT for RTX, whose tests are skipped without it: 95 MB to download, 240 MB on the disk
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt tensorrt-rtx
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt tensorrt-rtx cuda-bindings
 
 test: $(READY)  ## the tests that take seconds; make test TEST="tests/runtime/test_tiles.py -k name" some of them
 	$(PYTEST) -m 'not slow' $(TEST)

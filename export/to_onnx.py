@@ -28,10 +28,12 @@ from livemoments.export.passes.transpose_weights import transpose_weights
 from livemoments.export.passes.unroll_iterations import unroll_iterations
 from livemoments.export.plan import ANY_SIZE, FLOW_EXAMPLE_PX, FLOW_MULTIPLE_PX, StageGraph
 from livemoments.export.weights import WeightSource
-from livemoments.types import Size, TensorSpec
+from livemoments.types import Size, Stage, TensorSpec
 
 OPSET = 23
 """The first opset with Attention."""
+FLOW_OPSET = 21
+"""onnxruntime has no CUDA kernel for the InstanceNormalization of opset 22, which RAFT has 45 of; the CPU's are one."""
 WEIGHTS_NAME = "weights.bin"
 """The file of external data that a stage's graphs share."""
 _EXAMPLE_BATCH = 2  # with 1 the exporter freezes the batch
@@ -79,9 +81,10 @@ def _export(graph: StageGraph) -> Any:
     dims = _free_dims(graph.inputs, traced_batches(graph.size))
     shapes = tuple(_dynamic(spec, dims) for spec in graph.inputs)
     arguments, shapes = _nest(graph, arguments), _nest(graph, shapes)
+    opset = FLOW_OPSET if graph.stage is Stage.FLOW else OPSET
     with _quiet():
         exported = torch.export.export(graph.module.eval(), arguments, dynamic_shapes=shapes, strict=False)
-        return torch.onnx.export(exported, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
+        return torch.onnx.export(exported, (), dynamo=True, opset_version=opset, optimize=False, verbose=False)
 
 
 def _nest(graph: StageGraph, flat: tuple[Any, ...]) -> tuple[Any, ...]:

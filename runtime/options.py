@@ -48,7 +48,8 @@ class RestoreOptions:
         kv_store: where ``phase-split`` and ``phases`` keep keys and values.
         kv_dtype: how stored keys and values are kept: ``native``, ``float16``, ``int8`` or ``fp8``.
         kv_budget_bytes: how much of them may be stored at once.
-        provider: what runs the graphs (:class:`livemoments.runtime.backends.ort.OrtBackend`).
+        provider: what runs the graphs (:class:`livemoments.runtime.backends.ort.OrtBackend`), or ``native-tensorrt`` or
+            ``native-rtx`` for the engines built from them (:class:`livemoments.tensorrt.backend.TensorRtBackend`).
         gpu_memory_bytes: the most that an engine may take of a GPU's memory, where the provider knows a limit
             (:class:`livemoments.runtime.backends.ort_providers.DeviceLimits`).
         cuda_graphs: record the kernels of a run once and replay them, on NVIDIA's GPUs.
@@ -188,6 +189,10 @@ class RestoreOptions:
             from livemoments.coreml.backend import CoreMlBackend
 
             return CoreMlBackend(self.provider)
+        if self.provider.startswith("native-"):
+            from livemoments.tensorrt.backend import TensorRtBackend
+
+            return TensorRtBackend(self.provider, self.batch)
         from livemoments.runtime.backends.ort import OrtBackend
         from livemoments.runtime.backends.ort_providers import DeviceLimits
 

@@ -176,6 +176,8 @@ def restore(
     }
     if run.remarks:
         metadata["engine_remarks"] = list(run.remarks)
+    if backend.peak_device_bytes is not None:
+        metadata["peak_device_bytes"] = backend.peak_device_bytes
     if done.fallbacks:
         metadata["memory_fallbacks"] = list(done.fallbacks)
     if output is not None:

@@ -146,6 +146,11 @@ class Backend(abc.ABC):
     name: str
     provider: str
 
+    @property
+    def peak_device_bytes(self) -> int | None:
+        """The most device memory that its engines took so far; ``None``: it does not count."""
+        return None
+
     @abc.abstractmethod
     def open(self, bundle: Bundle, stage: Stage, size: Size) -> Engine:
         """Load the stage's graph for tiles of this size.

@@ -241,7 +241,7 @@ class OrtBackend(Backend):
             graph.outputs,
             path=path,
             device=self._provider.device,
-            buffers=None if is_on_cpu else DeviceBuffers(self._provider.device),
+            buffers=DeviceBuffers("cuda") if self._provider.device == "cuda" else None,
             records_graphs=limits.cuda_graphs,
             remarks=remarks,
         )

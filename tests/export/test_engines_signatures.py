@@ -21,7 +21,8 @@ from places import ROOT
 from livemoments.export.tensorrt.options import BUILDER_FLAGS
 
 RECORDS = sorted((ROOT / "tests" / "golden" / "tensorrt").glob("*.json"))
-SOURCES = [ROOT / "export" / "tensorrt" / name for name in ("worker.py", "monitor.py", "library.py", "options.py")]
+SOURCES = [ROOT / "export" / "tensorrt" / name for name in ("worker.py", "monitor.py", "options.py")]
+SOURCES.append(ROOT / "src" / "livemoments" / "tensorrt" / "library.py")
 KINDS = {
     "builder": "Builder",
     "network": "INetworkDefinition",

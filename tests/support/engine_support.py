@@ -14,10 +14,10 @@ import pytest
 import livemoments.export.tensorrt.build as build
 import livemoments.export.tensorrt.process as process
 from livemoments.bundle import Bundle, hash_file, rewrite_manifest
-from livemoments.export.tensorrt.gpu import Gpu
-from livemoments.export.tensorrt.library import Library
 from livemoments.export.tensorrt.protocol import Done, Job
 from livemoments.manifest import EngineLibrary
+from livemoments.tensorrt.gpu import Gpu
+from livemoments.tensorrt.library import Library
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed (make rtx)"

@@ -50,6 +50,11 @@ class KeptEngines(Backend):
         self._lent.add(key)
         return _LentEngine(self._kept[key], self, key)
 
+    @property
+    def peak_device_bytes(self) -> int | None:
+        """See :class:`Backend`."""
+        return self._inner.peak_device_bytes
+
     def give_back(self, key: tuple[Stage, str]) -> None:
         """The engine is idle again."""
         self._lent.discard(key)
