@@ -146,6 +146,9 @@ class Backend(abc.ABC):
     name: str
     provider: str
 
+    queues_ahead: bool = False
+    """Runs whose outputs are kept are only queued: what can be started early overlaps with what runs."""
+
     @property
     def peak_device_bytes(self) -> int | None:
         """The most device memory that its engines took so far; ``None``: it does not count."""

@@ -44,6 +44,7 @@ NOT_SOURCES = {".git", ".venv", "build", "dist", "node_modules"}
 MODULES = {
     "DISTS-pytorch": "DISTS_pytorch",
     "av": "av",
+    "cuda-bindings": "cuda",
     "coremltools": "coremltools",
     "diffusers": "diffusers",
     "huggingface_hub": "huggingface_hub",
@@ -185,7 +186,7 @@ def test_runtime_never_imports_what_an_extra_brings() -> None:
 def test_the_root_package_imports_extras_only_at_the_edges() -> None:
     for path in python_files("src"):
         at_edge = path.parent.name == "livemoments" and path.name.startswith("demo")
-        if {"coreml", "graphs", "weights"} & {*path.parts}:  # optional packages are what they are about
+        if {"coreml", "graphs", "tensorrt", "weights"} & {*path.parts}:  # optional packages are what they are about
             continue
         found = roots(imports(path, inside_functions=not at_edge)) & OPTIONAL_MODULES
         assert not found, f"{path.relative_to(ROOT)} imports {found}"
@@ -196,6 +197,16 @@ def test_dependencies_point_one_way() -> None:
     forbidden = {
         "src/livemoments/store": {"bundle", "runtime", "graphs", "reference", "export", "quantize", "validate", "cli"},
         "src/livemoments/coreml": {"graphs", "reference", "export", "quantize", "validate", "profiles", "cli"},
+        "src/livemoments/tensorrt": {
+            "coreml",
+            "graphs",
+            "reference",
+            "export",
+            "quantize",
+            "validate",
+            "profiles",
+            "cli",
+        },
         "src/livemoments/graphs": {"coreml", "reference", "export", "quantize", "validate", "profiles", "cli"},
         "runtime": {"graphs", "reference", "export", "quantize", "validate", "profiles", "cli"},
         "reference": {"runtime", "export", "quantize", "validate", "profiles", "cli"},

@@ -207,6 +207,40 @@ def test_two_sets_of_keys_and_values_are_held_at_once(
         del kv
 
 
+@pytest.mark.parametrize("policy", ["per-step", "every-2", "frozen"])
+def test_the_next_keys_and_values_are_queued_before_a_step_is_waited_for(bundle: Bundle, policy: str) -> None:
+    order: list[str] = []
+
+    class Watched(StandInProgram):
+        def enqueue(self, stream: int) -> None:
+            super().enqueue(stream)
+            order.append(self.stage)
+
+    class Watching(StandIn):
+        def _load(self, library: Library, path: Path) -> StandInProgram:
+            opened, graph, size = self.opening
+            program = Watched(self.gpu, opened.path, graph, size, self._batch)
+            program.stage = path.parent.name
+            return program
+
+    backend = Watching()
+    backend.gpu.record = lambda stream, queue: None  # type: ignore[method-assign, assignment]  # every run is launched
+    options = {"reference": policy, "flow": "dis", "steps": 6}
+    found = restore(with_engines(bundle, 1), FRAME, PHOTO, KEY_FRAME, backend=backend, **options)
+    wanted = restore(bundle, FRAME, PHOTO, KEY_FRAME, threads=1, **options)
+    assert np.abs(found.image.astype(int) - wanted.image.astype(int)).max() <= 1
+    sampled = [stage for stage in order if stage in ("motion", "reference", "restoration")]
+    first = sampled.index("restoration")
+    assert len(found.plan.tiles) > 1
+    ahead = (
+        ["motion", "reference", "motion", "reference"] if policy == "frozen" else ["motion", "reference", "reference"]
+    )
+    assert sampled[:first] == ahead
+    assert sampled.count("motion") == len(found.plan.tiles)
+    renewals = {"per-step": 6, "every-2": 3, "frozen": 1}[policy]
+    assert sampled.count("reference") == renewals * len(found.plan.tiles)
+
+
 def test_kept_arrays_outlive_their_engine(bundle: Bundle) -> None:
     backend = StandIn()
     engine = backend.open(with_engines(bundle, 1), Stage.REFERENCE, TILE)

@@ -200,6 +200,7 @@ class StandInProgram:
             for spec in (*graph.inputs, *graph.outputs)
         }
         self.nbytes = 1000
+        self.stage = ""
         self.binds = 0
         self._gpu = gpu
         self._session = open_session(folder / graph.path, session_options(1))

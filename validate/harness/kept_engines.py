@@ -29,6 +29,7 @@ class KeptEngines(Backend):
     def __init__(self, inner: Backend, policy: ReferencePolicy) -> None:
         self.name = inner.name
         self.provider = inner.provider
+        self.queues_ahead = inner.queues_ahead
         self.broken: LiveMomentsError | None = None
         self._inner = inner
         self._kept: dict[tuple[Stage, str], Engine] = {}

@@ -39,6 +39,7 @@ class TensorRtBackend(Backend):
     """
 
     name = "tensorrt"
+    queues_ahead = True
 
     def __init__(self, provider: str, batch: int = 1) -> None:
         if provider not in PROVIDERS:
