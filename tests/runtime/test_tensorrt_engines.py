@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -459,12 +460,21 @@ def test_every_call_of_the_engines_is_one_that_the_installed_bindings_have() -> 
 
     from livemoments.tensorrt import program
 
-    source = inspect.getsource(program.TensorRtProgram)
-    for variable, kind in (("engine", "ICudaEngine"), ("_context", "IExecutionContext"), ("runtime", "Runtime")):
-        names = {part.split("(")[0].split(")")[0].split()[0] for part in source.split(f"{variable}.")[1:]}
-        assert names, variable
-        for name in names:
-            assert hasattr(getattr(tensorrt_rtx, kind), name), f"{kind} has no {name}"
+    kinds = {"engine": "ICudaEngine", "self._context": "IExecutionContext", "runtime": "Runtime"}
+    tree = ast.parse(inspect.getsource(program))
+    calls = {id(node.func): len(node.args) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    found = [
+        (kinds[ast.unparse(node.value)], node.attr, calls.get(id(node)))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in kinds
+    ]
+    assert {kind for kind, _, _ in found} == set(kinds.values())
+    for kind, name, count in found:
+        member = getattr(getattr(tensorrt_rtx, kind), name)
+        assert isinstance(member, property) == (count is None), f"{kind}.{name}"
+        signature = (member.__doc__ or "").strip().split("\n")[0]
+        if count is not None and "*args" not in signature:  # of overloads only the name is told
+            assert signature.partition("->")[0].count(": ") - 1 == count, signature
     assert {"DEVICE"} <= set(tensorrt_rtx.TensorLocation.__members__)
     assert {"INPUT"} <= set(tensorrt_rtx.TensorIOMode.__members__)
     assert set(program._DTYPES) <= set(tensorrt_rtx.DataType.__members__)

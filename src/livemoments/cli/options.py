@@ -191,9 +191,9 @@ def provider_option(function: Function) -> Function:
         show_default=True,
         metavar="NAME",
         help="onnxruntime's execution provider: cpu, cuda, tensorrt, rtx (a plugin), coreml, … One that is not there "
-        "is an error, never a silent fall back to the CPU, and nodes that it leaves to the CPU are named. Only cpu was "
-        "measured so far. Of bundles of Core ML packages: "
-        "interpreter, and on a Mac gpu, ane, all, cpu-only.",
+        "is an error, never a silent fall back to the CPU, and nodes left to the CPU are named. Only cpu was "
+        "measured so far. native-tensorrt, native-rtx: the bundle's engines, without onnxruntime. Of bundles of Core "
+        "ML packages: interpreter, and on a Mac gpu, ane, all, cpu-only.",
     )(function)
 
 
