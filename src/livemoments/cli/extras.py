@@ -13,6 +13,7 @@ OPTIONAL_MODULES = frozenset(
         "DISTS_pytorch",
         "av",
         "coremltools",
+        "cuda",
         "diffusers",
         "huggingface_hub",
         "jinja2",
