@@ -147,9 +147,10 @@ def check_form(provider: Provider, bundle: Bundle) -> None:
         EngineError: naming the export that makes the right one.
     """
     target = bundle.manifest.target
-    if target == "coreml":
+    if not bundle.has_onnx_graphs:
+        held = "Core ML packages" if target == "coreml" else "PyTorch networks"
         raise EngineError(
-            f"{bundle.path} holds Core ML packages, which onnxruntime does not run", fix="export with --target onnx"
+            f"{bundle.path} holds {held}, which onnxruntime does not run", fix="export with --target onnx"
         )
     if provider.target not in (None, target):
         recipe = bundle.manifest.recipe

@@ -21,8 +21,10 @@ from places import ROOT
 from livemoments.export.tensorrt.options import BUILDER_FLAGS
 
 RECORDS = sorted((ROOT / "tests" / "golden" / "tensorrt").glob("*.json"))
-SOURCES = [ROOT / "export" / "tensorrt" / name for name in ("worker.py", "monitor.py", "options.py")]
-SOURCES.append(ROOT / "src" / "livemoments" / "tensorrt" / "library.py")
+SOURCES = [
+    ROOT / "src" / "livemoments" / "tensorrt" / "library.py",
+    *(ROOT / "export" / "tensorrt" / f"{name}.py" for name in ("worker", "monitor", "options", "torch_network")),
+]
 KINDS = {
     "builder": "Builder",
     "network": "INetworkDefinition",

@@ -381,6 +381,9 @@ def test_options_choose_the_back_end(monkeypatch: pytest.MonkeyPatch) -> None:
         chosen = RestoreOptions(provider=name, batch=3).open_backend()
         assert isinstance(chosen, TensorRtBackend)
         assert (chosen.provider, chosen._host.library, chosen._batch) == (name, wanted, 3)
+        for unfit in ({"gpu_memory_bytes": 1 << 30}, {"cuda_graphs": True}, {"residency": "mapped"}):
+            with pytest.raises(UsageError):
+                RestoreOptions(provider=name, **unfit).open_backend()
 
 
 # --- CUDA's bindings

@@ -17,8 +17,8 @@ _COUNT, _FROM_ZERO = click.IntRange(min=1), click.IntRange(min=0)
 
 
 def restore_options(*, default_seed: str) -> Callable[[Function], Function]:
-    """``--seed``, ``--steps``, ``--reference``, ``--flow``, ``--tile``, ``--batch``, ``--pad-small``, ``--no-pcr``,
-    ``--provider``, ``--gpu-memory``, ``--cuda-graphs`` and ``--threads``;
+    """``--seed``, ``--steps``, ``--reference``, ``--flow``, ``--tile``, ``--vae-tile``, ``--batch``, ``--pad-small``,
+    ``--no-pcr``, ``--pcr-grid``, ``--provider``, ``--gpu-memory``, ``--cuda-graphs`` and ``--threads``;
     :func:`read_restore_options` makes them into ``RestoreOptions``.
 
     Args:
@@ -43,6 +43,12 @@ def restore_options(*, default_seed: str) -> Callable[[Function], Function]:
             "--tile", type=SIZE, help="Use this tile size of the bundle.  [default: the best of those it has]"
         ),
         click.option(
+            "--vae-tile",
+            type=SIZE,
+            help="What the VAE sees at once where tiles are larger: a size of the bundle (export --vae-tile). Less "
+            "memory, another picture.  [default: whole tiles]",
+        ),
+        click.option(
             "--batch", type=_COUNT, default=1, show_default=True, metavar="TILES", help="Tiles computed at once."
         ),
         click.option(
@@ -53,6 +59,13 @@ def restore_options(*, default_seed: str) -> Callable[[Function], Function]:
             is_flag=True,
             help="Cut every reference tile at its tile's own place, without patch correspondence "
             "retrieval: an ablation.",
+        ),
+        click.option(
+            "--pcr-grid",
+            type=_COUNT,
+            metavar="PX",
+            help="Move reference tiles to multiples of PX, so that the moments of a Live Photo share them and "
+            "--kv-cache finds their keys and values.  [default: 1, where the flow says]",
         ),
         provider_option,
         click.option(
