@@ -12,8 +12,7 @@ TEST ?=
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup rtx torch-tensorrt test test-threads test-all coverage lint fix types editor economics readme \
-	bench clean
+.PHONY: help demo setup rtx torch-tensorrt test test-threads test-all coverage lint fix types editor economics readme bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
