@@ -20,7 +20,7 @@ from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.graphs.segments import Tap
-from livemoments.graphs.taps import TAPPED_STAGES, TappedBackend
+from livemoments.graphs.taps import TAPPED_STAGES, Listener, TappedBackend
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress, Task
 from livemoments.quantize.calibrate.activations import ActivationStats
@@ -32,7 +32,8 @@ from livemoments.quantize.calibrate.result import (
     fill_unseen,
     source_digest,
 )
-from livemoments.quantize.recipes import FLOAT_RECIPES, Recipe
+from livemoments.quantize.recipes import FLOAT_RECIPES, PACKAGES, Recipe
+from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.backends.ort import import_onnxruntime
 from livemoments.runtime.flow import FlowKind, resolve_flow
 from livemoments.runtime.restore import restore
@@ -286,10 +287,18 @@ def _restore_one(
             pad_small=True,
             reference="per-step",
             progress=progress,
-            backend=TappedBackend(listen, threads),
+            backend=_tapped(bundle, listen, threads),
         )
         stats.tiles += int(result.metadata["tiles"])
     return stats
+
+
+def _tapped(bundle: Bundle, listen: Listener, threads: int | None) -> Backend:
+    if bundle.manifest.target != PACKAGES:
+        return TappedBackend(listen, threads)
+    from livemoments.quantize.packages.taps import TappedPackages
+
+    return TappedPackages(listen)
 
 
 def _reduce(total: _PhotoStats, observer: Observer, progress: Progress) -> dict[LinearId, LinearStats]:

@@ -70,6 +70,8 @@ PROVIDERS = {
         Provider("xnnpack", "XnnpackExecutionProvider"),
     )
 }
+_HELD = {"coreml": "Core ML packages", "coreai": "Core AI packages", "torch": "PyTorch networks"}
+"""What is no graph of onnxruntime's, by the bundle's target."""
 _WRONG_ATTENTION = {
     "onnx": "its attention is the standard one, for which onnxruntime's CUDA kernels are not the fast ones",
     "tensorrt": "its attention is onnxruntime's own, which TensorRT leaves to other providers",
@@ -148,10 +150,9 @@ def check_form(provider: Provider, bundle: Bundle) -> None:
     """
     target = bundle.manifest.target
     if not bundle.has_onnx_graphs:
-        held = "Core ML packages" if target == "coreml" else "PyTorch networks"
-        raise EngineError(
-            f"{bundle.path} holds {held}, which onnxruntime does not run", fix="export with --target onnx"
-        )
+        held = _HELD.get(target, f"stages for {target}")
+        problem = f"{bundle.path} holds {held}, which onnxruntime does not run"
+        raise EngineError(problem, fix="export with --target onnx")
     if provider.target not in (None, target):
         recipe = bundle.manifest.recipe
         quantized = "" if recipe is None else f", and quantize it with --recipe {recipe}"
