@@ -51,10 +51,11 @@ class StageSpeed:
 
 
 def check_source(bundle: Bundle, recipe: Recipe) -> None:
-    """Refuse a bundle that is quantized already.
+    """Refuse a bundle that is quantized already, or that the recipe is not for.
 
     Raises:
-        UsageError: it is, or it is in half precision and that is what the recipe makes.
+        UsageError: it is; it is in half precision and that is what the recipe makes; it was exported for TensorRT and
+            the recipe is not made for that.
     """
     manifest = bundle.manifest
     if manifest.recipe not in FLOAT_RECIPES:
@@ -68,6 +69,16 @@ def check_source(bundle: Bundle, recipe: Recipe) -> None:
         )
     if manifest.target not in _TARGETS:
         raise UsageError(f"{bundle.path} is made for {manifest.target}", fix="quantize a bundle of --target onnx")
+    if manifest.target == "tensorrt" and "tensorrt" not in recipe.devices:
+        why = (
+            "its zero points change with the timestep, and TensorRT wants them constant and 0"
+            if recipe.action is Action.INT8_STATIC
+            else "its products are onnxruntime's own operators"
+        )
+        raise UsageError(
+            f"{bundle.path} was exported for TensorRT, which does not take the recipe '{recipe.name}': {why}",
+            fix="use int8-tensorrt, int8-rotated or fp8, or quantize a bundle of --target onnx",
+        )
 
 
 def check_mix(mix: Mix, recipe: Recipe, bundle: Bundle) -> None:

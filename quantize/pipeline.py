@@ -222,7 +222,7 @@ def _calibration(
         result = CalibrationResult.load(calibration)
     else:
         result = calibrate_for(recipe, bundle, calibration, seed=options.seed, work=options.work, progress=progress)
-    result.check_fits(bundle)
+    result.check_fits(bundle, recipe.rotation)
     return result
 
 
@@ -265,12 +265,13 @@ def _verify(
     progress: Progress,
 ) -> tuple[Manifest, tuple[StageSpeed, ...]]:
     """Compare and time the touched stages; the manifest with what was measured."""
+    from livemoments.graphs.float_keys_values import FloatKeysValues
     from livemoments.quantize.acceptance import compare_stage, time_stage
     from livemoments.quantize.sample_inputs import SampleInputs
     from livemoments.runtime.backends.ort import OrtBackend
 
     quantized = Bundle(folder, manifest)
-    samples, backend = SampleInputs(source), OrtBackend()
+    samples, backend = SampleInputs(source), FloatKeysValues(OrtBackend())
     sizes = source.tile_sizes
     smallest = min(sizes, key=lambda size: size.height * size.width)
     entries, speeds = dict(manifest.stages), []

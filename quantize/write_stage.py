@@ -16,12 +16,14 @@ from livemoments.export.to_onnx import WEIGHTS_NAME, WeightsFile
 from livemoments.graphs.linears import LinearId, find_linears
 from livemoments.graphs.tensors import read_tensor
 from livemoments.manifest import Graph, StageEntry
-from livemoments.quantize.actions import Mix
+from livemoments.quantize.actions import Action, Mix
 from livemoments.quantize.calibrate.result import LinearStats
 from livemoments.quantize.recipes import Recipe
+from livemoments.quantize.rewrite.attention import int8_keys_values, quantize_keys_values, quantize_operands
 from livemoments.quantize.rewrite.half import half_specs, to_fp16
 from livemoments.quantize.rewrite.run import rewrite
 from livemoments.quantize.rewrite.smoothquant import smooth
+from livemoments.quantize.rewrite.value_rotation import rotate_values
 from livemoments.types import Stage
 
 
@@ -53,7 +55,7 @@ def quantize_stage(
     Returns:
         The stage's entry, without parity.
     """
-    entry = bundle.stage(stage)
+    entry, head_dim = bundle.stage(stage), bundle.manifest.model.head_dim
     (folder / str(stage)).mkdir()
     graphs = []
     with contextlib.closing(WeightsFile(folder / str(stage) / WEIGHTS_NAME)) as weights:
@@ -62,12 +64,18 @@ def quantize_stage(
             linears, known = find_linears(model, str(stage)), stats
             if recipe.smoothquant_alpha is not None and known is not None:
                 known = smooth(model, linears, known, recipe.smoothquant_alpha)
-            rewrite(model, linears, mix, recipe, known)
+            if recipe.rotation:
+                rotate_values(model, min(recipe.rotation, head_dim & -head_dim))
+            rewrite(model, linears, mix, recipe, known, values_rotated=recipe.rotation > 0)
+            if recipe.attention:
+                quantize_operands(model, stage, known, fp8=recipe.action is Action.FP8)
+            if recipe.keys_values:
+                quantize_keys_values(model, stage, known)
             if recipe.half:
                 to_fp16(model)
             path = f"{stage}/{graph.size}.onnx"
             _save(model, folder / path, weights)
-            convert = half_specs if recipe.half else tuple
+            convert = half_specs if recipe.half else int8_keys_values if recipe.keys_values else tuple
             graphs.append(
                 Graph(
                     path=path,

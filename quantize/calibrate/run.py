@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -33,6 +34,7 @@ from livemoments.quantize.calibrate.result import (
     source_digest,
 )
 from livemoments.quantize.recipes import FLOAT_RECIPES, Recipe
+from livemoments.quantize.rotation import rotate, rotation_block
 from livemoments.runtime.backends.ort import import_onnxruntime
 from livemoments.runtime.flow import FlowKind, resolve_flow
 from livemoments.runtime.restore import restore
@@ -151,6 +153,8 @@ def calibrate(
     percentile: float = DEFAULT_PERCENTILE,
     steps: Sequence[int] | None = None,
     limit: int | None = None,
+    operands: bool = False,
+    rotation: int = 0,
     work: str | os.PathLike[str] | None = None,
     flow: FlowKind | None = None,
     threads: int | None = None,
@@ -167,6 +171,8 @@ def calibrate(
         steps: the step counts to sample with; the bundle's default if not given. Points of the schedule that none of
             them samples get their neighbours' ranges.
         limit: use at most this many photos.
+        operands: also what attention reads, and the keys and values between the networks.
+        rotation: rotate activations before they are counted, in blocks of at most this many channels; 0: do not.
         work: a folder that keeps the statistics of each photo as it is done. Called again with the same, the photos
             that are there are not restored again; another observer can use them too.
         flow: ``engine`` (RAFT) or ``dis``, which is quicker; by default what ``restore`` uses with this bundle.
@@ -193,7 +199,7 @@ def calibrate(
         raise UsageError(f"the seed {seed} is negative", fix="use 0 or more")
     items = read_set(folder, limit=limit, progress=progress)
     kind = resolve_flow(flow, opened)
-    settings = _settings(opened, counts, seed, kind)
+    settings = _settings(opened, counts, seed, kind, operands, rotation)
     total = _PhotoStats(len(opened.manifest.schedule.points))
     places = [
         None if work is None else Path(work) / f"{_digest(settings, item.sha256, str(threads))}{_SUFFIX}"
@@ -206,7 +212,8 @@ def calibrate(
             if stats is None:
                 task.advance(0, note=item.name)
                 shared = _Shared(progress, task, 1 / len(counts))
-                stats = _restore_one(opened, item, counts, photo_seed(seed, item), kind, threads, shared)
+                count = _Counting(counts, photo_seed(seed, item), kind, threads, operands, rotation)
+                stats = _restore_one(opened, item, count, shared)
                 if place is not None:
                     stats.save(place)
                 task.advance(1 - shared.done)
@@ -220,6 +227,7 @@ def calibrate(
         observer=chosen.name,
         schedule=opened.manifest.schedule.points,
         source_sha256=source_digest(opened),
+        rotation=rotation,
     )
 
 
@@ -232,9 +240,18 @@ def calibrate_for(
     work: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationResult:
-    """:func:`calibrate` with a recipe's observer."""
-    observer, percentile = recipe.observer, recipe.percentile
-    return calibrate(bundle, folder, seed=seed, observer=observer, percentile=percentile, work=work, progress=progress)
+    """:func:`calibrate` as a recipe wants it: its observer, its rotation, and what it quantizes besides linears."""
+    return calibrate(
+        bundle,
+        folder,
+        seed=seed,
+        observer=recipe.observer,
+        percentile=recipe.percentile,
+        operands=recipe.needs_operands,
+        rotation=recipe.rotation,
+        work=work,
+        progress=progress,
+    )
 
 
 def _step_counts(bundle: Bundle, steps: Sequence[int] | None) -> tuple[int, ...]:
@@ -251,22 +268,27 @@ def photo_seed(seed: int, item: LivePhoto[Path]) -> int:
     return int(_digest({"seed": seed}, item.sha256)[:8], 16)
 
 
-def _restore_one(
-    bundle: Bundle,
-    item: LivePhoto[Path],
-    counts: Sequence[int],
-    seed: int,
-    flow: FlowKind,
-    threads: int | None,
-    progress: Progress,
-) -> _PhotoStats:
+@dataclass(frozen=True, slots=True)
+class _Counting:
+    """How a photo is restored and what is counted of it."""
+
+    counts: Sequence[int]
+    seed: int
+    flow: FlowKind
+    threads: int | None
+    operands: bool
+    rotation: int
+
+
+def _restore_one(bundle: Bundle, item: LivePhoto[Path], how: _Counting, progress: Progress) -> _PhotoStats:
     """Restore a photo with every step count and count what enters the linears."""
-    schedule = bundle.manifest.schedule
+    schedule, head_dim = bundle.manifest.schedule, bundle.manifest.model.head_dim
     stats = _PhotoStats(len(schedule.points))
 
     def listen(tap: Tap, point: int, values: np.ndarray) -> None:
+        block = rotation_block(tap.key, tap.features, head_dim, how.rotation)
         try:
-            stats.add(tap, point, values)
+            stats.add(tap, point, rotate(values, block))
         except ValueError:
             raise EngineError(
                 f"{item.name}: NaN or infinity enters {', '.join(map(str, tap.linears))} at schedule point {point} "
@@ -274,19 +296,19 @@ def _restore_one(
                 fix="check the checkpoint's weights and this photo; a float16 bundle may need --precision fp32",
             ) from None
 
-    for count in counts:
+    for count in how.counts:
         result = restore(
             bundle,
             item.frame,
             item.photo,
             item.photo_frame,
             steps=count,
-            seed=seed,
-            flow=flow,
+            seed=how.seed,
+            flow=how.flow,
             pad_small=True,
             reference="per-step",
             progress=progress,
-            backend=TappedBackend(listen, threads),
+            backend=TappedBackend(listen, how.threads, operands=how.operands),
         )
         stats.tiles += int(result.metadata["tiles"])
     return stats
@@ -319,9 +341,12 @@ def _linear_stats(stats: ActivationStats, observer: Observer) -> LinearStats:
     )
 
 
-def _settings(bundle: Bundle, counts: Sequence[int], seed: int, flow: FlowKind) -> Mapping[str, object]:
+def _settings(
+    bundle: Bundle, counts: Sequence[int], seed: int, flow: FlowKind, operands: bool, rotation: int
+) -> Mapping[str, object]:
     """All that a photo's statistics depend on besides the photo."""
-    return {
+    more = {name: value for name, value in (("operands", operands), ("rotation", rotation)) if value}
+    return more | {
         "graphs": {str(stage): bundle.digest(stage) for stage in bundle.manifest.model.stages},
         "overlap": bundle.manifest.overlap,
         "schedule": bundle.manifest.schedule,
