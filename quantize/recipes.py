@@ -153,8 +153,8 @@ def _check(recipe: Recipe, name: str) -> None:
             "rotation, keys_values and attention go with the actions 'int8-static' and 'fp8'",
         ),
         (
-            (recipe.rotation or recipe.keys_values) and set(recipe.stages) != {"reference", "restoration"},
-            "rotation and keys_values change what both networks exchange: stages must be these two",
+            recipe.keys_values and set(recipe.stages) != {"reference", "restoration"},
+            "keys_values changes what the two networks exchange: stages must be both",
         ),
         (
             recipe.rotation and (recipe.rotation not in ROTATIONS or alpha is not None),

@@ -3,44 +3,32 @@
 ``x W = (x R) (R^T W)`` for an orthogonal R. With R block-diagonal, Sylvester's Hadamard matrix over sqrt(b) in every
 block of b channels, one channel that is m times as large as the others becomes b channels that are m / sqrt(b) times as
 large, whichever token or channel it appears in (S. Ashkboos et al., "QuaRot: Outlier-Free 4-Bit Inference in Rotated
-LLMs", 2024). Widths here are no powers of two, so blocks are the largest power of two that divides them.
+LLMs", 2024). Widths here are no powers of two, so a block is at most the largest power of two that divides them.
 
-Attention's output is rotated for nothing: within each head R goes into the columns of the value projections and, as
-R^T, into the rows of the output projections (attention mixes tokens, not channels). Layer norms that a table modulates,
-and GELU, do not commute with R: the inputs of the other linears are rotated while the engine runs.
+R^T goes into the weights. R cannot: layer norms that a table modulates, and GELU, do not commute with it, so inputs are
+rotated while the engine runs. (Attention's output could be rotated by the weights of its values, within heads; it is
+not, since RestorationNet reads ReferenceNet's values, and they would no longer be what upstream computes.)
 """
 
 from __future__ import annotations
 
 import functools
-import re
 
 import numpy as np
 
 from livemoments.graphs.linears import LinearId
-
-_WITHIN_HEADS = re.compile(r".*\.attn\.to_(?:add_)?out(?:\.0)?\.weight|attention\.\d+\.value|reference_v\.\d+")
-_UNTOUCHED = re.compile(r"attention\.\d+\.(?:query|key)|reference_k\.\d+")
+from livemoments.graphs.operands import is_operand
 
 
-def is_within_heads(weight: str) -> bool:
-    """Whether a linear's input, or an operand of attention, is rotated within heads, by weights alone."""
-    return _WITHIN_HEADS.fullmatch(weight) is not None
-
-
-def rotation_block(of: LinearId, width: int, head_dim: int, most: int) -> int:
+def rotation_block(of: LinearId, width: int, most: int) -> int:
     """Channels of a block in which an activation is rotated; 1: it is not.
 
     Args:
-        of: the linear that reads it, or an operand of attention.
+        of: the linear that reads it; attention's operands, keys and values are not rotated.
         width: its channels.
-        head_dim: channels of a head.
         most: the recipe's ``rotation``; 0: none.
     """
-    if not most or _UNTOUCHED.fullmatch(of.weight):
-        return 1
-    span = head_dim if is_within_heads(of.weight) else width
-    return min(most, span & -span)
+    return 1 if not most or is_operand(of.weight) else min(most, width & -width)
 
 
 @functools.cache

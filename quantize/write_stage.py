@@ -23,7 +23,6 @@ from livemoments.quantize.rewrite.attention import int8_keys_values, quantize_ke
 from livemoments.quantize.rewrite.half import half_specs, to_fp16
 from livemoments.quantize.rewrite.run import rewrite
 from livemoments.quantize.rewrite.smoothquant import smooth
-from livemoments.quantize.rewrite.value_rotation import rotate_values
 from livemoments.types import Stage
 
 
@@ -55,7 +54,7 @@ def quantize_stage(
     Returns:
         The stage's entry, without parity.
     """
-    entry, head_dim = bundle.stage(stage), bundle.manifest.model.head_dim
+    entry = bundle.stage(stage)
     (folder / str(stage)).mkdir()
     graphs = []
     with contextlib.closing(WeightsFile(folder / str(stage) / WEIGHTS_NAME)) as weights:
@@ -64,9 +63,7 @@ def quantize_stage(
             linears, known = find_linears(model, str(stage)), stats
             if recipe.smoothquant_alpha is not None and known is not None:
                 known = smooth(model, linears, known, recipe.smoothquant_alpha)
-            if recipe.rotation:
-                rotate_values(model, min(recipe.rotation, head_dim & -head_dim))
-            rewrite(model, linears, mix, recipe, known, values_rotated=recipe.rotation > 0)
+            rewrite(model, linears, mix, recipe, known)
             if recipe.attention:
                 quantize_operands(model, stage, known, fp8=recipe.action is Action.FP8)
             if recipe.keys_values:

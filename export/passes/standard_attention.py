@@ -4,8 +4,8 @@ TensorRT fuses the standard operation of opset 23 where it has exactly one outpu
 releases only. A bundle that was exported, or quantized, for onnxruntime is so built from without another export.
 
 Requires: MultiHeadAttention nodes whose query, key and value are (B, S, D) each, without masks, biases or caches.
-Ensures: each is one Attention on (B, heads, S, D / heads), exact to rounding, which keeps its name and its module;
-others are left and counted in the note.
+Ensures: each is one Attention on (B, heads, S, D / heads), exact to rounding, which keeps its name and its module, and
+pairs that quantize its operands with one scale stand directly in front of it; others are left and counted in the note.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from livemoments.export.passes.fuse_attention import DOMAIN
 from livemoments.export.passes.graph import count_initializers
+from livemoments.export.passes.remove_dead import remove_dead
 from livemoments.export.passes.report import PassReport
 
 NAME = "standard_attention"
@@ -35,6 +36,8 @@ def standard_attention(model: ir.Model) -> PassReport:
     plain = [node for node in found if all(value is None for value in node.inputs[3:])]
     for node in plain:
         _unfuse(model, node)
+    if plain:
+        remove_dead(model)  # pairs that stand in front of the new nodes now
     if plain and not any(node.domain == DOMAIN for node in model.graph.all_nodes()):
         model.graph.opset_imports.pop(DOMAIN, None)
     note = f"{len(plain)} of {len(found)} attentions became standard ones"
@@ -60,8 +63,13 @@ def _unfuse(model: ir.Model, node: ir.Node) -> None:
     swap = ir.AttrInt64s("perm", _SWAP_HEADS)
     parts: list[ir.Value | None] = []
     for part, value in zip(("query", "key", "value"), node.inputs[:3], strict=True):
-        whole = add("Reshape", [value, split], f"{label}.{part}.split")
-        parts.append(add("Transpose", [whole], f"{label}.{part}", swap))
+        tokens, pair = _quantization(value)
+        whole = add("Reshape", [tokens, split], f"{label}.{part}.split")
+        moved = add("Transpose", [whole], f"{label}.{part}", swap)
+        for step in pair:
+            moved = add(step.op_type, [moved, *step.inputs[1:]], f"{label}.{part}.{step.op_type}")
+            moved.type = step.outputs[0].type
+        parts.append(moved)
     attention = add("Attention", parts, label, *([] if scale is None else [ir.AttrFloat32("scale", scale)]))
     attention.name = f"{label}.heads"
     back = add("Transpose", [attention], f"{label}.back", swap)
@@ -72,6 +80,16 @@ def _unfuse(model: ir.Model, node: ir.Node) -> None:
     ir.convenience.replace_all_uses_with(result, merged, replace_graph_outputs=True)
     model.graph.remove(node, safe=True)
     merged.name = name
+
+
+def _quantization(value: ir.Value | None) -> tuple[ir.Value | None, tuple[ir.Node, ...]]:
+    """What a value was before a pair with one scale quantized it, and the pair; itself without one."""
+    wide = value.producer() if value is not None else None
+    codes = wide.inputs[0] if wide is not None and wide.op_type == "DequantizeLinear" else None
+    narrow = codes.producer() if codes is not None else None
+    if wide is None or narrow is None or narrow.op_type != "QuantizeLinear" or "axis" in narrow.attributes:
+        return value, ()
+    return narrow.inputs[0], (narrow, wide)
 
 
 def _shape(model: ir.Model, name: str, shape: tuple[int, ...]) -> ir.Value:

@@ -282,11 +282,11 @@ class _Counting:
 
 def _restore_one(bundle: Bundle, item: LivePhoto[Path], how: _Counting, progress: Progress) -> _PhotoStats:
     """Restore a photo with every step count and count what enters the linears."""
-    schedule, head_dim = bundle.manifest.schedule, bundle.manifest.model.head_dim
+    schedule = bundle.manifest.schedule
     stats = _PhotoStats(len(schedule.points))
 
     def listen(tap: Tap, point: int, values: np.ndarray) -> None:
-        block = rotation_block(tap.key, tap.features, head_dim, how.rotation)
+        block = rotation_block(tap.key, tap.features, how.rotation)
         try:
             stats.add(tap, point, rotate(values, block))
         except ValueError:

@@ -138,7 +138,7 @@ class GraphEditor:
         return self.before(place, "Cast", [value], name, dtype, like=like, to=int(dtype))
 
     def rotated(self, place: ir.Node, value: ir.Value, name: str, block: int) -> ir.Value:
-        """The value (..., K) rotated in blocks of its channels (:func:`rotate`), before a node; itself for blocks of 1."""
+        """The value (..., K), rotated in blocks of its channels before a node; itself for blocks of 1."""
         if block == 1:
             return value
         dtype, shape = value.dtype, value.shape

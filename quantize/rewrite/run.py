@@ -9,7 +9,6 @@ import onnx_ir as ir
 from livemoments.errors import UsageError
 from livemoments.export.passes.remove_dead import remove_dead
 from livemoments.graphs.linears import Linear, iter_linear_nodes
-from livemoments.graphs.operands import find_operands
 from livemoments.quantize.actions import Action, Mix
 from livemoments.quantize.recipes import Recipe
 from livemoments.quantize.rewrite.dynamic import rewrite_dynamic
@@ -17,7 +16,7 @@ from livemoments.quantize.rewrite.graph_edit import Target
 from livemoments.quantize.rewrite.input_ranges import StatsOf
 from livemoments.quantize.rewrite.static import rewrite_static
 from livemoments.quantize.rewrite.weight_only import rewrite_weights
-from livemoments.quantize.rotation import is_within_heads, rotation_block
+from livemoments.quantize.rotation import rotation_block
 
 
 def rewrite(
@@ -26,8 +25,6 @@ def rewrite(
     mix: Mix,
     recipe: Recipe,
     stats: StatsOf | None = None,
-    *,
-    values_rotated: bool = False,
 ) -> bool:
     """Quantize linears of one graph; a function of its arguments alone.
 
@@ -38,9 +35,6 @@ def rewrite(
         mix: what to do with each; those it does not name are kept, those of other stages are ignored.
         recipe: settings of the actions (block size, method, ranges …).
         stats: what calibration saw, by linear; ``Action.INT8_STATIC`` and ``Action.FP8`` need it.
-        values_rotated: attention's outputs are rotated already
-            (:func:`livemoments.quantize.rewrite.value_rotation.rotate_values`); otherwise they are, while the graph
-            runs: the same numbers for a graph that is tried alone.
 
     Returns:
         Whether anything changed.
@@ -49,15 +43,13 @@ def rewrite(
         UsageError: an action that needs it has no calibration for a linear.
     """
     wanted: dict[Action, list[Target]] = {}
-    head_dim = next((operand.head_dim for operand in find_operands(model, "")), 1) if recipe.rotation else 1
     known = {linear.id.weight: linear for linear in linears}
     for node, data, weight in list(iter_linear_nodes(model)):
         linear = known.get(weight.name or "")
         action = Action.KEEP if linear is None else mix.get(linear.id, Action.KEEP)
         if linear is not None and action is not Action.KEEP:
-            block = 1
-            if action.needs_calibration and not (values_rotated and is_within_heads(linear.id.weight)):
-                block = rotation_block(linear.id, linear.in_features, head_dim, recipe.rotation)
+            most = recipe.rotation if action.needs_calibration else 0
+            block = rotation_block(linear.id, linear.in_features, most)
             wanted.setdefault(action, []).append(Target(linear, node, data, weight, block))
     if stats is None and (lacking := [action.value for action in wanted if action.needs_calibration]):
         raise UsageError(f"{', '.join(lacking)} needs a calibration", fix="pass --calibration DIR")

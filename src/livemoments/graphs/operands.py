@@ -1,8 +1,8 @@
 """What attention reads, and the keys and values between the two networks: the activations besides linears' inputs whose
 ranges 8-bit engines must know.
 
-Attention is onnxruntime's ``MultiHeadAttention`` on (B, S, D) or the standard ``Attention`` on (B, heads, S, D / heads);
-both are listed with the (B, S, D) that they read.
+Attention is onnxruntime's ``MultiHeadAttention`` on (B, S, D) or the standard ``Attention`` on
+(B, heads, S, D / heads); both are listed with the (B, S, D) that they read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from livemoments.graphs.linears import LinearId
 PARTS = ("query", "key", "value")
 _KEYS_VALUES = re.compile(r"reference_[kv]\.\d+")
 """The tensors between the two networks in the layout ``per-block``."""
+_OPERAND = re.compile(r"attention\.\d+\.(?:query|key|value)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,6 @@ class KeysValues:
     id: LinearId
     tokens: ir.Value
     width: int
-
-    @property
-    def part(self) -> str:
-        """``key`` or ``value``."""
-        return PARTS["kv".index(self.id.weight.removeprefix("reference_")[0]) + 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +54,6 @@ class Operand:
     node: ir.Node
     place: int
     head_dim: int
-
-    @property
-    def part(self) -> str:
-        """``query``, ``key`` or ``value``."""
-        return PARTS[self.place]
 
 
 def find_operands(model: ir.Model, stage: str) -> list[Operand]:
@@ -91,6 +82,11 @@ def find_keys_values(model: ir.Model, stage: str) -> list[KeysValues]:
         for value in values
         if is_keys_values(value.name or "")
     ]
+
+
+def is_operand(name: str) -> bool:
+    """Whether a name of this module stands for an activation that no linear reads."""
+    return is_keys_values(name) or _OPERAND.fullmatch(name) is not None
 
 
 def is_keys_values(name: str) -> bool:
