@@ -26,15 +26,16 @@ if TYPE_CHECKING:
     "--recipe",
     metavar="NAME",
     required=True,
-    help="fp16, int8, int8-dynamic, int8-weights, int4-weights, int8-tensorrt, fp8, or a recipe of your own (a .toml "
-    "file).",
+    help="fp16, int8, int8-dynamic, int8-weights, int4-weights, int8-tensorrt, int8-rotated, fp8, or a recipe of your "
+    "own (a .toml file).",
 )
 @click.option(
     "--calibration",
     metavar="DIR",
     type=PATH,
     help="Photos like those to be restored: frames in DIR/lr, photos of the same names in DIR/ref, and perhaps frames "
-    "at the photos' instants in DIR/ref_lr; or the file of a saved calibration. int8, int8-tensorrt and fp8 need it.",
+    "at the photos' instants in DIR/ref_lr; or the file of a saved calibration. int8, int8-tensorrt, int8-rotated "
+    "and fp8 need it.",
 )
 @click.option(
     "--budget",
@@ -88,8 +89,9 @@ def command(
     """Quantize the transformers of BUNDLE to a new bundle.
 
     Both transformers' matrix products are quantized; everything else stays as it is, and fp16 converts all stages but
-    the flow network. int8, int8-tensorrt and fp8 restore the calibration photos with BUNDLE first, at every timestep,
-    to see what the activations' ranges are. Weights are read and written one at a time.
+    the flow network. int8, int8-tensorrt, int8-rotated and fp8 restore the calibration photos with BUNDLE first, at
+    every timestep, to see what the activations' ranges are. TensorRT takes these last three and fp16. Weights are read
+    and written one at a time.
 
     The new engines are run beside BUNDLE's: outputs that are dead, saturated or too far off end the command, and so do
     engines that are slower here (exit code 1); then nothing is left behind. The manifest records recipe, calibration
