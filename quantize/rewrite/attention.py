@@ -20,11 +20,11 @@ import numpy as np
 import onnx_ir as ir
 
 from livemoments.errors import UsageError
-from livemoments.graphs.operands import find_keys_values, find_operands, is_keys_values
+from livemoments.graphs.operands import find_keys_values, find_operands
 from livemoments.quantize.rewrite.graph_edit import GraphEditor, as_scale
 from livemoments.quantize.rewrite.input_ranges import INT8_MAX, StatsOf, input_range, observed_stats, symmetric_scale
 from livemoments.quantize.rewrite.round_weights import E4M3_MAX
-from livemoments.types import Stage, TensorSpec
+from livemoments.types import Stage, TensorSpec, is_keys_values
 
 HEAD_MULTIPLE = 16
 """TensorRT's 8-bit attention kernels take heads of a multiple of this width."""

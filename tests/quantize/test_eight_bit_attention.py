@@ -33,8 +33,9 @@ pytestmark = pytest.mark.threads
 
 TILE = Size(128, 128)
 TRANSFORMERS = (Stage.REFERENCE, Stage.RESTORATION)
-KEYS_VALUES_REL_L2 = 2e-2
-"""Of keys and values in int8, beside those of the same network before they are rounded."""
+HALF_A_STEP = 0.51
+"""Keys and values in int8 lie this near to what the network computed, in steps of their channel; a few may be farther,
+where another order of sums moved an input of the network's own 8-bit products by one."""
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,12 @@ def test_the_floats_behind_them_are_the_networks_own(tiny_bundle: Path, quantize
     with network.cut(["reference_k.0"], []) as piece:
         exact = piece.run(inputs)["reference_k.0"]
     assert exact.dtype == np.float32
-    assert 0 < relative_l2(np.asarray(found["reference_k.0"]), exact) < KEYS_VALUES_REL_L2
+    scale = keys_values_scales(quantized, Stage.REFERENCE, TILE)["reference_k.0"]
+    off = np.abs(np.asarray(found["reference_k.0"]) - exact) / scale
+    inside = np.abs(np.asarray(codes["reference_k.0"]).astype(int)) < 127  # noise has other ranges than photographs
+    assert inside.mean() > 0.9
+    assert np.quantile(off[inside], 0.999) < HALF_A_STEP
+    assert off[inside].max() > HALF_A_STEP / 2
 
 
 @pytest.mark.parametrize("policy", ["per-step", "phase-split"])

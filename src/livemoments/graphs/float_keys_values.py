@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnx_ir as ir
 
 from livemoments.bundle import Bundle
-from livemoments.errors import EngineError
-from livemoments.graphs.operands import find_keys_values, is_keys_values
-from livemoments.graphs.tensors import read_tensor
+from livemoments.errors import EngineError, MissingExtraError
 from livemoments.runtime.backends.base import Array, Backend, Engine, to_host
-from livemoments.types import Size, Stage, TensorSpec
+from livemoments.types import Size, Stage, TensorSpec, is_keys_values
 
 _INT8_MAX = 127
 
@@ -72,7 +69,15 @@ def keys_values_scales(bundle: Bundle, stage: Stage, size: Size) -> dict[str, np
 
     Raises:
         EngineError: the graph does not quantize what the manifest calls int8.
+        MissingExtraError: the extra ``export`` is not installed.
     """
+    try:
+        import onnx_ir as ir
+
+        from livemoments.graphs.operands import find_keys_values
+        from livemoments.graphs.tensors import read_tensor
+    except ImportError as error:
+        raise MissingExtraError("comparing int8 keys and values", "export", missing=error.name) from None
     graph = bundle.graph(stage, size)
     path = bundle.path / graph.path
     found = {}

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from livemoments.graphs.linears import LinearId
+from livemoments.types import is_keys_values
 
 PARTS = ("query", "key", "value")
-_KEYS_VALUES = re.compile(r"reference_[kv]\.\d+")
-"""The tensors between the two networks in the layout ``per-block``."""
 _OPERAND = re.compile(r"attention\.\d+\.(?:query|key|value)")
 
 
@@ -87,11 +86,6 @@ def find_keys_values(model: ir.Model, stage: str) -> list[KeysValues]:
 def is_operand(name: str) -> bool:
     """Whether a name of this module stands for an activation that no linear reads."""
     return is_keys_values(name) or _OPERAND.fullmatch(name) is not None
-
-
-def is_keys_values(name: str) -> bool:
-    """Whether a tensor of this name passes keys or values of one block from network to network."""
-    return _KEYS_VALUES.fullmatch(name) is not None
 
 
 def _width(value: ir.Value | None) -> int:

@@ -21,10 +21,10 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from livemoments.errors import EngineError
-from livemoments.graphs.operands import is_keys_values
 from livemoments.graphs.segments import Segment
 from livemoments.graphs.taps import open_segment
 from livemoments.graphs.tensors import read_tensor
+from livemoments.types import is_keys_values
 
 _HALF, _FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 
