@@ -148,6 +148,7 @@ def restore(
         live, chosen = frame, photo or RestoreOptions()
     else:
         live, chosen = LivePhoto(frame, photo, photo_frame), RestoreOptions(**options)
+    around = live_file or LiveFile()
     chosen.check(output)
     if output is not None:
         ensure_writable(output)
@@ -172,7 +173,7 @@ def restore(
         "seed": None if noise is not None else chosen.seed,
         "provider": f"{backend.name}:{backend.provider}",
         **describe(run, inputs, plan, corners),
-        **({} if live_file is None else {"origin": dict(live_file.origin)}),
+        **({"origin": dict(around.origin)} if around.origin else {}),
     }
     if done.fallbacks:
         metadata["memory_fallbacks"] = list(done.fallbacks)
@@ -185,8 +186,9 @@ def restore(
                 like=inputs.photo,
                 quality=chosen.quality,
                 text=text,
-                trailer=b"" if live_file is None else live_file.trailer,
-                keeps_video_claims=live_file is not None and live_file.keeps_video_claims,
+                trailer=around.trailer,
+                gain_map=around.gain_map,
+                keeps_video_claims=around.keeps_video_claims,
             )
         metadata["not_carried_over"] = list(lost)
     written = None if output is None else Path(output)

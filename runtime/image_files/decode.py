@@ -78,14 +78,14 @@ def decode(path: str | os.PathLike[str], data: bytes) -> Decoded:
             fix="pip install 'livemoments-deploy[livephoto]', or convert it to PNG",
         )
     try:
-        with _pillow_limit_off():
+        with pillow_limit_off():
             if kind == "TIFF":
                 return _decode_tiff(path, data)
             # Pillow ends at texts and profiles of more than 1 MiB: they are read here instead
             with _open(path, png_chunks.without_texts(data) if kind == "PNG" else data) as image:
                 if kind == "JPEG" and (warning := find_warning(data)):
                     raise ImageError(path, f"this JPEG is damaged inside: {warning}", fix=_AGAIN)
-                return _decode_image(path, image, data, _orientation(image))
+                return _decode_image(path, image, data, orientation_of(image))
     except (ImageError, ResourceError):
         raise
     except UnidentifiedImageError:
@@ -197,7 +197,7 @@ def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _pillow_limit_off() -> Iterator[None]:
+def pillow_limit_off() -> Iterator[None]:
     """Pillow's own limit is one global number, and warns at half of it: off while a file is being read (ours holds)."""
     with _pillow_limit_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -220,7 +220,8 @@ def _open(path: str | os.PathLike[str], data: bytes) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 where it is not stated, or EXIF is broken."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a broken EXIF block says nothing; Pillow raises SyntaxError, struct.error and others for one

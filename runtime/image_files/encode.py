@@ -22,6 +22,8 @@ from PIL import Image
 from livemoments.errors import OutputError, UsageError
 from livemoments.runtime.image_files import heif, png_chunks, tiff_tags, xmp_packet
 from livemoments.runtime.image_files.exif import is_video_mark, without_video_link
+from livemoments.runtime.image_files.gain_map import ISO_PREFIX
+from livemoments.runtime.image_files.jpeg_segments import append_picture, insert_segments, segment
 from livemoments.types import Size
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
@@ -42,7 +44,8 @@ _FULL_CHROMA_QUALITY = 90  # from here on JPEG keeps colour at full resolution
 class Metadata:
     """What travels with the pixels; None or empty: nothing.
 
-    ``keeps_video_claims``: a video belongs to the file that is written, as EXIF and XMP say.
+    ``keeps_video_claims``: a video belongs to the file that is written, as EXIF and XMP say. ``gain_map``: a JPEG that
+    follows the picture in its file, of which XMP says so.
     """
 
     icc_profile: bytes | None = None
@@ -50,6 +53,7 @@ class Metadata:
     xmp: bytes | None = None
     resolution_dpi: tuple[float, float] | None = None
     keeps_video_claims: bool = False
+    gain_map: bytes = b""
     text: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -88,9 +92,11 @@ def encode(
 
     Raises:
         OutputError: the picture is larger than the format allows.
-        UsageError: a text item that PNG cannot hold.
+        UsageError: a text item that PNG cannot hold; a gain map for a file that is no JPEG.
     """
     name = format_of(path)
+    if metadata.gain_map and name != "JPEG":
+        raise UsageError(f"{os.fspath(path)}: gain maps are written to JPEG only", fix="use the suffix .jpg")
     size = Size(*pixels.shape[:2])
     if max(size.height, size.width) > _MAX_SIDE_PX[name] or (
         name == "TIFF" and pixels.nbytes > tiff_tags.MAX_PIXEL_BYTES
@@ -100,7 +106,7 @@ def encode(
     pixels = np.ascontiguousarray(pixels)
     exif, is_exif_lost = _exif(name, size, metadata)
     icc, xmp = metadata.icc_profile or None, metadata.xmp or None
-    if xmp is not None and not metadata.keeps_video_claims:
+    if xmp is not None and not metadata.keeps_video_claims and not metadata.gain_map:
         xmp = xmp_packet.make_still(xmp)
     if name == "JPEG" and xmp is not None and len(xmp) > _JPEG_XMP_BYTES:
         xmp = None
@@ -113,7 +119,11 @@ def encode(
     if name == "TIFF":
         return tiff_tags.encode_tiff(pixels, icc_profile=icc, exif=exif, xmp=xmp), lost
     held = {"icc_profile": icc, "exif": exif, "xmp": xmp, "dpi": dpi if name == "JPEG" else None}
-    return _encode_lossy(name, pixels, quality, held), lost
+    encoded = _encode_lossy(name, pixels, quality, held)
+    if metadata.gain_map:
+        version = segment(0xE2, ISO_PREFIX + bytes(4))  # of the photo only: the values are the map's
+        encoded = append_picture(insert_segments(encoded, [version]), metadata.gain_map)
+    return encoded, lost
 
 
 def _exif(name: str, size: Size, metadata: Metadata) -> tuple[bytes | None, bool]:

@@ -191,11 +191,12 @@ def write_image(
     text: Mapping[str, str] | None = None,
     trailer: bytes = b"",
     keeps_video_claims: bool = False,
+    gain_map: bytes = b"",
 ) -> tuple[str, ...]:
     """Write an image file, complete or not at all; the suffix decides the format.
 
     EXIF is carried with orientation 1, the new size and without its thumbnail. EXIF and XMP are carried without claims
-    of a motion photo's video or of a gain map, which the output does not have.
+    of a motion photo's video or of a gain map, unless the output gets one.
 
     Args:
         path: ends in .png, .jpg, .jpeg, .tif, .tiff, .webp or .heic; missing folders are made.
@@ -208,6 +209,7 @@ def write_image(
         quality: the quality of a JPEG, WebP or HEIC file, 1 to 100.
         trailer: follows the picture in its file: a Motion Photo's video.
         keeps_video_claims: EXIF and XMP go on saying that a video belongs to the picture, since one does.
+        gain_map: a JPEG's gain map, itself a JPEG (:mod:`livemoments.runtime.image_files.gain_map`); XMP says of it.
         text: how the picture was made, say: to iTXt chunks in PNG, to EXIF's UserComment (JSON) elsewhere.
 
     Returns:
@@ -233,6 +235,7 @@ def write_image(
         xmp=like.xmp if xmp is None and like else xmp,
         resolution_dpi=like.resolution_dpi if like else None,
         keeps_video_claims=keeps_video_claims,
+        gain_map=gain_map,
         text=text or {},
     )
     data, lost = encode(path, pixels, metadata, quality)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from xml.dom import minidom
 
 from livemoments.runtime.image_files import xmp_packet
+from livemoments.runtime.image_files.gain_map import SPACE as _GAIN_MAP_SPACE
 
 _GAIN_MAP_SEMANTIC = "GainMap"
-_GAIN_MAP_SPACE = "http://ns.adobe.com/hdr-gain-map/1.0/"
 VIDEO_SEMANTIC = "MotionPhoto"
 OPPO_SPACE = "http://ns.oplus.com/photos/1.0/camera/"
 _MAX_ITEMS = 64
@@ -60,6 +60,15 @@ class Claims:
     video_length: int | None = None
     is_oppo: bool = False
     has_gain_map: bool = False
+
+    def gain_map_place(self, file_bytes: int) -> tuple[int, int] | None:
+        """Where in a file of that length the container's directory puts the gain map: start and end."""
+        for index, item in enumerate(self.items):
+            if item.semantic == _GAIN_MAP_SEMANTIC and item.length:
+                behind = sum((entry.length or 0) + entry.padding for entry in self.items[index + 1 :])
+                end = file_bytes - behind - item.padding
+                return end - item.length, end
+        return None
 
     def offsets_from_end(self) -> Iterator[tuple[str, int]]:
         """Where the video may begin, in bytes before the file's end, the most trusted first, and what says so."""

@@ -1,6 +1,7 @@
 """Apple's movie with another identifier and another instant of the still; every other byte stays as the phone wrote it.
 
-Both are overwritten in place: no box changes its size, so that every offset stays true.
+Both are overwritten in place: no box changes its size, so that every offset stays true. Only a movie that does not say
+when its still was taken gets a track that does (:mod:`.still_time_track`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from livemoments.runtime.live_photo.movie import (
     metadata_values,
     movie_timescale,
 )
+from livemoments.runtime.live_photo.still_time_track import add_still_time_track
 
 
 def edit_movie(data: bytes, *, identifier: str, time_s: float) -> bytes:
@@ -27,7 +29,7 @@ def edit_movie(data: bytes, *, identifier: str, time_s: float) -> bytes:
         time_s: when the still is now, in seconds of the movie.
 
     Raises:
-        MovieError: it has no identifier of that length, or no still-image-time track behind an empty edit.
+        MovieError: it has no identifier of that length, or no header that a still-image-time track can be added to.
     """
     try:
         moov = next((box for box in walk(data) if box.kind == b"moov"), None)
@@ -35,10 +37,10 @@ def edit_movie(data: bytes, *, identifier: str, time_s: float) -> bytes:
             raise MovieError("it has no header (no 'moov' box)")
         edited = bytearray(data)
         _set_identifier(edited, moov, identifier)
-        _set_time(edited, moov, time_s)
+        is_moved = _move_still(edited, moov, time_s)
+        return bytes(edited) if is_moved else add_still_time_track(bytes(edited), time_s)
     except BoxError as error:
         raise MovieError(str(error)) from None
-    return bytes(edited)
 
 
 def _set_identifier(data: bytearray, moov: Box, identifier: str) -> None:
@@ -48,12 +50,13 @@ def _set_identifier(data: bytearray, moov: Box, identifier: str) -> None:
     data[value.body + 8 : value.end] = identifier.encode("ascii")
 
 
-def _set_time(data: bytearray, moov: Box, time_s: float) -> None:
+def _move_still(data: bytearray, moov: Box, time_s: float) -> bool:
+    """Move the still where an empty edit says when it was; whether there is one."""
     track = next((track for track in find_all(data, moov, b"trak") if is_still_time_track(data, track)), None)
     timescale = movie_timescale(data, moov)
     found, box = edits(data, track) if track is not None else ([], None)
     if track is None or box is None or not timescale or not found or found[0][1] is not None:
-        raise MovieError("it has no still-image-time track")
+        return False
     wanted = max(1, round(time_s * timescale))  # an empty edit of no length is read as none
     (version,) = unpack("B", data, box.body, box)
     layout = ">Q" if version == 1 else ">I"
@@ -64,3 +67,4 @@ def _set_time(data: bytearray, moov: Box, time_s: float) -> None:
         (version,) = unpack("B", data, header.body, header)
         at = header.body + (28 if version == 1 else 20)
         struct.pack_into(">Q" if version == 1 else ">I", data, at, wanted + later)
+    return True

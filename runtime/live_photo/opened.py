@@ -8,6 +8,7 @@ from pathlib import Path
 
 from livemoments.errors import FileError
 from livemoments.runtime.image_files.exif import content_identifier
+from livemoments.runtime.image_files.gain_map import GainMap, read_gain_map
 from livemoments.runtime.image_files.photo import Photo, decode_photo, read_image_bytes
 from livemoments.runtime.live_photo.claims import Claims, read_claims
 from livemoments.runtime.live_photo.embedded import find_embedded
@@ -36,6 +37,7 @@ class OpenedLivePhoto:
         identifier: Apple's content identifier of the photo.
         key_time_s: when in the video the photo was taken; ``None``: nothing says so.
         key_time_from: what says so.
+        gain_map: what an HDR display shows of the photo; ``None``: nothing, or a kind that is not read.
         notes: what was wrong and how it was taken, in words.
     """
 
@@ -49,6 +51,7 @@ class OpenedLivePhoto:
     identifier: str | None
     key_time_s: float | None
     key_time_from: str
+    gain_map: GainMap | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -73,7 +76,9 @@ def open_live_photo(
     photo = decode_photo(still, data)
     claims = read_claims(photo.xmp)
     identifier = content_identifier(photo.exif)
-    notes = _gain_map_notes(claims, data)
+    place = claims.gain_map_place(len(data))
+    gain_map = read_gain_map(data, () if place is None else (place,))
+    notes = _gain_map_notes(gain_map, claims, data)
     embedded = find_embedded(still, data, claims) if given is None else None
     if embedded is not None:
         movie, span, found_by = embedded.movie, embedded.span, embedded.found_by
@@ -91,7 +96,7 @@ def open_live_photo(
         raise FileError(span.path, "holds no pictures, only other tracks", fix="copy it again from the phone")
     key_time_s, key_time_from = _key_time(movie, claims, kind)
     return OpenedLivePhoto(
-        still, photo, span, movie, kind, found_by, claims, identifier, key_time_s, key_time_from, notes
+        still, photo, span, movie, kind, found_by, claims, identifier, key_time_s, key_time_from, gain_map, notes
     )
 
 
@@ -130,10 +135,9 @@ def _key_time(movie: Movie, claims: Claims, kind: str) -> tuple[float | None, st
     return None, "nothing"
 
 
-def _gain_map_notes(claims: Claims, data: bytes) -> tuple[str, ...]:
-    has_map = claims.has_gain_map or _APPLE_GAIN_MAP in data
-    return (
-        ("the photo has an HDR gain map: its standard range was read, the map does not fit another picture",)
-        if has_map
-        else ()
-    )
+def _gain_map_notes(gain_map: GainMap | None, claims: Claims, data: bytes) -> tuple[str, ...]:
+    if gain_map is None and (claims.has_gain_map or _APPLE_GAIN_MAP in data):
+        return (
+            "the photo has an HDR gain map that is dropped: those of HEIC and Apple's older ones cannot be carried",
+        )
+    return ()

@@ -2,7 +2,7 @@
 
 The video's samples are never touched. An Apple pair gets a new content identifier on both sides, so that it does not
 pass for the original, and its still-image-time track points to the new moment; a Motion Photo gets the XMP that fits.
-The gain map of an HDR photo does not fit the new picture and is left out.
+The gain map of an HDR photo is carried to the moment, where the file is a JPEG.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from livemoments.errors import FileError, UsageError
 from livemoments.live_photo import LivePhoto
 from livemoments.runtime.image_files.encode import format_of
 from livemoments.runtime.image_files.exif import with_content_identifier
+from livemoments.runtime.image_files.gain_map import encode_gain_map
 from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.image_files.tiff_tags import TiffError
+from livemoments.runtime.live_photo.container_packet import VideoClaim, container_packet
+from livemoments.runtime.live_photo.gain_of_moment import carry_gain_map
 from livemoments.runtime.live_photo.moments import Moment
-from livemoments.runtime.live_photo.motion_packet import motion_packet
 from livemoments.runtime.live_photo.movie import MovieError
 from livemoments.runtime.live_photo.movie_edit import edit_movie
 from livemoments.runtime.live_photo.opened import APPLE, MOTION, OpenedLivePhoto
+from livemoments.runtime.live_photo.registration import View
 from livemoments.store.files import check_file, write_file
 
 _MIME = {"JPEG": "image/jpeg", "HEIF": "image/heic"}
@@ -35,10 +38,11 @@ _MICROSECONDS = 1_000_000
 
 @dataclass(frozen=True, eq=False)
 class LiveOutput:
-    """How one moment becomes a Live Photo.
+    """How one moment becomes a file, or a pair of files.
 
     Attributes:
-        live: the moment's images; the photo's metadata claim the video.
+        live: the moment's images; the photo's metadata claim what follows it.
+        gain_map: what follows first: a JPEG.
         trailer: what follows the photo in its file: a Motion Photo's video.
         video_path: where an Apple pair's video goes; ``None``: it is in the trailer.
         video: its bytes.
@@ -46,10 +50,17 @@ class LiveOutput:
     """
 
     live: LivePhoto[Photo]
+    gain_map: bytes
     trailer: bytes
     video_path: Path | None
     video: bytes
     notes: tuple[str, ...]
+
+    def with_photo(self, *, exif: bytes | None = None, xmp: bytes | None = None) -> LiveOutput:
+        """With other metadata of the photo; ``None``: as they are."""
+        photo = self.live.photo
+        photo = replace(photo, exif=photo.exif if exif is None else exif, xmp=photo.xmp if xmp is None else xmp)
+        return replace(self, live=replace(self.live, photo=photo))
 
     def write_video(self, photo: Path) -> None:
         """Write the pair's video beside its photo, which is there; if that fails the photo goes too.
@@ -94,45 +105,71 @@ def check_live_output(output: Path, source: OpenedLivePhoto) -> None:
             raise FileError(path, "is the Live Photo's own; it would be overwritten", fix="choose another -o")
 
 
-def as_live_photo(moment: Moment, source: OpenedLivePhoto, output: Path) -> LiveOutput:
-    """Prepare a moment to be written as what its source was.
+def prepare_output(
+    moment: Moment, source: OpenedLivePhoto, view: View, output: Path, *, write_live: bool
+) -> LiveOutput:
+    """Prepare a moment to be written, as a photo or as what its source was.
 
     Args:
         moment: the moment.
         source: the Live Photo that it is of.
+        view: what the moment shows of the photo.
         output: the photo's file.
+        write_live: as an Apple pair or a Motion Photo.
 
     Raises:
         FileError: the video's header, or the photo's maker note, cannot be edited.
     """
-    video = source.video.read(0, source.video.size)
-    if source.kind == MOTION:
-        return _motion_photo(moment, source, output, video)
+    gain_map, notes = _gain_map(moment, source, view, output)
+    still = LiveOutput(moment.live, gain_map, b"", None, b"", notes)
+    if write_live and source.kind == MOTION:
+        return _motion_photo(still, moment, source, output)
+    if gain_map:
+        packet = container_packet(moment.live.photo.xmp, photo_mime=_MIME["JPEG"], gain_map_bytes=len(gain_map))
+        still = still.with_photo(xmp=packet)
+    return _apple_pair(still, moment, source, output) if write_live else still
+
+
+def _gain_map(moment: Moment, source: OpenedLivePhoto, view: View, output: Path) -> tuple[bytes, tuple[str, ...]]:
+    if source.gain_map is None:
+        return b"", ()
+    if format_of(output) != "JPEG":
+        return b"", ("the photo's HDR gain map is dropped: only a JPEG (-o ….jpg) can carry it",)
+    carried = carry_gain_map(source.gain_map, source.photo.size, view, moment.live)
+    how = f"{carried.followed:.0%} of it followed the scene, the rest is judged by colour"
+    return encode_gain_map(carried.gain), (f"the photo's HDR gain map is carried to the moment: {how}",)
+
+
+def _apple_pair(still: LiveOutput, moment: Moment, source: OpenedLivePhoto, output: Path) -> LiveOutput:
     identifier = str(uuid.uuid4()).upper()
     try:
         exif = with_content_identifier(moment.live.photo.exif or b"", identifier)
-        edited = edit_movie(video, identifier=identifier, time_s=moment.time_s)
+        video = edit_movie(source.video.read(0, source.video.size), identifier=identifier, time_s=moment.time_s)
     except (MovieError, TiffError) as error:
         fix = "leave out --write-live: the photo alone can be written"
         raise FileError(source.video.path, f"cannot be made the video of another moment: {error}", fix=fix) from None
-    photo = replace(moment.live.photo, exif=exif)
-    notes = (f"Apple pair, content identifier {identifier}, still at {moment.time_s:.3f} s",)
-    return LiveOutput(replace(moment.live, photo=photo), b"", video_path_of(output, source), edited, notes)
+    note = f"Apple pair, content identifier {identifier}, still at {moment.time_s:.3f} s"
+    made = replace(still, video_path=video_path_of(output, source), video=video, notes=(*still.notes, note))
+    return made.with_photo(exif=exif)
 
 
-def _motion_photo(moment: Moment, source: OpenedLivePhoto, output: Path, video: bytes) -> LiveOutput:
+def _motion_photo(still: LiveOutput, moment: Moment, source: OpenedLivePhoto, output: Path) -> LiveOutput:
     kind = format_of(output)
     is_box = kind == "HEIF"
-    packet = motion_packet(
-        moment.live.photo.xmp,
+    video = source.video.read(0, source.video.size)
+    claim = VideoClaim(
         time_us=round(moment.time_s * _MICROSECONDS),
-        photo_mime=_MIME[kind],
-        padding=_BOX_HEADER_BYTES if is_box else 0,
-        video_mime="video/quicktime" if source.movie.brand == _QUICKTIME else "video/mp4",
-        video_bytes=len(video),
+        mime="video/quicktime" if source.movie.brand == _QUICKTIME else "video/mp4",
+        length=len(video),
         is_oppo=source.claims.is_oppo,
     )
+    packet = container_packet(
+        moment.live.photo.xmp,
+        photo_mime=_MIME[kind],
+        padding=_BOX_HEADER_BYTES if is_box else 0,
+        gain_map_bytes=len(still.gain_map),
+        video=claim,
+    )
     header = struct.pack(">I4s", _BOX_HEADER_BYTES + len(video), b"mpvd") if is_box else b""
-    photo = replace(moment.live.photo, xmp=packet)
-    notes = (f"Motion Photo, still at {moment.time_s:.3f} s, video of {len(video)} bytes",)
-    return LiveOutput(replace(moment.live, photo=photo), header + video, None, b"", notes)
+    note = f"Motion Photo, still at {moment.time_s:.3f} s, video of {len(video)} bytes"
+    return replace(still, trailer=header + video, notes=(*still.notes, note)).with_photo(xmp=packet)

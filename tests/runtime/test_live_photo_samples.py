@@ -25,7 +25,7 @@ from livemoments.runtime.live_photo.moments import moments
 from livemoments.runtime.live_photo.opened import APPLE, MOTION, open_live_photo
 from livemoments.runtime.live_photo.placement import place
 from livemoments.runtime.live_photo.scores import score_frames
-from livemoments.runtime.live_photo.writing import as_live_photo
+from livemoments.runtime.live_photo.writing import prepare_output
 from livemoments.runtime.restore import restore
 from livemoments.types import Size
 
@@ -75,7 +75,7 @@ def test_a_real_sample_from_end_to_end(tmp_path: Path, name: str) -> None:
     result = restore(trained_bundle(), small, output=tmp_path / "small.png")
     assert result.image.shape == small.photo.pixels.shape
     output = tmp_path / f"new{'.jpg' if kind == APPLE else '.heic'}"
-    made = as_live_photo(moment, live, output)
+    made = prepare_output(moment, live, placement.view, output, write_live=True)
     large = cv2.resize(images.frame.pixels, images.photo.pixels.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     write_image(output, large, like=made.live.photo, trailer=made.trailer, keeps_video_claims=True)
     made.write_video(output)

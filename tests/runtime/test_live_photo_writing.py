@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,18 @@ import pytest
 from cli_support import run
 from live_photo_files import (
     IDENTIFIER,
-    KEY_FRAME,
     RATE,
     apple_movie,
+    box,
     exif_block,
     google_photo,
     item,
     motion_xmp,
     movie_bytes,
+    part,
     photo_and_frames,
     still_bytes,
+    top_boxes,
     write,
     write_pair,
 )
@@ -41,7 +44,7 @@ from livemoments.runtime.live_photo.movie import MovieError
 from livemoments.runtime.live_photo.movie_edit import edit_movie
 from livemoments.runtime.live_photo.opened import APPLE, MOTION, open_live_photo
 from livemoments.runtime.live_photo.placement import place
-from livemoments.runtime.live_photo.writing import as_live_photo, check_live_output
+from livemoments.runtime.live_photo.writing import check_live_output, prepare_output
 from livemoments.types import Size
 
 SEED = int.from_bytes(os.urandom(2), "big")
@@ -50,16 +53,19 @@ NEW = 7
 """The moment that becomes the still."""
 
 
-def write_moment(source: Path, output: Path) -> Path:
+def write_moment(source: Path, output: Path, *, write_live: bool = True) -> Path:
     """What ``restore --live --write-live`` does, with the frame itself in place of a network's result."""
     live = open_live_photo(source)
-    check_live_output(output, live)
+    if write_live:
+        check_live_output(output, live)
     clip = LiveClip(live)
-    (moment,) = moments(clip, place(clip), [NEW])
-    made = as_live_photo(moment, live, output)
+    placement = place(clip)
+    (moment,) = moments(clip, placement, [NEW])
+    made = prepare_output(moment, live, placement.view, output, write_live=write_live)
     pixels = np.repeat(np.repeat(moment.live.frame.pixels, 2, axis=0), 2, axis=1)
     text = {"livemoments": "{}"}
-    write_image(output, pixels, like=made.live.photo, text=text, trailer=made.trailer, keeps_video_claims=True)
+    parts: Any = {"trailer": made.trailer, "gain_map": made.gain_map, "keeps_video_claims": write_live}
+    write_image(output, pixels, like=made.live.photo, text=text, **parts)
     made.write_video(output)
     return output
 
@@ -184,12 +190,61 @@ def test_other_metadata_of_the_packet_stay(tmp_path: Path) -> None:
     assert [entry.length for entry in read_claims(packet).items] == [0, len(movie)]
 
 
-@pytest.mark.parametrize(("identifier", "key_frame"), [(None, KEY_FRAME), (IDENTIFIER, None)])
-def test_movies_that_cannot_be_edited(identifier: str | None, key_frame: int | None) -> None:
-    with pytest.raises(MovieError, match=r"identifier|track"):
-        edit_movie(apple_movie(FRAMES, identifier, key_frame), identifier=IDENTIFIER, time_s=0.1)
-    with pytest.raises(MovieError):
-        edit_movie(b"", identifier=IDENTIFIER, time_s=0.1)
+def moov_first(movie: bytes) -> bytes:
+    """The movie with its header before its samples, as phones' own exports have it."""
+    header = part(movie, b"moov")
+    others = [movie[start:end] for kind, start, end in top_boxes(movie) if kind not in (b"ftyp", b"moov")]
+    moved = bytearray(header)
+    at = moved.index(b"stco") + 8
+    (count,) = struct.unpack_from(">I", moved, at)
+    for index in range(count):
+        (place,) = struct.unpack_from(">I", moved, at + 4 + 4 * index)
+        struct.pack_into(">I", moved, at + 4 + 4 * index, place + len(header))
+    return part(movie, b"ftyp") + bytes(moved) + b"".join(others)
+
+
+@pytest.mark.parametrize("arrangement", ["moov last", "moov first", "last box without a length", "still at 0"])
+def test_a_movie_that_does_not_say_when_its_still_was_gets_the_track(tmp_path: Path, arrangement: str) -> None:
+    source, video = write_pair(tmp_path / "in", PHOTO, FRAMES, key_frame=None)
+    before = apple_movie(FRAMES, IDENTIFIER, None)
+    if arrangement == "moov first":
+        before = moov_first(before)
+    elif arrangement == "last box without a length":
+        before = moov_first(before)
+        _, start, _ = top_boxes(before)[-1]
+        before = before[:start] + bytes(4) + before[start + 4 :]
+    elif arrangement == "still at 0":  # its track has no empty edit that could be made longer
+        at_once = struct.pack(">IiI", 1, 0, 0x10000)
+        before = apple_movie(FRAMES, IDENTIFIER, 0).replace(struct.pack(">IiI", 0, -1, 0x10000), at_once)
+    write(video, before)
+    output = write_moment(source, tmp_path / "out" / "a.jpg")
+    live = open_live_photo(output)
+    assert live.kind == APPLE
+    assert live.key_time_from == "the still-image-time track"
+    clip = LiveClip(live)
+    assert clip.key_index == NEW
+    original = LiveClip(open_live_photo(source))
+    for ours, theirs in zip(clip.frames(), original.frames(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    written = live.video.path.read_bytes()
+    assert part(written, b"mdat")[8:] == part(before, b"mdat")[8:]
+    found = exiftool(live.video.path)
+    assert found["StillImageTime"] == -1
+    assert found["ContentIdentifier"] == live.identifier
+
+
+@pytest.mark.parametrize("damage", ["no identifier", "fragmented", "no pictures", "no header", "empty"])
+def test_movies_that_cannot_be_edited(damage: str) -> None:
+    movie = apple_movie(FRAMES, None if damage == "no identifier" else IDENTIFIER, None)
+    header = part(movie, b"moov")
+    movie = {
+        "fragmented": movie.replace(header, box(b"moov", header[8:], box(b"mvex"))),
+        "no pictures": movie.replace(b"vide", b"text"),
+        "no header": movie.replace(b"mvhd", b"free"),
+        "empty": b"",
+    }.get(damage, movie)
+    with pytest.raises(MovieError, match=r"identifier|fragmented|picture|header"):
+        edit_movie(movie, identifier=IDENTIFIER, time_s=0.1)
 
 
 def test_what_is_no_live_photo_is_refused(tmp_path: Path) -> None:
@@ -209,9 +264,10 @@ def test_a_pair_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     source, _ = write_pair(tmp_path / "in", PHOTO, FRAMES)
     live = open_live_photo(source)
     clip = LiveClip(live)
-    (moment,) = moments(clip, place(clip), [NEW])
+    placement = place(clip)
+    (moment,) = moments(clip, placement, [NEW])
     output = tmp_path / "a.jpg"
-    made = as_live_photo(moment, live, output)
+    made = prepare_output(moment, live, placement.view, output, write_live=True)
     write_image(output, PHOTO, like=made.live.photo, keeps_video_claims=True)
     output.with_suffix(".MOV").mkdir()
     with pytest.raises(OutputError):

@@ -143,6 +143,7 @@ def top_boxes(data: bytes) -> list[tuple[bytes, int, int]]:
         size, kind = struct.unpack_from(">I4s", data, at)
         if size == 1:
             (size,) = struct.unpack_from(">Q", data, at + 8)
+        size = size or len(data) - at
         found.append((kind, at, at + size))
         at += size
     return found

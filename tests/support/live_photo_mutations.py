@@ -86,7 +86,7 @@ def read_all(folder: Path, still: bytes, video: bytes | None) -> str:
     from livemoments.runtime.live_photo.opened import PLAIN, open_live_photo
     from livemoments.runtime.live_photo.placement import place
     from livemoments.runtime.live_photo.scores import score_frames
-    from livemoments.runtime.live_photo.writing import as_live_photo
+    from livemoments.runtime.live_photo.writing import prepare_output
 
     path = folder / "a.bin"
     path.write_bytes(still)
@@ -100,8 +100,7 @@ def read_all(folder: Path, still: bytes, video: bytes | None) -> str:
         placement = place(clip, force=True)
         score_frames(clip, placement.key_index)
         moment = next(moments(clip, placement, [0]))
-        if live.kind != PLAIN:
-            as_live_photo(moment, live, folder / "o.jpg")
+        prepare_output(moment, live, placement.view, folder / "o.jpg", write_live=live.kind != PLAIN)
     except LiveMomentsError as error:
         if error.exit_code != 2 or not error.message:
             raise AssertionError(f"{error!r} says nothing") from error

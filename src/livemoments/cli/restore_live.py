@@ -94,7 +94,7 @@ def restore_live(
         from livemoments.runtime.live_photo.moments import moments
         from livemoments.runtime.live_photo.opened import open_live_photo
         from livemoments.runtime.live_photo.placement import place
-        from livemoments.runtime.live_photo.writing import as_live_photo, check_live_output
+        from livemoments.runtime.live_photo.writing import check_live_output, prepare_output
         from livemoments.runtime.restore import restore
 
         if output is not None:
@@ -124,19 +124,17 @@ def restore_live(
                     "key_frame": placement.key_index,
                     "notes": list(moment.notes),
                 }
-                written = as_live_photo(moment, live, path) if request.write_live else None
+                written = prepare_output(moment, live, placement.view, path, write_live=request.write_live)
                 result = restore(
                     opened,
-                    moment.live if written is None else written.live,
+                    written.live,
                     chosen,
                     output=path,
                     progress=progress,
-                    live_file=LiveFile(origin, b"" if written is None else written.trailer, written is not None),
+                    live_file=LiveFile(origin, written.trailer, written.gain_map, request.write_live),
                 )
-                all_notes = moment.notes
-                if written is not None:
-                    written.write_video(path)
-                    all_notes = (*all_notes, *written.notes)
+                written.write_video(path)
+                all_notes = (*moment.notes, *written.notes)
                 seconds = time.perf_counter() - started
                 found = {"frame": moment.index, "time_s": moment.time_s, "notes": all_notes}
                 documents.append(result_document(result, path, seconds) | found)
