@@ -3,8 +3,8 @@
     python benchmarks/eight_bit.py {small,mid} [--work DIR]
 
 Method. `small` begins with one product: 4096 Gaussian tokens of 512 channels, with outliers 60 times as large in four
-channels of every token (the same ones), or in one channel of each token (another one each), or none; signal to noise of
-the product with int8 weights (a scale per output) and int8 inputs (one symmetric scale): as they are, after SmoothQuant,
+channels of every token (the same ones), or in one channel of each token (another each), or none; signal to noise of
+the product with int8 weights (a scale per output) and int8 inputs (one symmetric scale): plain, after SmoothQuant,
 and rotated. Then the trained checkpoint in this package restores three photographs to calibrate, and a fourth;
 relative L2 of each transformer's outputs over the steps, the worst one, with the float32 engines' own inputs. The same
 with outliers planted in four channels of every modulated norm, which changes no function. `mid`: random weights,
