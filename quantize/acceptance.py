@@ -16,6 +16,7 @@ from livemoments.bundle import Bundle
 from livemoments.distances import relative_l2
 from livemoments.errors import CheckFailedError, EngineError, ParityError, UsageError
 from livemoments.export.gate import dead_channels
+from livemoments.export.stages import PER_BLOCK
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
 from livemoments.quantize.actions import Action, Mix
@@ -55,7 +56,7 @@ def check_source(bundle: Bundle, recipe: Recipe) -> None:
 
     Raises:
         UsageError: it is; it is in half precision and that is what the recipe makes; it was exported for TensorRT and
-            the recipe is not made for that.
+            the recipe is not made for that; its keys and values are one tensor and the recipe makes them int8.
     """
     manifest = bundle.manifest
     if manifest.recipe not in FLOAT_RECIPES:
@@ -69,6 +70,11 @@ def check_source(bundle: Bundle, recipe: Recipe) -> None:
         )
     if manifest.target not in _TARGETS:
         raise UsageError(f"{bundle.path} is made for {manifest.target}", fix="quantize a bundle of --target onnx")
+    if recipe.keys_values and manifest.kv_layout != PER_BLOCK:
+        raise UsageError(
+            f"{bundle.path} passes keys and values as one tensor, and '{recipe.name}' makes them int8 block by block",
+            fix="export with --kv-layout per-block",
+        )
     if manifest.target == "tensorrt" and "tensorrt" not in recipe.devices:
         why = (
             "its zero points change with the timestep, and TensorRT wants them constant and 0"

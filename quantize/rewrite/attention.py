@@ -19,7 +19,6 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from livemoments.errors import UsageError
 from livemoments.graphs.operands import find_keys_values, find_operands
 from livemoments.quantize.rewrite.graph_edit import GraphEditor, as_scale
 from livemoments.quantize.rewrite.input_ranges import INT8_MAX, StatsOf, input_range, observed_stats, symmetric_scale
@@ -64,19 +63,13 @@ def quantize_operands(model: ir.Model, stage: Stage, stats: StatsOf | None, *, f
 
 
 def quantize_keys_values(model: ir.Model, stage: Stage, stats: StatsOf | None) -> None:
-    """Apply the rewrite; ``model`` is changed in place.
+    """Apply the rewrite to a graph of the layout ``per-block``; ``model`` is changed in place.
 
     Raises:
-        UsageError: the graph passes keys and values stacked in one tensor, or the calibration does not have them.
+        UsageError: the calibration does not have one of them.
     """
-    found = find_keys_values(model, str(stage))
-    if not found:
-        raise UsageError(
-            "keys and values are one tensor in this bundle (layout 'stacked'); in 8 bits they need one per block",
-            fix="export with the layout 'per-block'",
-        )
     editor = GraphEditor(model)
-    for each in found:
+    for each in find_keys_values(model, str(stage)):
         value, kind, name = each.tokens, each.tokens.dtype, each.id.weight
         assert kind is not None, f"'{name}' has no type"
         most = observed_stats(stats, each.id).channel_absmax

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -17,6 +18,7 @@ from livemoments.export.passes.standard_attention import standard_attention
 from livemoments.graphs.float_keys_values import FloatKeysValues, keys_values_scales
 from livemoments.graphs.operands import find_keys_values, find_operands
 from livemoments.graphs.subgraphs import Network
+from livemoments.quantize.acceptance import check_source
 from livemoments.quantize.calibrate.photos import read_set
 from livemoments.quantize.calibrate.result import CalibrationResult
 from livemoments.quantize.calibrate.run import calibrate
@@ -165,6 +167,13 @@ def test_narrow_heads_and_missing_ranges(tiny_bundle: Path, calibration: Calibra
     without = {name: stats for name, stats in calibration.stats.items() if not name.weight.startswith("reference_")}
     with pytest.raises(UsageError, match=r"no range for 'reference/reference_k\.0'"):
         quantize_keys_values(model, Stage.RESTORATION, without)
-    stacked = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 23}), ir_version=10)
-    with pytest.raises(UsageError, match="layout 'stacked'"):
-        quantize_keys_values(stacked, Stage.REFERENCE, calibration.stats)
+
+
+def test_keys_and_values_in_one_tensor_are_refused(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle, verify_hashes=False)
+    stacked = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, kv_layout="stacked"))
+    with pytest.raises(UsageError, match="as one tensor") as caught:
+        check_source(stacked, load_recipe("fp8"))
+    assert "--kv-layout per-block" in (caught.value.fix or "")
+    check_source(stacked, load_recipe("int8"))
+    check_source(bundle, load_recipe("fp8"))
