@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from livemoments.export.passes.fuse_attention import DOMAIN
 from livemoments.export.passes.graph import count_initializers
-from livemoments.export.passes.remove_dead import remove_dead
 from livemoments.export.passes.report import PassReport
 
 NAME = "standard_attention"
@@ -36,8 +35,6 @@ def standard_attention(model: ir.Model) -> PassReport:
     plain = [node for node in found if all(value is None for value in node.inputs[3:])]
     for node in plain:
         _unfuse(model, node)
-    if plain:
-        remove_dead(model)  # pairs that stand in front of the new nodes now
     if plain and not any(node.domain == DOMAIN for node in model.graph.all_nodes()):
         model.graph.opset_imports.pop(DOMAIN, None)
     note = f"{len(plain)} of {len(found)} attentions became standard ones"
@@ -62,6 +59,7 @@ def _unfuse(model: ir.Model, node: ir.Node) -> None:
 
     swap = ir.AttrInt64s("perm", _SWAP_HEADS)
     parts: list[ir.Value | None] = []
+    moved_pairs: list[ir.Node] = []
     for part, value in zip(("query", "key", "value"), node.inputs[:3], strict=True):
         tokens, pair = _quantization(value)
         whole = add("Reshape", [tokens, split], f"{label}.{part}.split")
@@ -70,6 +68,7 @@ def _unfuse(model: ir.Model, node: ir.Node) -> None:
             moved = add(step.op_type, [moved, *step.inputs[1:]], f"{label}.{part}.{step.op_type}")
             moved.type = step.outputs[0].type
         parts.append(moved)
+        moved_pairs += reversed(pair)
     attention = add("Attention", parts, label, *([] if scale is None else [ir.AttrFloat32("scale", scale)]))
     attention.name = f"{label}.heads"
     back = add("Transpose", [attention], f"{label}.back", swap)
@@ -79,6 +78,9 @@ def _unfuse(model: ir.Model, node: ir.Node) -> None:
     name = result.name
     ir.convenience.replace_all_uses_with(result, merged, replace_graph_outputs=True)
     model.graph.remove(node, safe=True)
+    for old in moved_pairs:
+        if not any(output.uses() for output in old.outputs):  # other readers keep theirs
+            model.graph.remove(old, safe=True)
     merged.name = name
 
 

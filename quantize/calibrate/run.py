@@ -144,6 +144,23 @@ class _SharedTask:
         self._shared.advance(amount * self._unit)
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a calibration counts besides the linears' inputs, and in which form.
+
+    Attributes:
+        operands: also what attention reads, and the keys and values between the networks.
+        rotation: activations are rotated first, in blocks of at most this many channels (a recipe's); 0: they are not.
+    """
+
+    operands: bool = False
+    rotation: int = 0
+
+
+LINEARS = Counted()
+"""The linears' inputs alone."""
+
+
 def calibrate(
     bundle: Bundle | str | os.PathLike[str],
     folder: str | os.PathLike[str],
@@ -153,8 +170,7 @@ def calibrate(
     percentile: float = DEFAULT_PERCENTILE,
     steps: Sequence[int] | None = None,
     limit: int | None = None,
-    operands: bool = False,
-    rotation: int = 0,
+    what: Counted = LINEARS,
     work: str | os.PathLike[str] | None = None,
     flow: FlowKind | None = None,
     threads: int | None = None,
@@ -171,8 +187,7 @@ def calibrate(
         steps: the step counts to sample with; the bundle's default if not given. Points of the schedule that none of
             them samples get their neighbours' ranges.
         limit: use at most this many photos.
-        operands: also what attention reads, and the keys and values between the networks.
-        rotation: rotate activations before they are counted, in blocks of at most this many channels; 0: do not.
+        what: which activations are counted, and how; by default the linears' inputs, as they are.
         work: a folder that keeps the statistics of each photo as it is done. Called again with the same, the photos
             that are there are not restored again; another observer can use them too.
         flow: ``engine`` (RAFT) or ``dis``, which is quicker; by default what ``restore`` uses with this bundle.
@@ -199,7 +214,7 @@ def calibrate(
         raise UsageError(f"the seed {seed} is negative", fix="use 0 or more")
     items = read_set(folder, limit=limit, progress=progress)
     kind = resolve_flow(flow, opened)
-    settings = _settings(opened, counts, seed, kind, operands, rotation)
+    settings = _settings(opened, counts, seed, kind, what)
     total = _PhotoStats(len(opened.manifest.schedule.points))
     places = [
         None if work is None else Path(work) / f"{_digest(settings, item.sha256, str(threads))}{_SUFFIX}"
@@ -212,8 +227,8 @@ def calibrate(
             if stats is None:
                 task.advance(0, note=item.name)
                 shared = _Shared(progress, task, 1 / len(counts))
-                count = _Counting(counts, photo_seed(seed, item), kind, threads, operands, rotation)
-                stats = _restore_one(opened, item, count, shared)
+                run = _Run(counts, photo_seed(seed, item), kind, threads, what)
+                stats = _restore_one(opened, item, run, shared)
                 if place is not None:
                     stats.save(place)
                 task.advance(1 - shared.done)
@@ -227,7 +242,7 @@ def calibrate(
         observer=chosen.name,
         schedule=opened.manifest.schedule.points,
         source_sha256=source_digest(opened),
-        rotation=rotation,
+        rotation=what.rotation,
     )
 
 
@@ -247,8 +262,7 @@ def calibrate_for(
         seed=seed,
         observer=recipe.observer,
         percentile=recipe.percentile,
-        operands=recipe.needs_operands,
-        rotation=recipe.rotation,
+        what=Counted(recipe.needs_operands, recipe.rotation),
         work=work,
         progress=progress,
     )
@@ -269,24 +283,23 @@ def photo_seed(seed: int, item: LivePhoto[Path]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Counting:
+class _Run:
     """How a photo is restored and what is counted of it."""
 
     counts: Sequence[int]
     seed: int
     flow: FlowKind
     threads: int | None
-    operands: bool
-    rotation: int
+    what: Counted
 
 
-def _restore_one(bundle: Bundle, item: LivePhoto[Path], how: _Counting, progress: Progress) -> _PhotoStats:
+def _restore_one(bundle: Bundle, item: LivePhoto[Path], how: _Run, progress: Progress) -> _PhotoStats:
     """Restore a photo with every step count and count what enters the linears."""
     schedule = bundle.manifest.schedule
     stats = _PhotoStats(len(schedule.points))
 
     def listen(tap: Tap, point: int, values: np.ndarray) -> None:
-        block = rotation_block(tap.key, tap.features, how.rotation)
+        block = rotation_block(tap.key, tap.features, how.what.rotation)
         try:
             stats.add(tap, point, rotate(values, block))
         except ValueError:
@@ -308,7 +321,7 @@ def _restore_one(bundle: Bundle, item: LivePhoto[Path], how: _Counting, progress
             pad_small=True,
             reference="per-step",
             progress=progress,
-            backend=TappedBackend(listen, how.threads, operands=how.operands),
+            backend=TappedBackend(listen, how.threads, operands=how.what.operands),
         )
         stats.tiles += int(result.metadata["tiles"])
     return stats
@@ -341,11 +354,9 @@ def _linear_stats(stats: ActivationStats, observer: Observer) -> LinearStats:
     )
 
 
-def _settings(
-    bundle: Bundle, counts: Sequence[int], seed: int, flow: FlowKind, operands: bool, rotation: int
-) -> Mapping[str, object]:
+def _settings(bundle: Bundle, counts: Sequence[int], seed: int, flow: FlowKind, what: Counted) -> Mapping[str, object]:
     """All that a photo's statistics depend on besides the photo."""
-    more = {name: value for name, value in (("operands", operands), ("rotation", rotation)) if value}
+    more = {name: value for name, value in (("operands", what.operands), ("rotation", what.rotation)) if value}
     return more | {
         "graphs": {str(stage): bundle.digest(stage) for stage in bundle.manifest.model.stages},
         "overlap": bundle.manifest.overlap,

@@ -21,7 +21,7 @@ from livemoments.graphs.subgraphs import Network
 from livemoments.quantize.acceptance import check_source
 from livemoments.quantize.calibrate.photos import read_set
 from livemoments.quantize.calibrate.result import CalibrationResult
-from livemoments.quantize.calibrate.run import calibrate
+from livemoments.quantize.calibrate.run import Counted, calibrate
 from livemoments.quantize.pipeline import quantize_bundle
 from livemoments.quantize.recipes import load_recipe
 from livemoments.quantize.rewrite.attention import quantize_keys_values, quantize_operands
@@ -48,7 +48,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calibration(tiny_bundle: Path, photos: Path) -> CalibrationResult:
     recipe = load_recipe("int8-tensorrt")
-    return calibrate(tiny_bundle, photos, flow="dis", operands=True, percentile=recipe.percentile)
+    return calibrate(tiny_bundle, photos, flow="dis", what=Counted(operands=True), percentile=recipe.percentile)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from livemoments.quantize import acceptance
 from livemoments.quantize.acceptance import StageSpeed, compare_stage, refuse_slower
 from livemoments.quantize.actions import Action
 from livemoments.quantize.calibrate.result import CalibrationResult
-from livemoments.quantize.calibrate.run import calibrate
+from livemoments.quantize.calibrate.run import Counted, calibrate
 from livemoments.quantize.pipeline import quantize, quantize_bundle
 from livemoments.quantize.recipes import load_recipe
 from livemoments.quantize.sample_inputs import SampleInputs
@@ -59,12 +59,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def calibration(tiny_bundle: Path, photos: Path) -> CalibrationResult:
-    return calibrate(tiny_bundle, photos, flow="dis", operands=True)
+    return calibrate(tiny_bundle, photos, flow="dis", what=Counted(operands=True))
 
 
 @pytest.fixture(scope="module")
 def rotated(tiny_bundle: Path, photos: Path) -> CalibrationResult:
-    return calibrate(tiny_bundle, photos, flow="dis", operands=True, rotation=load_recipe("int8-rotated").rotation)
+    return calibrate(tiny_bundle, photos, flow="dis", what=Counted(True, load_recipe("int8-rotated").rotation))
 
 
 @pytest.fixture(scope="module")
