@@ -11,7 +11,7 @@ from livemoments.types import ReferencePolicy, Size, Stage
 
 Verify = Literal["full", "sampled", "finite", "none"]
 
-TARGETS = ("onnx", "tensorrt", "coreml")
+TARGETS = ("onnx", "tensorrt", "coreml", "torch")
 PRECISIONS = ("fp32", "fp16")
 VERIFY = ("full", "sampled", "finite", "none")
 KV_LAYOUTS = ("per-block", "stacked")
@@ -31,7 +31,7 @@ class ExportOptions:
         target: ``onnx``: graphs with onnxruntime's own form of attention, the fastest there. ``tensorrt``: graphs with
             the standard one, so that they hold standard operators alone; onnxruntime runs these too, more slowly, and
             engines are built from either (:mod:`livemoments.export.tensorrt.build`). ``coreml``: packages for iOS 18
-            and macOS 15.
+            and macOS 15. ``torch``: the networks themselves, for PyTorch (:mod:`livemoments.pytorch`).
         precision: ``fp32`` or ``fp16``; RAFT stays in float32.
         tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
             position table. ``None`` is the checkpoint's own training size (its ``tile``, else ``sample_size``):
@@ -46,6 +46,7 @@ class ExportOptions:
             restore a photo.
         verify: ``full`` compares every graph with the reference at every point of the schedule, ``sampled`` at the
             first and the last, ``finite`` only runs every graph once, ``none`` does not.
+        vae_tiles: sizes besides the tiles' for which the VAE alone holds graphs, for ``restore --vae-tile``.
         flow_sizes: sizes, multiples of 8 px, besides the tiles' for which the target ``coreml`` holds RAFT: those of
             the video frames that come with the photos. Other targets' RAFT takes any.
         blocks_per_package: how many transformer blocks the target ``coreml`` puts into one package at most.
@@ -60,8 +61,13 @@ class ExportOptions:
     kv_layout: str = "per-block"
     stages: Sequence[Stage] | None = None
     verify: Verify = "full"
+    vae_tiles: Sequence[Size] = ()
     flow_sizes: Sequence[Size] = ()
     blocks_per_package: int = DEFAULT_BLOCKS_PER_PACKAGE
+
+    def vae_sizes(self, tiles: Sequence[Size]) -> list[Size]:
+        """The sizes that the VAE's graphs have: the tiles' first."""
+        return list(dict.fromkeys([*tiles, *self.vae_tiles]))
 
     def check(self) -> None:
         """See whether the options can be used, with whatever checkpoint.

@@ -24,7 +24,7 @@ from livemoments.manifest import (
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.own_tiles import MIN_TILE_PX, default_overlap, default_tile
 from livemoments.store.errors import disk_full, is_full
-from livemoments.types import ReferencePolicy, Size, Stage, whole_bundle
+from livemoments.types import VAE_STAGES, ReferencePolicy, Size, Stage, whole_bundle
 from livemoments.version import __version__
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def export_bundle(
     if overlap is None:
         own = planner.files.overlap if tiles is None else None
         overlap = own or default_overlap(planner.configs, sizes)
-    _check_tiles(planner, sizes, overlap)
+    _check_tiles(planner, sizes, overlap, options.vae_tiles)
     planner.check_files(wanted)
     from livemoments.reference.checkpoint import model_of  # torch, whose absence open_planner explained
 
@@ -86,6 +86,10 @@ def export_bundle(
             from livemoments.export.coreml.pipeline import export_stages
 
             entries = export_stages(Path(checkpoint), planner, writer, wanted, sizes, options, source.files, progress)
+        elif options.target == "torch":
+            from livemoments.export.torch_stages import export_stages as export_networks
+
+            entries = export_networks(planner, writer, wanted, sizes, options, progress)
         else:
             entries = _export_stages(planner, writer, wanted, sizes, options, progress)
         manifest = Manifest(
@@ -118,14 +122,14 @@ def _wanted(planner: Planner, stages: Sequence[Stage] | None) -> tuple[Stage, ..
     return tuple(stage for stage in whole_bundle(planner.files.flow) if stages is None or stage in stages)
 
 
-def _check_tiles(planner: Planner, sizes: Sequence[Size], overlap: int) -> None:
+def _check_tiles(planner: Planner, sizes: Sequence[Size], overlap: int, vae_sizes: Sequence[Size]) -> None:
     smallest = min(min(size.height, size.width) for size in sizes)
     if not 0 <= 2 * overlap <= smallest:  # more, and tiles hardly advance
         raise UsageError(f"an overlap of {overlap} px does not fit tiles of {smallest} px", fix="use a smaller overlap")
     configs = planner.configs
     cell = configs.vae.scale * configs.transformer.patch_size
     largest = cell * configs.transformer.pos_embed_max_size
-    for size in sizes:
+    for size in (*sizes, *vae_sizes):
         for side in (size.height, size.width):
             if side % cell or not MIN_TILE_PX <= side <= largest:
                 raise UsageError(
@@ -161,11 +165,10 @@ def _export_stages(
     from livemoments.export.references import References
 
     references = References(planner.files, planner.configs, planner.prompt, planner.schedule, planner.kv_layout)
-    counts = {stage: 1 if stage == Stage.FLOW else len(sizes) for stage in stages}
+    of_stage = {stage: _sizes(stage, sizes, options) for stage in stages}
     entries: dict[str, StageEntry] = {}
-    with progress.task("exporting", total=2 * sum(counts.values())) as task:
-        for stage in stages:
-            own_sizes = sizes[: counts[stage]]
+    with progress.task("exporting", total=2 * sum(map(len, of_stage.values()))) as task:
+        for stage, own_sizes in of_stage.items():
             folder = writer.folder / str(stage)
             folder.mkdir()
             graphs, written, parameters = [], [], 0
@@ -187,6 +190,13 @@ def _export_stages(
                 parameters_before=written[0].parameters_before,
             )
     return entries
+
+
+def _sizes(stage: Stage, sizes: Sequence[Size], options: ExportOptions) -> Sequence[Size]:
+    """Of a stage's graphs; RAFT's one takes every size."""
+    if stage in VAE_STAGES:
+        return options.vae_sizes(sizes)
+    return sizes[:1] if stage is Stage.FLOW else sizes
 
 
 def _write_graphs(
@@ -228,9 +238,8 @@ def _check(
         session = gate.open_session(path)
         gate.check_finite_outputs(plan.stage, gate.run(session, gate.random_inputs(plan.inputs), plan.inputs))
         return None
-    points = range(len(references.schedule.points) if plan.stage in (Stage.REFERENCE, Stage.RESTORATION) else 1)
-    chosen = points if options.verify == "full" else sorted({points[0], points[-1]})
-    cases = (references.case(plan.stage, size, point) for point in chosen)
+    points = gate.points_to_compare(plan.stage, len(references.schedule.points), options.verify)
+    cases = (references.case(plan.stage, size, point) for point in points)
     return gate.check_stage(plan, options.precision, cases, path)
 
 

@@ -13,19 +13,21 @@ def is_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, ResourceError) and error.of_memory)
 
 
-def take_less(options: RestoreOptions) -> tuple[RestoreOptions, str] | None:
+def take_less(options: RestoreOptions, *, streams: bool = False) -> tuple[RestoreOptions, str] | None:
     """The next way of restoring that takes less memory, and what changes, in words; ``None``: there is none.
 
     None of these changes a pixel: fewer tiles at once, then one phase's engines at a time with one batch's keys and
-    values, then these on the disk. Another flow, smaller tiles and stronger approximations are the user's to choose.
+    values, then these on the disk, then a block of the transformers at a time. Another flow, smaller tiles, a VAE in
+    windows and stronger approximations are the user's to choose.
 
     Args:
         options: of the attempt that failed.
+        streams: the networks can be opened a block at a time.
     """
     if options.batch > 1:
         batch = options.batch // 2
         return replace(options, batch=batch), f"{batch} at once instead of {options.batch} tiles"
-    if options.residency != "phases":
+    if options.residency == "all":
         # a group of one batch: the budget bounds what several may store
         return replace(options, residency="phases", kv_budget_bytes=1, kv_store="disk"), (
             "only one phase's engines are loaded, and keys and values lie on the disk"
@@ -34,4 +36,6 @@ def take_less(options: RestoreOptions) -> tuple[RestoreOptions, str] | None:
         return replace(options, kv_store="disk", kv_budget_bytes=1), "keys and values lie on the disk"
     if options.kv_budget_bytes > 1:
         return replace(options, kv_budget_bytes=1), "one tile passes through all phases before the next"
+    if streams and options.residency != "streamed":
+        return replace(options, residency="streamed"), "one block of the transformers is loaded at a time"
     return None

@@ -77,7 +77,7 @@ class Restoration:
     @property
     def one_phase(self) -> bool:
         """Whether only the engines of the phase at work may be loaded."""
-        return self.options.residency == "phases"
+        return self.options.residency != "all"
 
 
 def plan_tiles(run: Restoration, size: Size) -> TilePlan:
@@ -116,9 +116,11 @@ def describe(
         "photo_frame_profile": inputs.photo_frame_profile,
         "tile_plan": plan.kind,
         "tile": str(plan.tile),
+        **({} if run.options.vae_tile is None else {"vae_tile": str(run.options.vae_tile)}),
         "tiles": len(plan.tiles),
         "batch": run.options.batch,
         "pcr": not run.options.no_pcr,
+        **({} if run.options.pcr_grid == 1 else {"pcr_grid": run.options.pcr_grid}),
         "pcr_mean_shift_px": round(float(np.mean([np.hypot(mean.dx, mean.dy) for mean, _ in corners])), 3),
         "pcr_clamp_rate": round(float(np.mean([corner.clamped for _, corner in corners])), 4),
         "bundle_sha256": digest.hexdigest(),

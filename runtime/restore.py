@@ -24,7 +24,7 @@ from livemoments.runtime.flow import FlowEstimator, FlowOfTile, flow_estimator
 from livemoments.runtime.image_files.photo import ensure_writable, write_image
 from livemoments.runtime.inputs import ImageSource, RestoreInputs, load_inputs
 from livemoments.runtime.keys_values.codecs import find_codec
-from livemoments.runtime.keys_values.content_cache import KvCache
+from livemoments.runtime.keys_values.content_cache import CacheUse, KvCache
 from livemoments.runtime.keys_values.step_store import open_store
 from livemoments.runtime.live_file import LiveFile
 from livemoments.runtime.noise import NoiseSource
@@ -50,6 +50,8 @@ class RestoreResult:
         output: the file that was written, if any.
         plan: the tiles.
         corners: of each tile of the plan, the mean flow inside it and where its reference tile lies.
+        cache: how often keys and values were found; ``None`` without a cache. Not in the metadata, which say how the
+            picture was made: it is the same either way.
     """
 
     image: np.ndarray
@@ -58,6 +60,7 @@ class RestoreResult:
     output: Path | None
     plan: TilePlan
     corners: tuple[tuple[MeanFlow, ReferenceCorner], ...]
+    cache: CacheUse | None = None
 
 
 @overload
@@ -163,8 +166,9 @@ def restore(
             match_profiles=not run.like_upstream,
         )
     plan = plan_tiles(run, inputs.size)
+    reopens = backend is None
     backend = backend or chosen.open_backend(opened)
-    done = restore_tiles(run, inputs, plan, backend)
+    done = restore_tiles(run, inputs, plan, backend, reopens=reopens)
     blender, corners, run = done.blender, done.corners, done.run
     depth = chosen.bit_depth or (8 if run.like_upstream else inputs.photo.bit_depth)
     image = _finish(run, inputs, blender, depth)
@@ -192,7 +196,8 @@ def restore(
             )
         metadata["not_carried_over"] = list(lost)
     written = None if output is None else Path(output)
-    return RestoreResult(image, metadata, run.timings, written, plan, tuple(corners))
+    cache = None if done.cache is None else done.cache.use
+    return RestoreResult(image, metadata, run.timings, written, plan, tuple(corners), cache)
 
 
 @dataclass(frozen=True)
@@ -204,16 +209,27 @@ class RestoredTiles:
         corners: of each tile of the plan, the mean flow inside it and where its reference tile lies.
         run: as it ended: with other options than it began if memory ran out.
         fallbacks: what was changed for that, in words, in order.
+        cache: what it says of itself.
     """
 
     blender: Blender
     corners: list[tuple[MeanFlow, ReferenceCorner]]
     run: Restoration
     fallbacks: tuple[str, ...] = ()
+    cache: KvCache | None = None
 
 
-def restore_tiles(run: Restoration, inputs: RestoreInputs, plan: TilePlan, backend: Backend) -> RestoredTiles:
+def restore_tiles(
+    run: Restoration, inputs: RestoreInputs, plan: TilePlan, backend: Backend, *, reopens: bool = False
+) -> RestoredTiles:
     """Restore every tile. If memory runs out, what is done stays, and the rest goes on in a way that takes less.
+
+    Args:
+        run: what is restored, and how.
+        inputs: the images.
+        plan: the tiles.
+        backend: opens the engines.
+        reopens: the options may open another back-end in its place: one that streams.
 
     Raises:
         ResourceError: memory ran out in the way that takes the least, or before the first tile; or the disk is full.
@@ -221,29 +237,39 @@ def restore_tiles(run: Restoration, inputs: RestoreInputs, plan: TilePlan, backe
     """
     blender = Blender(inputs.size, compat_upstream=run.like_upstream)
     ordered = OrderedBlender(blender)
-    state = _Progressed(list(plan.tiles))
+    state = _Progressed(list(plan.tiles), _open_cache(run.options))
     fallbacks: list[str] = []
     while True:
         failure = _attempt(run, inputs, plan, backend, ordered, state)
         if failure is None:
             break
-        less = take_less(run.options)
+        less = take_less(run.options, streams=reopens and run.options.can_stream(run.bundle))
         if less is None or state.corners is None:
             raise failure
         options, words = less
         fallbacks.append(words)
         run.progress.say(f"memory ran out after {len(plan.tiles) - len(state.left)} tiles; going on: {words}")
+        if options.residency != run.options.residency and options.residency == "streamed":
+            backend = options.open_backend(run.bundle)
         run = replace(run, options=options)
     assert state.corners is not None
-    return RestoredTiles(blender, [state.corners[tile.index] for tile in plan.tiles], run, tuple(fallbacks))
+    corners = [state.corners[tile.index] for tile in plan.tiles]
+    return RestoredTiles(blender, corners, run, tuple(fallbacks), state.cache)
 
 
 @dataclass
 class _Progressed:
-    """What attempts share: the tiles that are left, and what the photo's flow says, once it is known."""
+    """What attempts share: the tiles that are left, the cache, and what the photo's flow says, once it is known."""
 
     left: list[Tile]
+    cache: KvCache | None
     corners: dict[int, tuple[MeanFlow, ReferenceCorner]] | None = None
+
+
+def _open_cache(options: RestoreOptions) -> KvCache | None:
+    if options.kv_cache is None:
+        return None
+    return KvCache(options.kv_cache, find_codec(options.kv_dtype), budget_bytes=options.kv_cache_budget_bytes)
 
 
 def _attempt(
@@ -274,7 +300,7 @@ def _restore_left(
     ordered: OrderedBlender,
     state: _Progressed,
 ) -> None:
-    cache = None if run.options.kv_cache is None else KvCache(run.options.kv_cache, find_codec(run.options.kv_dtype))
+    cache = state.cache
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(EnginePool(run.bundle, backend, plan.tile, run.timings, one_phase=run.one_phase))
         sampler = _make_sampler(run, pool, cache, stack)
@@ -289,6 +315,7 @@ def _restore_left(
             cut_at,
             run.noise,
             flow,
+            vae_window=run.options.vae_tile,
             tile_flow=run.tile_flow,
             use_cache=cache is not None,
             observer=run.observer,
@@ -306,7 +333,7 @@ def _photo_corners(
     """Flow between the video frames, and by it where every tile's reference lies."""
     with run.progress.task("Flow between the video frames"), run.timings.measure("photo_flow"):
         flow_lr = photo_flow(flow, inputs)
-    corners = reference_corners(flow_lr, inputs, plan, follow=not run.options.no_pcr)
+    corners = reference_corners(flow_lr, inputs, plan, follow=not run.options.no_pcr, grid_px=run.options.pcr_grid)
     _observe(run, "photo.flow_lr", flow_lr)
     _observe(run, "ref_patch_coords", np.array([(c.y, c.x) for _, (_, c) in sorted(corners.items())]))
     return corners

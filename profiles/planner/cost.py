@@ -6,10 +6,29 @@ import msgspec
 
 from livemoments.bundle import Bundle
 from livemoments.profiles.planner.flops import other_ops, product_flops, unit_of
-from livemoments.profiles.planner.graph import CostGraph, read_graph
+from livemoments.profiles.planner.graph import CostGraph, block_parts, read_graph
 from livemoments.profiles.planner.liveness import Lifetimes, lifetimes, moved_bytes
 from livemoments.profiles.planner.ort_cpu import as_ort_runs_it
-from livemoments.types import Size, Stage
+from livemoments.profiles.planner.packed import RECIPES, as_packed
+from livemoments.types import TRANSFORMER_STAGES, Size, Stage
+
+
+class BlockCost(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of one block of a transformer, which is loaded for it alone.
+
+    Attributes:
+        weight_bytes: of its weights, as stored.
+        nodes: operators.
+        live_bytes: activations and outputs at their peak, each tensor given back after its last reader.
+        first_run_bytes: what onnxruntime's CPU provider holds at its peak.
+        held_bytes: of what earlier blocks gave, for this one, a later one or the caller.
+    """
+
+    weight_bytes: int
+    nodes: int
+    live_bytes: int
+    first_run_bytes: int
+    held_bytes: int
 
 
 class StageCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +52,7 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
         first_run_bytes: what onnxruntime's CPU provider holds at its peak when it runs for the first time.
         block_bytes: of the block in which it lays all activations from the second run on.
         workspace_bytes: the most that a kernel needs besides.
+        blocks: of a transformer, run one after the other.
     """
 
     stage: str
@@ -51,6 +71,7 @@ class StageCost(msgspec.Struct, frozen=True, kw_only=True):
     first_run_bytes: int
     block_bytes: int
     workspace_bytes: int
+    blocks: tuple[BlockCost, ...] = ()
 
     @property
     def flops(self) -> int:
@@ -91,10 +112,31 @@ def cost_of_graph(graph: CostGraph, stage: Stage, size: Size, batch: int) -> Sta
         first_run_bytes=found.peak_bytes,
         block_bytes=found.block_bytes,
         workspace_bytes=found.workspace_bytes,
+        blocks=_blocks(graph) if stage in TRANSFORMER_STAGES else (),
     )
 
 
-def cost_of_stage(bundle: Bundle, stage: Stage, size: Size, batch: int = 1) -> StageCost:
+def _blocks(graph: CostGraph) -> tuple[BlockCost, ...]:
+    parts = block_parts(graph)
+    last = {name: number for number, part in enumerate(parts) for name in part.inputs}
+    last |= dict.fromkeys(graph.outputs, len(parts))
+    costs, held = [], set[str]()
+    for number, part in enumerate(parts):
+        found = lifetimes(as_ort_runs_it(part))
+        costs.append(
+            BlockCost(
+                weight_bytes=part.weight_bytes,
+                nodes=len(part.nodes),
+                live_bytes=lifetimes(part).live_bytes,
+                first_run_bytes=found.peak_bytes,
+                held_bytes=sum(graph.tensors[name].bytes for name in held),
+            )
+        )
+        held = {name for name in (*held, *part.outputs) if last.get(name, -1) > number}
+    return tuple(costs)
+
+
+def cost_of_stage(bundle: Bundle, stage: Stage, size: Size, batch: int = 1, *, recipe: str | None = None) -> StageCost:
     """Count the stage's graph in a bundle; no weight is read.
 
     Args:
@@ -102,10 +144,13 @@ def cost_of_stage(bundle: Bundle, stage: Stage, size: Size, batch: int = 1) -> S
         stage: which one.
         size: of the images in pixels; flow's need not be a tile's.
         batch: tiles at once.
+        recipe: count the transformers as it would leave them; one of :mod:`livemoments.profiles.planner.packed`'s.
 
     Raises:
         BundleError: there is no graph of this size, or it cannot be understood.
     """
     path = bundle.path / bundle.graph(stage, size).path
     graph = read_graph(path, {"batch": batch, "height": size.height, "width": size.width})
+    if recipe is not None and stage in TRANSFORMER_STAGES:
+        graph = as_packed(graph, RECIPES[recipe])
     return cost_of_graph(graph, stage, size, batch)

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import Literal
 
-from livemoments.profiles.planner.cost import StageCost
+from livemoments.profiles.planner.cost import BlockCost, StageCost
 from livemoments.profiles.schema import Profile
 from livemoments.types import Stage
 
 _MIB = 1 << 20
 ARENA_STAGES = frozenset({Stage.MOTION, Stage.REFERENCE, Stage.RESTORATION})
 """Those whose sessions keep their memory from run to run (``runtime/backends/ort.py``)."""
+
+
+Keeping = Literal["usual", "lean", "blocks"]
+"""What an engine keeps between runs: what it usually does; its weights alone, once, in memory or mapped from a file;
+nothing, since each run loads one block after the other."""
 
 
 class EngineModel(abc.ABC):
@@ -36,15 +42,15 @@ class EngineModel(abc.ABC):
     shares_host: bool
 
     @abc.abstractmethod
-    def loaded_bytes(self, cost: StageCost) -> int:
+    def loaded_bytes(self, cost: StageCost, keeping: Keeping = "usual") -> int:
         """Of an engine that is loaded and has not run."""
 
     @abc.abstractmethod
-    def running_bytes(self, cost: StageCost, runs: int) -> int:
+    def running_bytes(self, cost: StageCost, runs: int, keeping: Keeping = "usual") -> int:
         """What the peak of ``runs`` runs adds to that, outputs included."""
 
     @abc.abstractmethod
-    def kept_bytes(self, cost: StageCost, runs: int) -> int:
+    def kept_bytes(self, cost: StageCost, runs: int, keeping: Keeping = "usual") -> int:
         """What stays of that until the engine is closed."""
 
 
@@ -60,12 +66,19 @@ class OrtCpu(EngineModel):
     _node_bytes = 4 << 10
     _arena_slack = 1.2  # first run, in pieces of powers of two
 
-    def loaded_bytes(self, cost: StageCost) -> int:
+    def loaded_bytes(self, cost: StageCost, keeping: Keeping = "usual") -> int:
         """Packed weights replace a product's own; those of convolutions lie beside the file's."""
-        return cost.weight_bytes + cost.conv_weight_bytes + self._session_bytes + cost.nodes * self._node_bytes
+        if keeping == "blocks":
+            return 0
+        packed = cost.conv_weight_bytes if keeping == "usual" else 0
+        return cost.weight_bytes + packed + self._session(cost.nodes)
 
-    def running_bytes(self, cost: StageCost, runs: int) -> int:
+    def running_bytes(self, cost: StageCost, runs: int, keeping: Keeping = "usual") -> int:
         """See :meth:`EngineModel.running_bytes`: an arena keeps the first run's pieces beside the later runs' block."""
+        if keeping == "blocks":
+            return max(self._block(block) for block in cost.blocks)
+        if keeping == "lean":
+            return cost.first_run_bytes
         if cost.stage not in ARENA_STAGES:
             return max(cost.first_run_bytes, cost.second_run_bytes if runs > 1 else 0)
         first = int(cost.first_run_bytes * self._arena_slack)
@@ -73,9 +86,15 @@ class OrtCpu(EngineModel):
             return first + cost.block_bytes
         return max(first, cost.second_run_bytes if runs > 1 else 0)
 
-    def kept_bytes(self, cost: StageCost, runs: int) -> int:
+    def kept_bytes(self, cost: StageCost, runs: int, keeping: Keeping = "usual") -> int:
         """See :meth:`EngineModel.kept_bytes`."""
-        return self.running_bytes(cost, runs) if cost.stage in ARENA_STAGES else 0
+        return self.running_bytes(cost, runs) if cost.stage in ARENA_STAGES and keeping == "usual" else 0
+
+    def _session(self, nodes: int) -> int:
+        return self._session_bytes + nodes * self._node_bytes
+
+    def _block(self, block: BlockCost) -> int:
+        return block.weight_bytes + self._session(block.nodes) + block.first_run_bytes + block.held_bytes
 
 
 class Accelerator(EngineModel):
@@ -90,17 +109,20 @@ class Accelerator(EngineModel):
         self.shares_host = unified
         self.device_bytes = 0 if unified else 500 * _MIB
 
-    def loaded_bytes(self, cost: StageCost) -> int:
+    def loaded_bytes(self, cost: StageCost, keeping: Keeping = "usual") -> int:
         """The weights."""
-        return cost.weight_bytes + cost.nodes * 1024
+        return 0 if keeping == "blocks" else cost.weight_bytes + cost.nodes * 1024
 
-    def running_bytes(self, cost: StageCost, runs: int) -> int:
+    def running_bytes(self, cost: StageCost, runs: int, keeping: Keeping = "usual") -> int:
         """Live activations and workspace, with a margin for the allocator."""
+        if keeping == "blocks":
+            blocks = (b.weight_bytes + b.held_bytes + int(b.live_bytes * self._margin) for b in cost.blocks)
+            return max(blocks) + cost.input_bytes
         return int(cost.live_bytes * self._margin) + cost.input_bytes
 
-    def kept_bytes(self, cost: StageCost, runs: int) -> int:
+    def kept_bytes(self, cost: StageCost, runs: int, keeping: Keeping = "usual") -> int:
         """An arena keeps it all."""
-        return self.running_bytes(cost, runs)
+        return 0 if keeping == "blocks" else self.running_bytes(cost, runs)
 
 
 def engine_model(profile: Profile) -> EngineModel:

@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from livemoments.chains.blocks import block_cuts, places
 from livemoments.errors import BundleError
 
 _ROUNDS = 64  # shape inference and folding take turns; RAFT needs four
@@ -78,6 +79,23 @@ class CostGraph:
     def parameters(self) -> int:
         """Numbers in all weights."""
         return sum(self.tensors[name].elements for name in self.weights)
+
+
+def block_parts(graph: CostGraph) -> tuple[CostGraph, ...]:
+    """A transformer's graph cut where its blocks begin, as ``--residency streamed`` cuts it."""
+    wires = [(node.op, node.inputs, node.outputs) for node in graph.nodes]
+    made = {name for node in graph.nodes for name in node.outputs}
+    place = places(wires, graph.tensors.keys() - made, block_cuts(wires), sums_to_readers=True)
+    parts = []
+    for number in range(max(place, default=0) + 1):
+        nodes = tuple(node for node, where in zip(graph.nodes, place, strict=True) if where == number)
+        own = {name for node in nodes for name in node.outputs if name}
+        read = dict.fromkeys(name for node in nodes for name in node.inputs if name and name not in own)
+        later = {n for node, where in zip(graph.nodes, place, strict=True) if where > number for n in node.inputs}
+        outputs = tuple(name for node in nodes for name in node.outputs if name in later or name in graph.outputs)
+        weights = graph.weights & read.keys()
+        parts.append(CostGraph(nodes, graph.tensors, tuple(n for n in read if n not in weights), outputs, weights))
+    return tuple(parts)
 
 
 def bits_of(dtype: int) -> int:

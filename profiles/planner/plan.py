@@ -12,10 +12,13 @@ from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.profiles.planner.cost import StageCost, cost_of_stage
 from livemoments.profiles.planner.engines import engine_model, rates_of
+from livemoments.profiles.planner.packed import RECIPES
 from livemoments.profiles.planner.timeline import Segment, Work, timeline
-from livemoments.profiles.schema import Profile
+from livemoments.profiles.schema import BASES, Profile
 from livemoments.runtime.flow import resolve_flow
+from livemoments.runtime.options import RESIDENCIES, Residency, vae_sizes
 from livemoments.runtime.tiles.plan import plan_balanced, plan_upstream
+from livemoments.runtime.tiles.vae import vae_windows
 from livemoments.types import ReferencePolicy, Size, Stage
 
 BATCHES = (1, 2, 4, 8)
@@ -35,9 +38,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         batch: of them at once.
         reference: the policy.
         flow: ``engine`` or ``dis``.
-        residency: ``all`` or ``phases``.
+        residency: which engines are loaded at once, as the runtime calls it.
+        vae_tile: what the VAE sees at once; ``None``: whole tiles.
         kv_store: where stored keys and values lie.
-        exact: the picture is that of ``per-step`` with the bundle's own flow.
+        exact: the picture is that of ``per-step`` with the bundle's own flow and whole tiles in the VAE; ``mapped``
+            rounds float32's last digits otherwise.
         peak_bytes: of the memory that the budget is for.
         host_peak_bytes: of the process.
         seconds: in all; ``None`` where the profile has no rate.
@@ -54,6 +59,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     reference: str
     flow: str
     residency: str
+    vae_tile: str | None
     kv_store: str
     exact: bool
     peak_bytes: int
@@ -115,6 +121,7 @@ class PlanRequest:
         steps: ``None``: the profile's, else the bundle's.
         tile: only this size of the bundle.
         cores: of the CPU that will be used; ``None``: as many as the profile's rates were reached with.
+        recipe: plan as if the bundle had been quantized by it.
     """
 
     photo: Size
@@ -125,6 +132,7 @@ class PlanRequest:
     steps: int | None = None
     tile: Size | None = None
     cores: int | None = None
+    recipe: str | None = None
 
 
 class Costs:
@@ -132,32 +140,44 @@ class Costs:
 
     Args:
         bundle: opened; its weights may be missing.
+        recipe: count the transformers as it would leave them.
+        known: what was counted before, and need not be again.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, recipe: str | None = None, known: Iterable[StageCost] = ()) -> None:
         self.bundle = bundle
-        self._known: dict[tuple[Stage, Size, int], StageCost] = {}
+        self._recipe = recipe
+        self._known = {(Stage(cost.stage), Size.parse(cost.size), cost.batch): cost for cost in known}
 
     def of(self, stage: Stage, size: Size, batch: int = 1) -> StageCost:
         """One stage's."""
         key = (stage, size, batch)
         if key not in self._known:
-            self._known[key] = cost_of_stage(self.bundle, stage, size, batch)
+            self._known[key] = cost_of_stage(self.bundle, stage, size, batch, recipe=self._recipe)
         return self._known[key]
 
 
-def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
+def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest, *, costs: Costs | None = None) -> Plans:
     """Compare every plan that the runtime can carry out.
 
+    Args:
+        bundle: opened; its weights may be missing.
+        profile: of the device.
+        request: what is to be planned.
+        costs: the bundle's, where some were counted before, as in planning for another device.
+
     Raises:
-        UsageError: a policy, tile size or number of steps that the bundle does not have; a photo too small for it.
+        UsageError: a policy, tile size, number of steps or recipe that the bundle does not have; a photo too small.
         BundleError: a graph is missing, or cannot be understood.
     """
-    if bundle.manifest.target == "coreml":
+    if not bundle.has_onnx_graphs:
+        held = {"coreml": "a Core ML bundle", "torch": "a bundle of PyTorch networks"}[bundle.manifest.target]
         raise UsageError(
-            "a Core ML bundle has no graphs that can be counted", fix="plan with the ONNX bundle of the same checkpoint"
+            f"{held} has no graphs that can be counted", fix="plan with the ONNX bundle of the same checkpoint"
         )
-    costs = Costs(bundle)
+    if request.recipe is not None:
+        _check_recipe(bundle, request.recipe)
+    costs = costs or Costs(bundle, request.recipe)
     flow = resolve_flow(profile.restore.flow, bundle)
     frame = request.frame or _frame_of(request.photo)
     steps = request.steps or profile.restore.steps or bundle.manifest.schedule.default_steps
@@ -170,7 +190,7 @@ def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
     found = []
     for work in _works(bundle, profile, request, frame, steps, on_engine=flow == "engine"):
         per_stage = {
-            stage: costs.of(stage, work.tile, work.batch)
+            stage: costs.of(stage, work.size(stage), work.batch)
             for stage in bundle.manifest.model.stages
             if stage is not Stage.FLOW or work.flow_on_engine
         }
@@ -199,17 +219,28 @@ def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest) -> Plans:
     )
 
 
-def _choose(fitting: Sequence[Plan]) -> Plan | None:
-    """The fastest; of those that are as fast, or of all where no time is known, the one with the least memory.
+def _check_recipe(bundle: Bundle, recipe: str) -> None:
+    if recipe not in RECIPES:
+        raise UsageError(f"what '{recipe}' would leave cannot be told beforehand", fix=f"use {' or '.join(RECIPES)}")
+    precision = bundle.stage(Stage.RESTORATION).precision
+    if precision not in BASES:
+        raise UsageError(f"the bundle's RestorationNet is {precision} already", fix="leave --recipe out")
 
-    Approximate ones count only where there are no others.
-    """
+
+def _choose(fitting: Sequence[Plan]) -> Plan | None:
+    """The fastest that is exact, an approximate one only where there is no other; :func:`_order` breaks ties."""
     exact = [plan for plan in fitting if plan.exact] or fitting
     if not exact:
         return None
     least = min(plan.seconds or 0.0 for plan in exact)
-    quick = [plan for plan in exact if (plan.seconds or 0.0) <= least * _AS_FAST]
-    return min(quick, key=lambda plan: (plan.peak_bytes, plan.residency != "all", plan.kv_store != "host"))
+    return min((plan for plan in exact if (plan.seconds or 0.0) <= least * _AS_FAST), key=_order)
+
+
+def _order(plan: Plan) -> tuple[object, ...]:
+    """Among plans that are as fast: the one with the least memory; where no time is known, the simplest that fits."""
+    simplest = (RESIDENCIES.index(plan.residency), plan.kv_store != "host", plan.batch)
+    least = (plan.peak_bytes,)
+    return (*simplest, *least, plan.arguments) if plan.seconds is None else (*least, *simplest, plan.arguments)
 
 
 def _works(
@@ -233,7 +264,13 @@ def _works(
         if batch > max(1, len(layout.tiles)):
             continue
         flows = (True, False) if on_engine else (False,)
-        for one, by_phases, on_disk, raft in itertools.product(policies, (False, True), (False, True), flows):
+        windows = {None: 1} | {
+            small: len(vae_windows(size, small, bundle.manifest.model.vae_scale))
+            for small in vae_sizes(bundle)
+            if small != size and small.height <= size.height and small.width <= size.width
+        }
+        ways = itertools.product(policies, _residencies(profile), (False, True), flows, windows)
+        for one, residency, on_disk, raft, window in ways:
             work = Work(
                 photo=request.photo,
                 frame=frame,
@@ -242,15 +279,25 @@ def _works(
                 batch=batch,
                 policy=one,
                 steps=steps,
-                by_phases=by_phases,
+                residency=residency,
                 kv_on_disk=on_disk,
                 kv_budget_bytes=int(profile.restore.kv_budget_gb * 1e9),
                 flow_on_engine=raft,
+                vae_tile=window,
+                vae_windows=windows[window],
             )
             # phases make phase-split of per-step; a store is needed only where something is stored
-            if (by_phases and one.name == "phase-split") or (on_disk and not work.stores):
+            if (work.by_phases and one.name == "phase-split") or (on_disk and not work.stores):
                 continue
             yield work
+
+
+def _residencies(profile: Profile) -> tuple[Residency, ...]:
+    """Those that the profile's engines can do: mapped weights are the CPU's, and packages are not cut."""
+    provider = profile.engine.provider
+    if profile.engine.target == "coreml":
+        return ("all", "phases")
+    return tuple(residency for residency in RESIDENCIES if residency != "mapped" or provider == "cpu")
 
 
 def _plan(
@@ -270,11 +317,11 @@ def _plan(
     in_time = max_seconds is None or (seconds is not None and seconds <= max_seconds)
     per_tile = {
         Stage.FLOW: 1,
-        Stage.VAE_ENCODER: 2,
+        Stage.VAE_ENCODER: 2 * work.vae_windows,
         Stage.MOTION: 1,
         Stage.REFERENCE: work.points,
         Stage.RESTORATION: work.steps,
-        Stage.VAE_DECODER: 1,
+        Stage.VAE_DECODER: work.vae_windows,
     }
     return Plan(
         arguments=_arguments(work),
@@ -283,9 +330,10 @@ def _plan(
         batch=work.batch,
         reference=str(work.policy),
         flow="engine" if work.flow_on_engine else "dis",
-        residency="phases" if work.by_phases else "all",
+        residency=work.residency,
+        vae_tile=None if work.vae_tile is None else str(work.vae_tile),
         kv_store="disk" if work.kv_on_disk else "host",
-        exact=work.policy.exact,
+        exact=work.policy.exact and work.vae_tile is None,
         peak_bytes=peak,
         host_peak_bytes=host,
         seconds=seconds,
@@ -300,7 +348,8 @@ def _arguments(work: Work) -> tuple[str, ...]:
     """Of ``livemoments restore``."""
     return (
         *("--tile", str(work.tile), "--batch", str(work.batch), "--reference", str(work.policy)),
-        *("--residency", "phases" if work.by_phases else "all"),
+        *(() if work.vae_tile is None else ("--vae-tile", str(work.vae_tile))),
+        *("--residency", work.residency),
         *("--kv-store", "disk" if work.kv_on_disk else "host"),
         *("--kv-budget", str(work.kv_budget_bytes), "--steps", str(work.steps)),
         *("--flow", "engine" if work.flow_on_engine else "dis"),

@@ -7,6 +7,13 @@ from livemoments.profiles.planner.timeline import Segment
 
 _SHOWN = 8
 
+_ENGINES = {
+    "all": "all engines loaded",
+    "phases": "one phase's engines at a time",
+    "mapped": "one phase's engines at a time, networks in their files",
+    "streamed": "one block of a network at a time",
+}
+
 
 def plans_text(plans: Plans) -> str:
     """For a terminal."""
@@ -87,7 +94,9 @@ def _verdict(plans: Plans) -> list[str]:
 
 
 def _words(plan: Plan) -> str:
-    engines = "all engines loaded" if plan.residency == "all" else "one phase's engines at a time"
+    engines = _ENGINES[plan.residency]
+    if plan.vae_tile is not None:
+        engines += f", VAE in windows of {plan.vae_tile}"
     store = ", keys and values on disk" if plan.kv_store == "disk" else ""
     flow = "RAFT" if plan.flow == "engine" else "DIS"
     return f"{plan.tiles} tiles of {plan.tile}, {plan.batch} at once, {plan.reference}, {flow}, {engines}{store}"

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from livemoments.profiles.planner.cost import StageCost
-from livemoments.profiles.planner.engines import EngineModel, Rates
+from livemoments.profiles.planner.engines import ARENA_STAGES, EngineModel, Keeping, Rates
 from livemoments.runtime.engine_pool import PHASES
-from livemoments.types import ReferencePolicy, Size, Stage
+from livemoments.runtime.options import Residency
+from livemoments.types import TRANSFORMER_STAGES, VAE_STAGES, ReferencePolicy, Size, Stage
 
 _PHOTO_BYTES_PX = 3 + 16 + 3  # the photo, the blended sums and weights, the result; per pixel of the photo
 _FRAME_BYTES_PX = 3 * 2 + 8 + 24  # two frames, their flow, both as the flow network takes them; per pixel of the frame
@@ -63,10 +64,12 @@ class Work:
         batch: of them at once.
         policy: when ReferenceNet runs.
         steps: of sampling.
-        by_phases: one phase's engines at a time.
+        residency: which engines are loaded at once, as the runtime calls it.
         kv_on_disk: stored keys and values lie in files.
         kv_budget_bytes: of stored keys and values.
         flow_on_engine: RAFT; else OpenCV's DIS.
+        vae_tile: what the VAE sees at once; ``None``: a whole tile.
+        vae_windows: how many of these cover a tile.
     """
 
     photo: Size
@@ -76,10 +79,27 @@ class Work:
     batch: int
     policy: ReferencePolicy
     steps: int
-    by_phases: bool
+    residency: Residency
     kv_on_disk: bool
     kv_budget_bytes: int
     flow_on_engine: bool
+    vae_tile: Size | None = None
+    vae_windows: int = 1
+
+    @property
+    def by_phases(self) -> bool:
+        """Whether one phase's engines are loaded at a time."""
+        return self.residency != "all"
+
+    def keeping(self, stage: Stage) -> Keeping:
+        """What a stage's engine keeps between runs: ``OrtBackend`` and ``StreamedBackend`` have arenas for some."""
+        if self.residency == "streamed" and stage in ARENA_STAGES:
+            return "blocks" if stage in TRANSFORMER_STAGES else "lean"
+        return "lean" if self.residency == "mapped" and stage in TRANSFORMER_STAGES else "usual"
+
+    def size(self, stage: Stage) -> Size:
+        """What a stage's graph is given of a tile."""
+        return self.vae_tile if self.vae_tile is not None and stage in VAE_STAGES else self.tile
 
     @property
     def points(self) -> int:
@@ -118,14 +138,16 @@ class _Run:
             if self.work.by_phases:
                 (phase,) = (stages for stages in PHASES if stage in stages)
                 self.close(*(other for other in Stage if other not in phase))
-            load_bytes = cost.weight_bytes
-            self.opened[stage], self.runs[stage] = self.model.loaded_bytes(cost), 0
+            load_bytes = cost.weight_bytes * (times if self.work.keeping(stage) == "blocks" else 1)
+            self.opened[stage], self.runs[stage] = self.model.loaded_bytes(cost, self.work.keeping(stage)), 0
         self.runs[stage] += times
         engines: dict[str, int] = {}
         for other, loaded in self.opened.items():
             seen = self.costs.get(other, cost)
-            engines[str(other)] = loaded + (0 if other is stage else self.model.kept_bytes(seen, self.runs[other]))
-        engines["activations"] = self.model.running_bytes(cost, self.runs[stage]) + copied_bytes
+            kept = self.model.kept_bytes(seen, self.runs[other], self.work.keeping(other))
+            engines[str(other)] = loaded + (0 if other is stage else kept)
+        running = self.model.running_bytes(cost, self.runs[stage], self.work.keeping(stage))
+        engines["activations"] = running + copied_bytes
         self.add(str(stage), group, self._seconds(cost, times, load_bytes), engines)
 
     def _seconds(self, cost: StageCost, times: int, load_bytes: int) -> float | None:
@@ -219,12 +241,14 @@ def timeline(
 def _group(run: _Run, group: int, count: int, *, is_last: bool) -> None:
     """One group of batches, as ``_restore_group`` does it."""
     work, costs = run.work, run.costs
-    latent = 2 * costs[Stage.VAE_ENCODER].output_bytes
+    encoder = work.size(Stage.VAE_ENCODER)
+    windows = work.tile.height * work.tile.width / (encoder.height * encoder.width)
+    latent = int(2 * costs[Stage.VAE_ENCODER].output_bytes * windows)
     flow = work.tile.height * work.tile.width * work.batch * 8
     run.waiting_bytes = count * (latent + flow)
     if work.flow_on_engine:
         run.run(Stage.FLOW, group, count)
-    run.run(Stage.VAE_ENCODER, group, 2 * count)
+    run.run(Stage.VAE_ENCODER, group, 2 * count * work.vae_windows)
     if is_last:
         run.close(Stage.FLOW, Stage.VAE_ENCODER)
     if work.stores:
@@ -234,6 +258,8 @@ def _group(run: _Run, group: int, count: int, *, is_last: bool) -> None:
         run.close(Stage.REFERENCE)
         run.run(Stage.MOTION, group, count)
         kv = costs[Stage.REFERENCE].output_bytes
+        if work.residency == "streamed":  # a block is given its own
+            kv //= max(1, len(costs[Stage.RESTORATION].blocks))
         run.run(Stage.RESTORATION, group, work.steps * count, copied_bytes=kv)
         run.close(Stage.REFERENCE, Stage.RESTORATION)
         run.stored_bytes = 0
@@ -243,5 +269,5 @@ def _group(run: _Run, group: int, count: int, *, is_last: bool) -> None:
         run.run(Stage.RESTORATION, group, work.steps * count)
     if is_last:
         run.close(Stage.MOTION, Stage.REFERENCE, Stage.RESTORATION)
-    run.run(Stage.VAE_DECODER, group, count)
+    run.run(Stage.VAE_DECODER, group, count * work.vae_windows)
     run.waiting_bytes = 0

@@ -8,11 +8,13 @@ and carry a checksum: a damaged one is a miss, never data.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from livemoments.store.files import PARTIAL
 
 _MAGIC = b"livemoments-kv 1\n"
 _DIGEST_BYTES = 32
+_SUFFIX = ".kv"
 
 
 def content_key(context: Mapping[str, object], *arrays: np.ndarray) -> str:
@@ -41,25 +44,41 @@ def content_key(context: Mapping[str, object], *arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """How a run used a cache: entries (a tile at a schedule point) that were found, were not, and made room."""
+
+    hits: int = 0
+    misses: int = 0
+    dropped: int = 0
+
+
 class KvCache:
     """A folder of keys and values by content.
 
-    It grows without bound; any file of it may be deleted at any time.
+    Any file of it may be deleted at any time, by several processes that share it too.
 
     Args:
         folder: made if it does not exist.
         codec: how numbers are stored. With a lossy codec :meth:`put` returns what :meth:`get` will return, so that
             a hit and a miss give the same picture.
+        budget_bytes: of all its entries, whoever wrote them: the least recently used go first. ``None``: no bound. An
+            entry that is larger by itself is not kept. Who goes through more than fits, in the same order again, finds
+            nothing: it should hold all tiles of a photo.
 
     Raises:
         OutputError: the folder cannot be made.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], codec: Codec | None = None) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], codec: Codec | None = None, *, budget_bytes: int | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.codec: Codec = codec or NativeCodec()
         self.hits = 0
         self.misses = 0
+        self.dropped = 0
+        self._budget_bytes = budget_bytes
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_left_behind(self.folder, PARTIAL)
@@ -68,13 +87,21 @@ class KvCache:
                 folder, f"cannot hold the cache ({error.strerror})", fix="choose another --kv-cache"
             ) from None
 
+    @property
+    def use(self) -> CacheUse:
+        """So far."""
+        return CacheUse(self.hits, self.misses, self.dropped)
+
     def get(self, key: str, point: int) -> dict[str, np.ndarray] | None:
         """The arrays of one tile at one schedule point, or ``None`` if they are not there or damaged."""
-        kept = self._load(self._path(key, point))
+        path = self._path(key, point)
+        kept = self._load(path)
         if kept is None:
             self.misses += 1
         else:
             self.hits += 1
+            with contextlib.suppress(OSError):  # another process dropped it, or the folder cannot be written
+                os.utime(path)  # its time of change is that of its last use
         return kept
 
     def put(self, key: str, point: int, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -87,12 +114,34 @@ class KvCache:
         dtypes = {name: array.dtype for name, array in arrays.items()}
         codecs = {name: codec_for(self.codec, dtype) for name, dtype in dtypes.items()}
         stored = {name: np.ascontiguousarray(codecs[name].encode(array)) for name, array in arrays.items()}
-        self._save(self._path(key, point), stored, dtypes)
+        needed = sum(array.nbytes for array in stored.values())
+        if self._budget_bytes is None or needed <= self._budget_bytes:
+            self._make_room(needed)
+            self._save(self._path(key, point), stored, dtypes)
         return {name: codecs[name].decode(array, dtypes[name]) for name, array in stored.items()}
+
+    def _make_room(self, needed_bytes: int) -> None:
+        """Drop entries until as many bytes fit into the budget."""
+        if self._budget_bytes is None:
+            return
+        entries = []
+        for entry in os.scandir(self.folder):
+            with contextlib.suppress(FileNotFoundError):
+                if entry.name.endswith(_SUFFIX):
+                    status = entry.stat()
+                    entries.append((status.st_mtime_ns, status.st_size, entry.path))
+        held = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if held + needed_bytes <= self._budget_bytes:
+                break
+            with contextlib.suppress(FileNotFoundError):
+                Path(path).unlink()
+                self.dropped += 1
+            held -= size
 
     def _path(self, key: str, point: int) -> Path:
         name = hashlib.sha256(f"{key} {point} {self.codec.name}".encode()).hexdigest()
-        return self.folder / f"{name}.kv"
+        return self.folder / f"{name}{_SUFFIX}"
 
     def _save(self, path: Path, stored: Mapping[str, np.ndarray], dtypes: Mapping[str, np.dtype]) -> None:
         header = json.dumps([[n, a.dtype.str, a.shape, dtypes[n].str] for n, a in stored.items()]).encode() + b"\n"

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from livemoments.runtime.backends.base import to_host
 from livemoments.runtime.engine_pool import EnginePool
 from livemoments.runtime.flow import FlowEstimator, FlowOfTile
 from livemoments.runtime.inputs import RestoreInputs, cut_tile, network_image
@@ -16,7 +15,8 @@ from livemoments.runtime.sampler import LatentBatch, Observer
 from livemoments.runtime.tiles.blend import Blender
 from livemoments.runtime.tiles.correspondence import FlowField, MeanFlow, ReferenceCorner, reference_corner
 from livemoments.runtime.tiles.plan import TilePlan
-from livemoments.types import Stage, Tile
+from livemoments.runtime.tiles.vae import TileVae
+from livemoments.types import Size, Stage, Tile
 
 
 def photo_flow(estimate: FlowEstimator, inputs: RestoreInputs) -> np.ndarray:
@@ -26,7 +26,7 @@ def photo_flow(estimate: FlowEstimator, inputs: RestoreInputs) -> np.ndarray:
 
 
 def reference_corners(
-    flow: np.ndarray, inputs: RestoreInputs, plan: TilePlan, *, follow: bool = True
+    flow: np.ndarray, inputs: RestoreInputs, plan: TilePlan, *, follow: bool = True, grid_px: int = 1
 ) -> dict[int, tuple[MeanFlow, ReferenceCorner]]:
     """PCR for every tile: its mean flow, and where its reference tile lies; by tile index.
 
@@ -35,14 +35,14 @@ def reference_corners(
         inputs: the images.
         plan: the tiles.
         follow: the flow; otherwise every reference tile lies where its tile does, as if there were no PCR.
+        grid_px: the corners that the flow says go to multiples of it.
     """
     field = FlowField(np.ascontiguousarray(flow[0].transpose(1, 2, 0)), inputs.size)
     means = {tile.index: (tile, field.mean(tile)) for tile in plan.tiles}
-    still = MeanFlow(0.0, 0.0)
-    return {
-        index: (mean, reference_corner(tile, mean if follow else still, plan.padded))
-        for index, (tile, mean) in means.items()
-    }
+    if not follow:
+        still = MeanFlow(0.0, 0.0)
+        return {index: (mean, reference_corner(tile, still, plan.padded)) for index, (tile, mean) in means.items()}
+    return {index: (mean, reference_corner(tile, mean, plan.padded, grid_px)) for index, (tile, mean) in means.items()}
 
 
 class TileCodec:
@@ -54,6 +54,7 @@ class TileCodec:
         corners: where each tile's reference lies, by tile index.
         noise: every tile's random numbers.
         flow: estimator for the tiles' flow.
+        vae_window: pixels that the VAE sees at once; ``None``: a whole tile.
         tile_flow: the flow that the networks get in place of the estimated one, by tile: see :data:`FlowOfTile`.
         use_cache: give latent batches the content keys that the K/V cache asks for.
         observer: gets the tiles' flow, posteriors, latents and decoded images.
@@ -67,6 +68,7 @@ class TileCodec:
         noise: NoiseSource,
         flow: FlowEstimator,
         *,
+        vae_window: Size | None = None,
         tile_flow: FlowOfTile | None = None,
         use_cache: bool = False,
         observer: Observer | None = None,
@@ -76,6 +78,8 @@ class TileCodec:
         self._corners = corners
         self._noise = noise
         self._flow = flow
+        self._vae = TileVae(pool, vae_window)
+        self._vae_window = vae_window
         self._tile_flow = tile_flow
         self._observer = observer
         self._model = pool.bundle.manifest.model
@@ -107,7 +111,7 @@ class TileCodec:
     def decode(self, batch: LatentBatch, z: np.ndarray) -> Iterator[tuple[Tile, np.ndarray]]:
         """Decode final latents (B,C,h,w): each tile and its image, (h, w, 3) float32, nominally in [-1, 1]."""
         unscaled = z / np.float32(self._model.latent_scaling) + np.float32(self._model.latent_shift)
-        image = to_host(self._pool.run(Stage.VAE_DECODER, {"latent": unscaled})["image"]).astype(np.float32, copy=False)
+        image = self._vae.decode(unscaled)
         self._observe(batch.tiles, "decoded", image)
         for number, tile in enumerate(batch.tiles):
             yield tile, image[number].transpose(1, 2, 0)
@@ -119,9 +123,7 @@ class TileCodec:
             return self._flow(photo_frame, frame)
 
     def _encode(self, tiles: Sequence[Tile], name: str, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        results = self._pool.run(Stage.VAE_ENCODER, {"image": images})
-        mean = to_host(results["mean"]).astype(np.float32, copy=False)
-        std = to_host(results["std"]).astype(np.float32, copy=False)
+        mean, std = self._vae.encode(images)
         z = (mean + std * noise - np.float32(self._model.latent_shift)) * np.float32(self._model.latent_scaling)
         self._observe(tiles, f"{name}.posterior_mean", mean)
         self._observe(tiles, f"{name}.posterior_std", std)
@@ -132,6 +134,8 @@ class TileCodec:
         if self._context is None:
             return ()
         context = {**self._context, "backend": self._pool.backend.name, "provider": self._pool.backend.provider}
+        if self._vae_window is not None:
+            context["vae_window"] = str(self._vae_window)
         return tuple(
             content_key(context, image, drawn.posterior_ref) for image, drawn in zip(photo, noise, strict=True)
         )

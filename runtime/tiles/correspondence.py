@@ -51,7 +51,7 @@ def mean_flow(flow_window: FloatArray) -> MeanFlow:
     return MeanFlow(float(mean[0]), float(mean[1]))
 
 
-def reference_corner(tile: Tile, mean: tuple[float, float], bounds: Size) -> ReferenceCorner:
+def reference_corner(tile: Tile, mean: tuple[float, float], bounds: Size, grid_px: int = 1) -> ReferenceCorner:
     """Find the reference tile's corner (equation 6), as upstream rounds it.
 
     The corner is ``int(centre + mean - size // 2)`` with ``centre = corner + size // 2``: truncated toward zero, then
@@ -61,6 +61,8 @@ def reference_corner(tile: Tile, mean: tuple[float, float], bounds: Size) -> Ref
         tile: the tile of the reselected frame.
         mean: (dx, dy), the mean flow inside it in pixels (see :func:`mean_flow`).
         bounds: the (padded) photo's size in pixels.
+        grid_px: the corner is moved to the nearest multiple of it, before it is clamped: other frames, whose flow
+            differs by less, have the same reference tile then.
 
     Raises:
         UsageError: the tile is larger than the bounds.
@@ -70,6 +72,7 @@ def reference_corner(tile: Tile, mean: tuple[float, float], bounds: Size) -> Ref
     dx, dy = mean
     y = math.trunc(tile.y + tile.height // 2 + dy - tile.height // 2)
     x = math.trunc(tile.x + tile.width // 2 + dx - tile.width // 2)
+    y, x = (grid_px * round(place / grid_px) for place in (y, x))
     inside_y = min(max(y, 0), bounds.height - tile.height)
     inside_x = min(max(x, 0), bounds.width - tile.width)
     return ReferenceCorner(inside_y, inside_x, (inside_y, inside_x) != (y, x))

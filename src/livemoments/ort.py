@@ -51,6 +51,18 @@ def session_options(threads: int | None = None, *, weights_bytes: int = 0) -> An
     return options
 
 
+def leave_weights_mapped(options: Any) -> None:
+    """Have a session read its weights from the mapped file whenever they are needed.
+
+    They are neither packed for the kernels nor converted once for all (half-precision weights, to float32 on a CPU,
+    which the optimizations beyond the extended ones do): both would copy them. No arena keeps what a run needed.
+    """
+    options.graph_optimization_level = import_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+
+
 def _threads_of_environment() -> int | None:
     """``OMP_NUM_THREADS``, of which a list (one entry a level of nesting) counts by its first; ``None`` without one."""
     first = os.environ.get(THREADS_VARIABLE, "").partition(",")[0].strip()

@@ -31,6 +31,10 @@ class Stage(enum.StrEnum):
         return -1 if self in (Stage.MOTION, Stage.REFERENCE) else 1
 
 
+VAE_STAGES = (Stage.VAE_ENCODER, Stage.VAE_DECODER)
+TRANSFORMER_STAGES = (Stage.REFERENCE, Stage.RESTORATION)
+
+
 def whole_bundle(flow: FlowNetwork) -> tuple[Stage, ...]:
     """The stages of a bundle that can restore, in the order in which a tile passes through them."""
     return tuple(stage for stage in Stage if stage is not Stage.FLOW or flow == "raft")

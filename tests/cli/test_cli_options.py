@@ -16,6 +16,7 @@ from fake_bundle import make_fake_bundle
 from livemoments.bundle import Bundle
 from livemoments.errors import ParityError
 from livemoments.live_photo import LivePhoto
+from livemoments.runtime.keys_values.content_cache import CacheUse
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import ReferencePolicy, Size, Stage
 from livemoments.validate.harness.image_metrics import StandardMetrics
@@ -47,11 +48,12 @@ def test_export_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bu
             "overwrite": False,
             "verify": "full",
             "blocks_per_package": 6,
+            "vae_tiles": (),
             "flow_sizes": (),
         }
     options = "--precision fp16 --tile 256x128 --tile 64 --tile 64x64 --overlap 32 --steps 6,2 --reference every-2"
     more = "--kv-layout stacked --stages restoration,reference --overwrite --verify none -q "
-    more += "--blocks-per-package 2 --flow-size 1440x1080"
+    more += "--blocks-per-package 2 --flow-size 1440x1080 --vae-tile 64x32"
     assert run("export", "weights", "-o", "out", *options.split(), *more.split()).exit_code == 0
     del backend.options["progress"]
     assert backend.options == {
@@ -66,6 +68,7 @@ def test_export_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bu
         "overwrite": True,
         "verify": "none",
         "blocks_per_package": 2,
+        "vae_tiles": (Size(32, 64),),
         "flow_sizes": (Size(1080, 1440),),
     }
 
@@ -107,7 +110,10 @@ def restored() -> types.SimpleNamespace:
     timings = types.SimpleNamespace(stages={"flow": types.SimpleNamespace(seconds=0.25, count=2)}, tile_seconds=[1.5])
     metadata = {"tiles": 1, "tile": "64x64", "steps": 6, "reference_policy": "frozen", "flow": "dis"}
     return types.SimpleNamespace(
-        image=np.zeros((48, 64, 3), np.uint8), metadata={**metadata, "photo_frame": "given"}, timings=timings
+        image=np.zeros((48, 64, 3), np.uint8),
+        metadata={**metadata, "photo_frame": "given"},
+        timings=timings,
+        cache=CacheUse(hits=3, misses=1, dropped=0),
     )
 
 
@@ -134,6 +140,9 @@ def test_restore_passes_everything_on(
         "batch": 1,
         "pad_small": False,
         "no_pcr": False,
+        "vae_tile": None,
+        "pcr_grid": 1,
+        "kv_cache_budget_bytes": 64 << 30,
         "kv_store": "host",
         "residency": "all",
         "kv_dtype": "native",
@@ -146,7 +155,8 @@ def test_restore_passes_everything_on(
     options = (
         "--photo-frame v.png --steps 3 --seed 9 --compat upstream --provider cuda --threads 2 --reference frozen@1 "
         "--flow dis --tile-plan upstream --tile 128x64 --batch 4 --pad-small --no-pcr --kv-store disk "
-        "--kv-dtype float16 --kv-budget 1.5GB --kv-cache cache --bit-depth 16 --quality 80 --residency phases"
+        "--kv-dtype float16 --kv-budget 1.5GB --kv-cache cache --bit-depth 16 --quality 80 --residency phases "
+        "--vae-tile 64x32 --pcr-grid 16 --kv-cache-budget 2GiB"
     )
     assert run("restore", bundle.path, *images, "-o", tmp_path / "x.png", *options.split()).exit_code == 0
     _, live, given = backend.positional
@@ -164,6 +174,9 @@ def test_restore_passes_everything_on(
         "batch": 4,
         "pad_small": True,
         "no_pcr": True,
+        "vae_tile": Size(32, 64),
+        "pcr_grid": 16,
+        "kv_cache_budget_bytes": 2 << 30,
         "kv_store": "disk",
         "residency": "phases",
         "kv_dtype": "float16",
@@ -182,6 +195,7 @@ def test_restore_prints_what_it_did(monkeypatch: pytest.MonkeyPatch, bundle: Bun
     text = run(*arguments).stdout
     assert text.startswith("wrote x.png: 64x48 in ")
     assert "1 tile of 64x64, 6 steps, reference frozen, flow by dis, photo frame given" in text
+    assert "keys and values: 3 of 4 (a tile at a step) were kept" in text
     document = json.loads(run(*arguments, "--json").stdout)
     assert document.pop("seconds") >= 0
     assert document == {
@@ -190,6 +204,7 @@ def test_restore_prints_what_it_did(monkeypatch: pytest.MonkeyPatch, bundle: Bun
         "height": 48,
         "metadata": restored.metadata,
         "timings": {"stages": {"flow": {"seconds": 0.25, "count": 2}}, "tile_seconds": [1.5]},
+        "kv_cache": {"hits": 3, "misses": 1, "dropped": 0},
     }
 
 
@@ -348,17 +363,22 @@ def test_demo_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_export_builds_engines_of_the_bundle_that_it_wrote(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     backend = stand_in(monkeypatch, "livemoments.export.pipeline:export_bundle", bundle)
     builder = stand_in(monkeypatch, "livemoments.export.tensorrt.build:build_engines", (bundle, []))
-    checked: list[tuple[str, tuple[str, ...]]] = []
+    checked: list[tuple[str, tuple[str, ...], str]] = []
     monkeypatch.setattr("livemoments.cli.export.check_engine", lambda *given: checked.append(given))
     options = ["--target", "tensorrt", "--engine", "rtx", "--sm", "8.9, 12.0"]
     result = run("export", "weights", "-o", "out", *options)
     assert result.exit_code == 0, result.output
-    assert checked == [("rtx", ("8.9", "12.0"))]
+    assert checked == [("rtx", ("8.9", "12.0"), "onnx")]
     assert backend.options["target"] == "tensorrt"
-    assert not {"engine", "sm"} & set(backend.options)
+    assert not {"engine", "sm", "via"} & set(backend.options)
     folder, wanted = builder.positional
     assert folder == bundle.path
     assert (wanted.library, wanted.sm, wanted.stages) == ("rtx", ("8.9", "12.0"), None)
+    assert (wanted.via, wanted.checkpoint) == ("onnx", None)
+    assert run("export", "weights", "-o", "out", *options, "--via", "torch-tensorrt").exit_code == 0
+    assert checked[-1][-1] == "torch-tensorrt"
+    wanted = builder.positional[1]
+    assert (wanted.via, wanted.checkpoint) == ("torch-tensorrt", Path("weights"))
 
 
 def test_build_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
@@ -368,9 +388,10 @@ def test_build_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bun
     assert (wanted.sm, wanted.batch, wanted.stages, wanted.tiles, wanted.flow_sizes) == ((), 1, None, None, ())
     assert (wanted.flags, wanted.optimization_level, wanted.timing_cache) == ((), None, None)
     assert (wanted.rebuild, wanted.check_memory) == (False, True)
+    assert (wanted.via, wanted.checkpoint) == ("onnx", None)
     sizes = "--stages flow,motion --tile 64 --tile 64x64 --flow-size 640x480 --batch 2 --optimization-level 5"
     flags = "--weight-streaming --refit --strip-weights --version-compatible --hardware-compatible"
-    more = "--timing-cache t --rebuild --no-memory-check --json"
+    more = "--timing-cache t --rebuild --no-memory-check --via torch-tensorrt --checkpoint c --json"
     result = run("build", "b", "--engine", "tensorrt", *sizes.split(), *flags.split(), *more.split())
     assert json.loads(result.stdout) == {"bundle": str(bundle.path), "engines": []}
     wanted = builder.positional[1]
@@ -379,3 +400,4 @@ def test_build_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bun
     assert [f"--{flag}" for flag in wanted.flags] == flags.split()
     assert (wanted.optimization_level, wanted.timing_cache) == (5, Path("t"))
     assert (wanted.rebuild, wanted.check_memory) == (True, False)
+    assert (wanted.via, wanted.checkpoint) == ("torch-tensorrt", Path("c"))

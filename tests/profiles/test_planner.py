@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -17,13 +18,15 @@ from places import ROOT
 from livemoments.bundle import Bundle
 from livemoments.checkpoints import trained_bundle
 from livemoments.errors import BundleError, UsageError
+from livemoments.profiles.planner import packed
+from livemoments.profiles.planner.cost import cost_of_stage
 from livemoments.profiles.planner.engines import rates_of
-from livemoments.profiles.planner.plan import Plan, PlanRequest, Plans, make_plans
+from livemoments.profiles.planner.plan import Plan, PlanRequest, Plans, _choose, make_plans
 from livemoments.profiles.planner.svg import plan_svg
 from livemoments.profiles.planner.text import plans_text, shortfall, what_would_fit
 from livemoments.profiles.read import load_profile
 from livemoments.profiles.schema import Profile
-from livemoments.types import Size
+from livemoments.types import TRANSFORMER_STAGES, Size
 
 PHOTO = Size(256, 304)
 
@@ -114,6 +117,68 @@ def test_time_decides_too(bundle: Bundle) -> None:
     assert "cannot be said" in shortfall(unknown)
 
 
+def test_every_residency_takes_less_than_the_one_before(bundle: Bundle) -> None:
+    plans = plans_for(bundle, reference="per-step")
+    peaks = [
+        by(plans, residency=kind, batch=1, kv_store="disk").peak_bytes for kind in ("phases", "mapped", "streamed")
+    ]
+    assert peaks == sorted(peaks, reverse=True)
+    assert len(set(peaks)) == 3
+    assert all(plan.exact for plan in plans.plans)
+    for plan in plans.plans:
+        if plan.residency == "streamed":  # between runs nothing of a transformer is held
+            engines = [segment.host.get(name, 0) for segment in plan.segments for name in ("reference", "restoration")]
+            assert set(engines) == {0}
+
+
+def test_what_the_engines_cannot_do_is_not_proposed(bundle: Bundle) -> None:
+    assert {plan.residency for plan in plans_for(bundle, profile="rtx-4090").plans} == {"all", "phases", "streamed"}
+
+
+def test_ties_go_to_the_least_memory_or_to_the_simplest(bundle: Bundle) -> None:
+    plans = list(plans_for(bundle, reference="per-step").plans)
+    random.shuffle(plans)
+    same = [msgspec.structs.replace(plan, seconds=10 + random.uniform(0, 0.1)) for plan in plans]
+    assert _choose(same) == min(same, key=lambda plan: (plan.peak_bytes, plan.residency != "all", plan.arguments))
+    unknown = _choose([msgspec.structs.replace(plan, seconds=None) for plan in plans])
+    assert unknown is not None
+    assert (unknown.residency, unknown.batch) == ("all", 1)
+
+
+def test_recipes_that_are_planned_with_are_those_that_ship() -> None:
+    from livemoments.quantize.recipes import load_recipe
+
+    for name, bits in packed.RECIPES.items():
+        recipe = load_recipe(name)
+        assert recipe.block_size == packed.BLOCK
+        assert str(bits) in recipe.action
+
+
+@pytest.mark.slow
+def test_what_a_recipe_would_leave_is_what_it_leaves(bundle: Bundle, tmp_path: Path) -> None:
+    from livemoments.quantize.pipeline import quantize_bundle
+
+    for name in packed.RECIPES:
+        made = quantize_bundle(bundle.path, tmp_path / name, recipe=name, check_speed=False)
+        for stage in TRANSFORMER_STAGES:
+            size = bundle.tile_sizes[0]
+            found = cost_of_stage(bundle, stage, size, recipe=name)
+            expected = cost_of_stage(Bundle.open(made.path), stage, size)
+            assert found.weight_bytes == pytest.approx(expected.weight_bytes, rel=0.05)
+            assert found.flops == pytest.approx(expected.flops, rel=0.02)
+
+
+def test_a_recipe_that_cannot_be_told_beforehand(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="what 'fp8' would leave cannot be told"):
+        plans_for(bundle, recipe="fp8")
+    restoration = msgspec.structs.replace(bundle.stage("restoration"), precision="int8-weights")
+    stages = bundle.manifest.stages | {"restoration": restoration}
+    quantized = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, stages=stages))
+    with pytest.raises(UsageError, match="RestorationNet is int8-weights already"):
+        plans_for(quantized, recipe="int8-weights")
+    assert plans_for(bundle, recipe="int4-weights").nearest.peak_bytes < plans_for(bundle).nearest.peak_bytes
+
+
 def test_rates_of_records_replace_peaks() -> None:
     gpu, cpu = rates_of(load_profile("h100")), rates_of(load_profile("cpu-amx"), cores=4)
     assert gpu.flops["fp16"] == pytest.approx(0.5 * 989.4e12)
@@ -141,9 +206,10 @@ def test_what_the_bundle_cannot_do(bundle: Bundle) -> None:
         plans_for(bundle, reference="frozen@9")
 
 
-def test_a_core_ml_bundle_is_not_planned_with(bundle: Bundle) -> None:
-    other = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, target="coreml"))
-    with pytest.raises(UsageError, match="Core ML bundle has no graphs"):
+@pytest.mark.parametrize(("target", "words"), [("coreml", "Core ML bundle"), ("torch", "bundle of PyTorch networks")])
+def test_bundles_without_graphs_are_not_planned_with(bundle: Bundle, target: str, words: str) -> None:
+    other = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, target=target))
+    with pytest.raises(UsageError, match=f"{words} has no graphs"):
         plans_for(other)
 
 
@@ -239,3 +305,18 @@ def test_the_record_meets_the_bar_and_the_page_says_it() -> None:
         assert abs(row["ratio"] - 1) <= record["bar"] == 0.1
         assert row["ratio"] == pytest.approx(row["predicted_mb"] / row["measured_mb"], abs=2e-3)
         assert f"{row['predicted_mb']:.0f} MB | {row['measured_mb']:.0f} MB" in page
+
+
+def test_the_limits_record_kept_what_it_promised() -> None:
+    record = json.loads((ROOT / "benchmarks/results/memory-limits.json").read_text())
+    for kind, rows in record["rows"].items():
+        assert len(rows) == record["settings"] == 20
+        assert record["kept"][kind] == sum(row["kept"] for row in rows)
+    for row in record["rows"]["said to fit"]:
+        assert row["budget_mb"] >= row["predicted_mb"] * 1.09
+    for row in record["rows"]["does not fit"]:
+        assert row["budget_mb"] < row["predicted_mb"]
+    page = (ROOT / "docs/planning.md").read_text()
+    fits, falls = record["kept"]["said to fit"], record["kept"]["does not fit"]
+    assert f"{fits} of 20" in page
+    assert f"{falls} of 20" in page

@@ -80,3 +80,16 @@ def test_shapes_that_do_not_fit() -> None:
         FlowField(np.zeros((16, 16, 3), np.float32), Size(32, 32))
     with pytest.raises(UsageError, match="does not fit"):
         reference_corner(Tile(0, 0, 0, 64, 64), (0.0, 0.0), Size(32, 128))
+
+
+def test_corners_go_to_the_nearest_place_of_a_grid() -> None:
+    bounds, rng = Size(500, 700), np.random.default_rng()
+    for _ in range(50):
+        grid = int(rng.integers(1, 40))
+        tile = Tile(0, int(rng.integers(0, 400)), int(rng.integers(0, 600)), 96, 64)
+        dx, dy = (float(shift) for shift in rng.uniform(-30, 30, 2))
+        exact, found = reference_corner(tile, (dx, dy), bounds), reference_corner(tile, (dx, dy), bounds, grid)
+        for axis, limit in ((0, 500 - 96), (1, 700 - 64)):
+            assert found[axis] % grid == 0 or found[axis] in (0, limit)
+            assert exact.clamped or abs(found[axis] - exact[axis]) <= grid / 2
+        assert grid > 1 or found == exact

@@ -136,3 +136,22 @@ def test_every_step_takes_less_and_they_end() -> None:
     assert len(seen) == len(set(seen)) == 4
     assert (options.batch, options.residency, options.kv_store, options.kv_budget_bytes) == (1, "phases", "disk", 1)
     assert options.key() == RestoreOptions().key()
+    streamed, words = take_less(options, streams=True) or (options, "")
+    assert (streamed.residency, words) == ("streamed", "one block of the transformers is loaded at a time")
+    assert take_less(streamed, streams=True) is None
+
+
+def test_streaming_is_the_last_resort(bundle: Bundle, expected: RestoreResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the options open the back-end, they may open one that streams in its place."""
+    opened: list[str] = []
+
+    def open_backend(self: RestoreOptions, _bundle: Bundle) -> LoggingBackend:
+        opened.append(self.residency)
+        fits = self.residency == "streamed"
+        return Small(lambda _backend, stage, _runs: fits or stage is not Stage.RESTORATION, memory_error())
+
+    monkeypatch.setattr(RestoreOptions, "open_backend", open_backend)
+    found = restore(bundle, FRAME, PHOTO, KEY_FRAME)
+    np.testing.assert_array_equal(found.image, expected.image)
+    assert opened == ["all", "streamed"]
+    assert found.metadata["memory_fallbacks"][-1] == "one block of the transformers is loaded at a time"

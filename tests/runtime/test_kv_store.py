@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ from hidden_entries import left_behind
 
 from livemoments.errors import OutputError, ResourceError, UsageError
 from livemoments.runtime.keys_values.codecs import Float16Codec, find_codec
-from livemoments.runtime.keys_values.content_cache import KvCache, content_key
+from livemoments.runtime.keys_values.content_cache import CacheUse, KvCache, content_key
 from livemoments.runtime.keys_values.step_store import KvStore, open_store
 
 HALF_ROUNDING = 2.0**-11
@@ -201,3 +202,36 @@ def test_interrupted_cache_write_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         cache.put("key", 0, arrays)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_least_recently_used_make_room(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    stored = sum(array.nbytes for array in arrays.values())
+    KvCache(tmp_path).put("size", 0, arrays)
+    (one,) = tmp_path.iterdir()
+    entry = one.stat().st_size
+    one.unlink()
+    cache = KvCache(tmp_path, budget_bytes=3 * entry)
+    paths = {}
+    for number, key in enumerate("abc"):
+        cache.put(key, 0, arrays)
+        (paths[key],) = set(tmp_path.iterdir()) - set(paths.values())
+        os.utime(paths[key], ns=(number, number))  # as if they had been written one after the other
+    assert cache.dropped == 0
+    assert KvCache(tmp_path).get("a", 0) is not None  # another run's use counts too
+    cache.put("d", 0, arrays)
+    assert {key for key in "abcd" if KvCache(tmp_path).get(key, 0) is not None} == {"a", "c", "d"}
+    assert (cache.dropped, cache.use) == (1, CacheUse(0, 0, 1))
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 3 * entry
+    small = KvCache(tmp_path, budget_bytes=stored - 1)
+    assert same(small.put("too large", 0, arrays), arrays)
+    assert small.get("too large", 0) is None
+    assert len(list(tmp_path.iterdir())) == 3  # what cannot be kept drops nothing
+
+
+def test_whatever_else_lies_in_the_folder_stays(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    cache = KvCache(tmp_path, budget_bytes=1 << 12)
+    for number in range(20):
+        cache.put(str(number), 0, arrays)
+    assert cache.dropped > 0
+    assert (tmp_path / "notes.txt").read_text() == "mine"

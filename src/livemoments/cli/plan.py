@@ -59,6 +59,11 @@ class _SecondsType(click.ParamType):
 )
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Sampling steps.  [default: the profile's]")
 @click.option("--tile", type=SIZE, help="Only this tile size of the bundle.  [default: every one it has]")
+@click.option(
+    "--recipe",
+    type=click.Choice(["int8-weights", "int4-weights"]),
+    help="Plan as if the bundle had been quantized so.",
+)
 @click.option("--svg", metavar="FILE", type=FILE, help="Write the memory timeline as a picture.")
 @json_option
 def command(
@@ -71,13 +76,15 @@ def command(
     reference: ReferencePolicy | None,
     steps: int | None,
     tile: Size | None,
+    recipe: str | None,
     svg: Path | None,
     as_json: bool,
 ) -> None:
     """Predict what restoring a photo with BUNDLE takes, and choose the fastest way that fits.
 
     Only the bundle's manifest and graphs are read; its weights may be missing. Compared are the bundle's tile sizes,
-    batches, and which engines are loaded at once. The chosen plan's arguments for 'livemoments restore' are printed.
+    batches, which engines are loaded at once, and the VAE in windows. The chosen plan's arguments for 'livemoments
+    restore' are printed.
 
     Exit code 1 if nothing fits: by how many bytes, and what would. Needs the extra 'plan'; no PyTorch.
 
@@ -108,6 +115,7 @@ def command(
             steps=steps,
             tile=tile,
             cores=usable_cores(),
+            recipe=recipe,
         )
         plans = make_plans(Bundle.open(bundle, verify_hashes=False, engines=False, weights=False), device, request)
         if svg is not None:

@@ -67,11 +67,12 @@ from livemoments.progress import Progress
 )
 @click.option(
     "--residency",
-    type=click.Choice(["all", "phases"]),
+    type=click.Choice(["all", "phases", "mapped", "streamed"]),
     default="all",
     show_default=True,
     help="phases: only the engines of the phase at work are loaded (flow and encoder; ReferenceNet; RestorationNet; "
-    "decoder), whatever the policy. The same picture, less memory, more loading.",
+    "decoder), whatever the policy. The same picture, less memory, more loading. mapped: so, and the weights of both "
+    "networks stay in their files (CPU). streamed: so, and a block of theirs at a time (the extra 'plan').",
 )
 @click.option(
     "--kv-store",
@@ -101,6 +102,14 @@ from livemoments.progress import Progress
     metavar="DIR",
     type=PATH,
     help="Keep keys and values in this folder, found again by content: a second frame of the same photo is cheaper.",
+)
+@click.option(
+    "--kv-cache-budget",
+    "kv_cache_budget_bytes",
+    type=BYTES,
+    default="64GiB",
+    show_default=True,
+    help="What that folder may hold; the least recently used go first.",
 )
 @click.option(
     "--bit-depth", type=click.Choice(["8", "16"]), help="Bits per channel of the result.  [default: the photo's]"
@@ -138,8 +147,8 @@ def command(
     --at share the photo's keys and values. Without BUNDLE the small network that comes with the package restores.
 
     With --json: {"output", "width", "height", "seconds", "metadata", "timings": {"stages": {NAME: {"seconds",
-    "count"}}, "tile_seconds"}}. With --live: {"live": {"photo", "video", "kind", "key_frame", "notes"}, "moments": [the
-    same and "frame", "time_s", "notes"]}.
+    "count"}}, "tile_seconds"}}, and with --kv-cache "kv_cache": {"hits", "misses", "dropped"}. With --live: {"live":
+    {"photo", "video", "kind", "key_frame", "notes"}, "moments": [the same and "frame", "time_s", "notes"]}.
 
     \b
     Examples:

@@ -17,8 +17,9 @@ _COUNT, _FROM_ZERO = click.IntRange(min=1), click.IntRange(min=0)
 
 
 def restore_options(*, default_seed: str) -> Callable[[Function], Function]:
-    """``--seed``, ``--steps``, ``--reference``, ``--flow``, ``--tile``, ``--batch``, ``--pad-small``, ``--no-pcr``,
-    ``--provider`` and ``--threads``; :func:`read_restore_options` makes them into ``RestoreOptions``.
+    """``--seed``, ``--steps``, ``--reference``, ``--flow``, ``--tile``, ``--vae-tile``, ``--batch``, ``--pad-small``,
+    ``--no-pcr``, ``--pcr-grid``, ``--provider`` and ``--threads``; :func:`read_restore_options` makes them into
+    ``RestoreOptions``.
 
     Args:
         default_seed: what the help says about the seed that is used where none is named.
@@ -42,6 +43,12 @@ def restore_options(*, default_seed: str) -> Callable[[Function], Function]:
             "--tile", type=SIZE, help="Use this tile size of the bundle.  [default: the best of those it has]"
         ),
         click.option(
+            "--vae-tile",
+            type=SIZE,
+            help="What the VAE sees at once where tiles are larger: a size of the bundle (export --vae-tile). Less "
+            "memory, another picture.  [default: whole tiles]",
+        ),
+        click.option(
             "--batch", type=_COUNT, default=1, show_default=True, metavar="TILES", help="Tiles computed at once."
         ),
         click.option(
@@ -52,6 +59,13 @@ def restore_options(*, default_seed: str) -> Callable[[Function], Function]:
             is_flag=True,
             help="Cut every reference tile at its tile's own place, without patch correspondence "
             "retrieval: an ablation.",
+        ),
+        click.option(
+            "--pcr-grid",
+            type=_COUNT,
+            metavar="PX",
+            help="Move reference tiles to multiples of PX, so that the moments of a Live Photo share them and "
+            "--kv-cache finds their keys and values.  [default: 1, where the flow says]",
         ),
         provider_option,
         threads_option,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ def result_document(result: RestoreResult, output: Path, seconds: float) -> dict
         "seconds": round(seconds, 3),
         "metadata": result.metadata,
         "timings": timings,
+        **({} if result.cache is None else {"kv_cache": asdict(result.cache)}),
     }
 
 
@@ -40,6 +42,8 @@ def result_summary(result: RestoreResult, output: Path, seconds: float) -> str:
         f"  {plural(made['tiles'], 'tile')} of {made['tile']}, {plural(made['steps'], 'step')}, "
         f"reference {made['reference_policy']}, flow by {made['flow']}, photo frame {made['photo_frame']}",
     ]
+    if (cache := result.cache) is not None:
+        lines.append(f"  keys and values: {cache.hits} of {cache.hits + cache.misses} (a tile at a step) were kept")
     if lost := made.get("not_carried_over"):
         lines.append(f"  not carried over from the photo: {', '.join(lost)}")
     return "\n".join(lines)

@@ -20,8 +20,8 @@ import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
+from livemoments.chains.chain import Segment
 from livemoments.errors import EngineError
-from livemoments.graphs.segments import Segment
 from livemoments.graphs.taps import open_segment
 from livemoments.graphs.tensors import read_tensor
 from livemoments.types import is_keys_values
@@ -305,7 +305,7 @@ class Piece:
     def _open(self) -> Any:
         if self._model is None:
             raise EngineError("the piece is closed")
-        segment = Segment(self._model.SerializeToString(), self.inputs, self._names, ())
+        segment = Segment(self._model.SerializeToString(), self.inputs, self._names)
         self._model = None
         return open_segment(segment, self._path, threads=self._threads, prepack=False)
 

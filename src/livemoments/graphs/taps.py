@@ -6,7 +6,7 @@ their references as PCR aligns them, keys and values from one network to the oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ import numpy as np
 import onnx_ir as ir
 
 from livemoments.bundle import Bundle
+from livemoments.chains.chain import ChainEngine, Segment
 from livemoments.errors import EngineError
-from livemoments.graphs.segments import Segment, Tap, cut, find_taps
+from livemoments.graphs.segments import Tap, cut, find_taps
 from livemoments.ort import open_session, session_options
 from livemoments.runtime.backends.base import Array, Backend, Engine, to_host
 from livemoments.runtime.backends.ort import OrtBackend, _translated
-from livemoments.types import Size, Stage, TensorSpec
+from livemoments.types import TRANSFORMER_STAGES, Size, Stage
 
-TAPPED_STAGES = (Stage.REFERENCE, Stage.RESTORATION)
+TAPPED_STAGES = TRANSFORMER_STAGES
 TAPS_BUDGET_BYTES = 256 << 20
 """Activations held for the listener at once: about one block of the published size at a 1024-pixel tile."""
 RESIDENT_BYTES = 2 << 30
@@ -71,88 +72,36 @@ class TappedBackend(Backend):
         if path not in self._cut:
             self._cut[path] = segments_of(path, stage, self._taps_budget_bytes, operands=self._operands)
         weights_bytes = sum(bundle.manifest.files[name].bytes for name in graph.weights)
+        resident = weights_bytes <= self._resident_bytes
         return TappedEngine(
             stage,
             self._cut[path],
             graph.inputs,
             graph.outputs,
             path=path,
+            open_segment=lambda part: open_segment(part, path, threads=self._threads, prepack=resident),
+            resident=resident,
             listener=self._listener,
-            threads=self._threads,
-            resident=weights_bytes <= self._resident_bytes,
         )
 
 
-class TappedEngine(Engine):
-    """A chain of segments run one after the other."""
+class TappedEngine(ChainEngine):
+    """A chain of segments that shows its taps."""
 
-    def __init__(
-        self,
-        stage: Stage,
-        segments: Sequence[Segment],
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-        *,
-        path: Path,
-        listener: Listener,
-        threads: int | None,
-        resident: bool,
-    ) -> None:
-        super().__init__(stage, inputs, outputs)
-        self._segments = segments
-        self._path = path
+    def __init__(self, *arguments: Any, listener: Listener, **more: Any) -> None:
+        super().__init__(*arguments, **more)
         self._listener = listener
-        self._threads = threads
-        self._resident = resident
-        self._sessions: dict[int, Any] = {}
 
-    def _run(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
-        values = {name: to_host(array) for name, array in inputs.items()}
-        point = int(values["step"])
-        last_reader = {name: number for number, part in enumerate(self._segments) for name in part.inputs}
-        results: dict[str, Array] = {}
-        wanted = {spec.name for spec in self.outputs}
-        for number, part in enumerate(self._segments):
-            outputs = self._run_segment(number, part, values)
-            for tap in part.taps:
-                self._listener(tap, point, outputs[tap.value])
-            for name in part.outputs:
-                if name in wanted:
-                    self._check_finite(name, point, outputs[name])
-                    results[name] = outputs[name]
-                values[name] = outputs[name]
-            del outputs
-            values = {name: array for name, array in values.items() if last_reader.get(name, -1) > number}
-        return results
-
-    def _run_segment(self, number: int, part: Segment, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = list(dict.fromkeys([*part.outputs, *(tap.value for tap in part.taps)]))
-        session = self._session(number, part)
-        try:
-            arrays = session.run(names, {name: values[name] for name in part.inputs})
-        except Exception as error:  # onnxruntime's own exceptions share no base class
-            raise _translated(error, f"stage '{self.stage}' failed in {self._path.name}") from error
-        return dict(zip(names, arrays, strict=True))
-
-    def _session(self, number: int, part: Segment) -> Any:
-        session = self._sessions.get(number)
-        if session is None:
-            session = open_segment(part, self._path, threads=self._threads, prepack=self._resident)
-            if self._resident:
-                self._sessions[number] = session
-        return session
-
-    def _check_finite(self, name: str, point: int, array: np.ndarray) -> None:
-        if not np.isfinite(array).all():
-            raise EngineError(
-                f"stage '{self.stage}', output '{name}': NaN or infinity at schedule point {point}",
-                fix="check the checkpoint's weights and the calibration images",
-            )
-
-    def close(self) -> None:
-        """See :meth:`Engine.close`."""
-        super().close()
-        self._sessions.clear()
+    def _look(self, part: Segment, outputs: Mapping[str, np.ndarray], inputs: Mapping[str, Array]) -> None:
+        point = int(to_host(inputs["step"]))
+        for tap in part.taps:
+            self._listener(tap, point, outputs[tap.value])
+        for spec in self.outputs:
+            if spec.name in part.outputs and not np.isfinite(outputs[spec.name]).all():
+                raise EngineError(
+                    f"stage '{self.stage}', output '{spec.name}': NaN or infinity at schedule point {point}",
+                    fix="check the checkpoint's weights and the calibration images",
+                )
 
 
 def segments_of(path: Path, stage: Stage, taps_budget_bytes: int, *, operands: bool = False) -> list[Segment]:
