@@ -12,7 +12,7 @@ from msgspec import Meta
 
 TRANSFORMERS = ("reference", "restoration")
 """The stages that recipes quantize."""
-RECIPES = ("fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "int8-tensorrt", "fp8")
+RECIPES = ("fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "int8-tensorrt", "int8-rotated", "fp8")
 """The recipes that ship (a test compares them with ``quantize.recipes``, whose import needs an extra)."""
 BASES = ("fp32", "fp16")
 """What a bundle is exported in."""
