@@ -20,7 +20,7 @@ from livemoments.export.stages import PER_BLOCK
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
 from livemoments.quantize.actions import Action, Mix
-from livemoments.quantize.recipes import FLOAT_RECIPES, Recipe
+from livemoments.quantize.recipes import FLOAT_RECIPES, PACKAGES, Recipe, names_for
 from livemoments.quantize.sample_inputs import Arrays, SampleInputs
 from livemoments.runtime.backends.base import Engine, to_host
 from livemoments.types import Size, Stage
@@ -66,7 +66,14 @@ def check_source(bundle: Bundle, recipe: Recipe) -> None:
         raise UsageError(
             f"{bundle.path} is in {manifest.precision} already", fix="take the fp32 bundle, or another recipe"
         )
-    if not bundle.has_onnx_graphs:  # which run in onnxruntime, where calibration and guards happen
+    if recipe.for_packages != (manifest.target == PACKAGES):
+        raise UsageError(
+            f"recipe '{recipe.name}' is not for bundles of --target {manifest.target}",
+            fix=f"use {', '.join(names_for(manifest.target))}",
+        )
+    if not (
+        recipe.for_packages or bundle.has_onnx_graphs
+    ):  # the graphs run in onnxruntime, which calibrates and guards
         raise UsageError(f"{bundle.path} is made for {manifest.target}", fix="quantize a bundle of --target onnx")
     if recipe.keys_values and manifest.kv_layout != PER_BLOCK:
         raise UsageError(
@@ -89,8 +96,14 @@ def check_mix(mix: Mix, recipe: Recipe, bundle: Bundle) -> None:
     """Refuse a mix that quantizes nothing.
 
     Raises:
-        UsageError: it does not, and the recipe does not change the graph otherwise.
+        UsageError: it does not, and the recipe does not change the graph otherwise; or packages are to be made by
+            several actions.
     """
+    if recipe.for_packages and (other := set(mix.values()) - {Action.KEEP, recipe.action}):
+        raise UsageError(
+            f"Core ML packages are compressed by one recipe: '{recipe.name}' has no '{min(a.value for a in other)}'",
+            fix="keep these layers",
+        )
     if recipe.half or any(action is not Action.KEEP for action in mix.values()):
         return
     stages = ", ".join(recipe.stages)

@@ -19,8 +19,28 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block lengths that onnxruntime's ``MatMulNBits`` accepts."""
 ROTATIONS = (16, 64, 256)
 """Block lengths of a rotation: powers of four, whose matrix entries are powers of two, so exact in half precision."""
-NAMES = ("fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "int8-tensorrt", "int8-rotated", "fp8")
+NAMES = (
+    "fp16",
+    "int8",
+    "int8-dynamic",
+    "int8-weights",
+    "int4-weights",
+    "int8-tensorrt",
+    "int8-rotated",
+    "fp8",
+    "int8-weights-coreml",
+    "int4-weights-coreml",
+    "palette8-coreml",
+    "palette6-coreml",
+    "palette4-coreml",
+    "int8-coreml",
+)
 """The recipes that ship, in the order in which they are listed."""
+PACKAGES = "coreml"
+"""The target whose bundles hold packages instead of graphs; recipes for it alone compress these."""
+PACKAGE_ACTIONS = (Action.WEIGHT_INT8, Action.WEIGHT_INT4, Action.PALETTE, Action.INT8_STATIC)
+PALETTE_BITS = (4, 6, 8)
+"""Widths of an index that every Core ML engine reads."""
 FLOAT_RECIPES = (None, "fp16")
 """What a manifest says of bundles that can be quantized: their weights are still floats."""
 _PRECISION = {
@@ -44,7 +64,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         stages: the stages whose linears are quantized.
         devices: the kinds of engine it is meant to be fast on (``cpu``, ``cuda``, ``tensorrt``, ``coreml``).
         keep: patterns of the weights that keep their precision (``*`` and ``?`` as in file names).
-        block_size: inputs that share a scale, for the weight-only actions.
+        block_size: inputs that share a scale, for the weight-only actions; 0, for packages only: all of them.
+        bits: the width of a palette's index.
+        group_rows: outputs that share a palette; 0: all of a weight's.
         symmetric: neither blocks of weights nor static activations have a zero point.
         method: how a block's scale and zero point are found: ``rtn`` spans its values, ``hqq`` minimises its error.
         int8_compute: weight-only products quantize their input by blocks while they run (8 bit): faster, less exact.
@@ -66,6 +88,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     devices: tuple[str, ...] = ("cpu",)
     keep: tuple[str, ...] = ()
     block_size: int = 32
+    bits: int = 8
+    group_rows: int = 0
     symmetric: bool = False
     method: Literal["rtn", "hqq"] = "rtn"
     int8_compute: bool = False
@@ -90,11 +114,17 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def precision(self) -> str:
         """The row of ``validate/limits.toml`` that holds: the shipped recipe's of the same action."""
-        return _PRECISION[self.action]
+        return f"palette{self.bits}" if self.action is Action.PALETTE else _PRECISION[self.action]
+
+    @property
+    def for_packages(self) -> bool:
+        """Whether it compresses Core ML packages, not graphs."""
+        return self.devices == (PACKAGES,)
 
     def keeps(self, weight: str) -> bool:
-        """Whether a weight keeps its precision."""
-        return any(fnmatch.fnmatchcase(weight, pattern) for pattern in self.keep)
+        """Whether a weight keeps its precision; names in packages have underscores in the place of dots."""
+        patterns = (form for pattern in self.keep for form in (pattern, pattern.replace(".", "_")))
+        return any(fnmatch.fnmatchcase(weight, pattern) for pattern in patterns)
 
 
 def load_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
@@ -125,6 +155,11 @@ def load_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
     return decoded
 
 
+def names_for(target: str) -> tuple[str, ...]:
+    """The shipped recipes for bundles of a target."""
+    return tuple(name for name in NAMES if load_recipe(name).for_packages == (target == PACKAGES))
+
+
 def recipe_mix(recipe: Recipe, linears: Iterable[Linear]) -> Mix:
     """What a recipe does to each linear. Pure.
 
@@ -141,11 +176,20 @@ def recipe_mix(recipe: Recipe, linears: Iterable[Linear]) -> Mix:
 
 
 def _check(recipe: Recipe, name: str) -> None:
-    alpha = recipe.smoothquant_alpha
+    alpha, palette = recipe.smoothquant_alpha, recipe.action is Action.PALETTE
+    sizes = (0, *BLOCK_SIZES) if recipe.for_packages else BLOCK_SIZES
     for wrong, what in (
         (not recipe.name, "it has no name"),
         (recipe.half != (recipe.action is Action.KEEP), "half goes with the action 'keep', and only with it"),
-        (recipe.block_size not in BLOCK_SIZES, f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}"),
+        (recipe.block_size not in sizes, f"block_size must be one of {', '.join(map(str, sizes))}"),
+        (recipe.bits not in PALETTE_BITS, f"bits must be one of {', '.join(map(str, PALETTE_BITS))}"),
+        (recipe.group_rows < 0, "group_rows must be 0 or more"),
+        (palette and not recipe.for_packages, 'palettes are for Core ML packages: devices = ["coreml"]'),
+        (
+            recipe.for_packages and (recipe.action not in PACKAGE_ACTIONS or alpha is not None or recipe.step_ranges),
+            "Core ML packages take weight-int8, weight-int4, palette and int8-static, without smoothquant_alpha and "
+            "step_ranges",
+        ),
         (alpha is not None and not 0 <= alpha <= 1, "smoothquant_alpha must lie between 0 and 1"),
         (not 50 < recipe.percentile <= 100, "percentile must lie between 50 and 100"),
         (

@@ -211,6 +211,10 @@ class RestoreOptions:
             from livemoments.coreml.backend import CoreMlBackend
 
             return CoreMlBackend(self.provider)
+        if bundle is not None and bundle.manifest.target == "coreai":
+            from livemoments.coreai.backend import CoreAiBackend
+
+            return CoreAiBackend(self.provider)
         if bundle is not None and bundle.manifest.target == "torch":
             from livemoments.pytorch.opening import open_torch_backend
 

@@ -14,13 +14,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from livemoments.errors import EngineError, LiveMomentsError, MissingExtraError, ParityError, ResourceError, UsageError
 from livemoments.export.coreml.gate import PartParity
-from livemoments.heap import peak_resident_bytes
+from livemoments.export.coreml.process import Answer, measured, serve
 from livemoments.types import Size, Stage
-
-_ERRORS = {kind.__name__: kind for kind in (EngineError, ParityError, ResourceError, UsageError)}
-"""Those that end a job and go on as what they are; others, which name a file in their message, as engine errors."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +24,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         checkpoint: folder or ``inference_config.yml``.
-        precision: ``fp32`` or ``fp16``.
+        precision: ``fp32`` or ``fp16``; Core AI's also one of :data:`livemoments.export.options.WEIGHT_BITS`.
         steps: the step counts of the schedule.
         stage, size: the graph; the size of the stage ``flow`` is its images'.
         span: the blocks [start, stop) of a transformer's chunk.
@@ -52,27 +48,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     merged: tuple[tuple[str, str], ...] = ()
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of it: the measurements, or the error by its class's name.
-
-    ``parameters`` counts the module's elements; ``seconds`` and ``peak_rss_bytes`` are this process'.
-    """
-
-    parity: PartParity | None = None
-    parameters: int = 0
-    package_bytes: int = 0
-    seconds: float = 0.0
-    peak_rss_bytes: int = 0
-    error: str | None = None
-    message: str = ""
-    fix: str | None = None
-
-    def raise_error(self) -> None:
-        """Raise the error that ended the job, if one did."""
-        if self.error is not None:
-            raise _ERRORS.get(self.error, EngineError)(self.message, fix=self.fix)
-
-
 def run(job: Job) -> Answer:
     """Convert, save and check one package.
 
@@ -85,7 +60,7 @@ def run(job: Job) -> Answer:
         from livemoments.export.coreml.convert import merge
 
         merge(dict(job.merged), path)
-        return _answer(path, started)
+        return measured(path, started)
     from livemoments.export.coreml.convert import convert
     from livemoments.export.coreml.modules import build
     from livemoments.export.opening import open_planner
@@ -102,17 +77,7 @@ def run(job: Job) -> Answer:
         exact = own if all(p.dtype.itemsize != 2 for p in own.module.parameters()) else part("fp32")
         parity = _check(job, path, own, exact)
     parameters = sum(parameter.numel() for parameter in own.module.parameters())
-    return _answer(path, started, parity, parameters)
-
-
-def _answer(path: Path, started: float, parity: PartParity | None = None, parameters: int = 0) -> Answer:
-    return Answer(
-        parity=parity,
-        parameters=parameters,
-        package_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        seconds=round(time.monotonic() - started, 2),
-        peak_rss_bytes=peak_resident_bytes(),
-    )
+    return measured(path, started, parity, parameters)
 
 
 def _check(job: Job, path: Path, own: Any, exact: Any) -> PartParity:
@@ -126,9 +91,7 @@ def _check(job: Job, path: Path, own: Any, exact: Any) -> PartParity:
         if job.carried:
             with np.load(job.carried[index]) as tokens:
                 inputs |= {name: tokens[name] for name in tokens.files}
-        parity, truth = check_part(
-            path, own, exact, _with_parts(inputs, own), f"stage '{job.stage}' ({job.size}){span}"
-        )
+        parity, truth = check_part(path, own, exact, with_parts(inputs, own), f"stage '{job.stage}' ({job.size}){span}")
         found.append(parity)
         if job.left:
             names = [name for name in truth if name.split(".")[0] in ("image", "text")]
@@ -137,7 +100,7 @@ def _check(job: Job, path: Path, own: Any, exact: Any) -> PartParity:
     return PartParity(max(parity.unrounded for parity in found), worst.drift, worst.torch_drift)
 
 
-def _with_parts(inputs: dict[str, np.ndarray], part: Any) -> dict[str, np.ndarray]:
+def with_parts(inputs: dict[str, np.ndarray], part: Any) -> dict[str, np.ndarray]:
     """The inputs with those of whole tensors cut that the chunk takes a part of, and the step as Core ML takes it."""
     from livemoments.coreml.names import feature_name, parse_slice
 
@@ -152,18 +115,5 @@ def _with_parts(inputs: dict[str, np.ndarray], part: Any) -> dict[str, np.ndarra
     return found
 
 
-def main(job_file: str, answer_file: str) -> None:
-    """Read the job, do it, and write the answer."""
-    job = msgspec.json.decode(Path(job_file).read_bytes(), type=Job)
-    try:
-        answer = run(job)
-    except ModuleNotFoundError as error:
-        missing = MissingExtraError("export to Core ML", "coreml", missing=error.name)
-        answer = Answer(error="UsageError", message=missing.message, fix=missing.fix)
-    except LiveMomentsError as error:
-        answer = Answer(error=type(error).__name__, message=error.message, fix=error.fix)
-    Path(answer_file).write_bytes(msgspec.json.encode(answer))
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(run, Job, *sys.argv[1:])

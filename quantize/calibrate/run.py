@@ -21,7 +21,7 @@ from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.graphs.segments import Tap
-from livemoments.graphs.taps import TAPPED_STAGES, TappedBackend
+from livemoments.graphs.taps import TAPPED_STAGES, Listener, TappedBackend
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress, Task
 from livemoments.quantize.calibrate.activations import ActivationStats
@@ -33,8 +33,9 @@ from livemoments.quantize.calibrate.result import (
     fill_unseen,
     source_digest,
 )
-from livemoments.quantize.recipes import FLOAT_RECIPES, Recipe
+from livemoments.quantize.recipes import FLOAT_RECIPES, PACKAGES, Recipe
 from livemoments.quantize.rotation import rotate, rotation_block
+from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.backends.ort import import_onnxruntime
 from livemoments.runtime.flow import FlowKind, resolve_flow
 from livemoments.runtime.restore import restore
@@ -321,10 +322,18 @@ def _restore_one(bundle: Bundle, item: LivePhoto[Path], how: _Run, progress: Pro
             pad_small=True,
             reference="per-step",
             progress=progress,
-            backend=TappedBackend(listen, how.threads, operands=how.what.operands),
+            backend=_tapped(bundle, listen, how),
         )
         stats.tiles += int(result.metadata["tiles"])
     return stats
+
+
+def _tapped(bundle: Bundle, listen: Listener, how: _Run) -> Backend:
+    if bundle.manifest.target != PACKAGES:
+        return TappedBackend(listen, how.threads, operands=how.what.operands)
+    from livemoments.quantize.packages.taps import TappedPackages
+
+    return TappedPackages(listen)
 
 
 def _reduce(total: _PhotoStats, observer: Observer, progress: Progress) -> dict[LinearId, LinearStats]:

@@ -180,7 +180,10 @@ class OrtBackend(Backend):
     def open(self, bundle: Bundle, stage: Stage, size: Size) -> Engine:
         """Open a session on the stage's graph; see :meth:`Backend.open`."""
         if not bundle.has_onnx_graphs:
-            held = "Core ML packages" if bundle.manifest.target == "coreml" else "PyTorch networks"
+            target = bundle.manifest.target
+            held = {"coreml": "Core ML packages", "coreai": "Core AI packages", "torch": "PyTorch networks"}.get(
+                target, f"stages for {target}"
+            )
             raise EngineError(
                 f"{bundle.path} holds {held}, which onnxruntime does not run", fix="export with --target onnx"
             )

@@ -24,7 +24,7 @@ from livemoments.export.tensorrt.build import build_engines
 from livemoments.export.tensorrt.check import check_target
 from livemoments.export.tensorrt.library import load_library
 from livemoments.export.tensorrt.options import DEFAULT_SM, BuildOptions
-from livemoments.export.tensorrt.protocol import Job
+from livemoments.export.tensorrt.protocol import Done, Failed, Job
 from livemoments.manifest import EngineLibrary
 from livemoments.types import Size, Stage
 
@@ -177,6 +177,21 @@ def test_check_asks_the_parser_and_says_so(tmp_path: Path) -> None:
     assert "its parser read the graphs" in result.stdout
     assert "layers" in result.stdout
     assert "every graph can be taken" in result.stdout
+
+
+@needs_rtx
+def test_check_says_that_the_parser_was_asked_where_it_took_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(job: Job, what: str) -> Done:
+        raise process.RefusedError("it", Failed("parsing", ("no such thing",)))
+
+    monkeypatch.setattr("livemoments.export.tensorrt.check.run_job", refuse)
+    bundle = make_fake_bundle(tmp_path / "bundle").path
+    result = run("check", bundle, "--target", "rtx", "--stages", "motion")
+    assert result.exit_code == 1
+    assert "its parser read the graphs" in result.stdout
+    assert "no such thing" in result.stdout
 
 
 def test_check_says_where_no_parser_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def plans(recipe: str | None, **request: object) -> Plans:
     bundle, costs = counted()
     known = [*costs["none"], *(costs[recipe] if recipe else [])]
     wanted = PlanRequest(PHOTO, frame=FRAME, steps=STEPS, **request)  # type: ignore[arg-type]
-    return make_plans(bundle, load_profile("rtx-4060-8gb"), wanted, Costs(bundle, recipe, known))
+    return make_plans(bundle, load_profile("rtx-4060-8gb"), wanted, costs=Costs(bundle, recipe, known))
 
 
 def least(found: Plans, residency: str) -> Plan:

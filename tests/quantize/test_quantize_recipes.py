@@ -15,7 +15,7 @@ from livemoments.errors import FileError, UsageError
 from livemoments.graphs.linears import Linear, LinearId, find_linears
 from livemoments.limits import load_limits
 from livemoments.quantize.actions import Action
-from livemoments.quantize.recipes import NAMES, Recipe, load_recipe, recipe_mix
+from livemoments.quantize.recipes import NAMES, Recipe, load_recipe, names_for, recipe_mix
 from livemoments.types import Stage
 
 
@@ -31,14 +31,14 @@ def linears(tiny_bundle: Path) -> dict[str, list[Linear]]:
 def test_every_shipped_recipe_loads_and_has_limits(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
-    assert recipe.precision == re.sub("-(tensorrt|rotated)$", "", name)  # other forms of the same precision
+    assert recipe.precision == re.sub("-(tensorrt|rotated|coreml)$", "", name)  # other forms of a precision
     assert recipe.summary
     assert set(load_limits(recipe.precision).stage_rel_l2) == {str(stage) for stage in Stage}
 
 
 def test_bundles_of_releases_that_did_not_say_what_is_smoothed_are_known_by_their_recipe(tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle, verify_hashes=False).manifest
-    for name in sorted(set(NAMES) - {"int8-rotated"}):  # no release without the word had it
+    for name in sorted(set(names_for("onnx")) - {"int8-rotated"}):  # no release without the word had it
         old = msgspec.structs.replace(manifest, recipe=name)
         assert old.may_be_smoothed == (load_recipe(name).smoothquant_alpha is not None), name
 
@@ -50,7 +50,7 @@ def test_no_recipe_file_is_left_out() -> None:
 
 def test_int8_needs_calibration_and_weights_do_not() -> None:
     needs = {name for name in NAMES if load_recipe(name).needs_calibration}
-    assert needs == {"int8", "int8-tensorrt", "int8-rotated", "fp8"}
+    assert needs == {"int8", "int8-tensorrt", "int8-rotated", "fp8", "int8-coreml"}
 
 
 @pytest.mark.parametrize(

@@ -337,7 +337,8 @@ def test_on_macos_the_footprint_is_asked_for(bundle: Bundle, tmp_path: Path, mon
 
     def measured(command: list[str], watch: Any = None, show_progress: bool = False) -> ProcessCost:
         commands.append(command)
-        document = '{"seconds": 2.5, "width": 64, "height": 64, "timings": {"tile_seconds": [0.5], "stages": {}}}'
+        timings = '"timings": {"tile_seconds": [0.5], "stages": {}}'
+        document = f'{{"seconds": 2.5, "width": 64, "height": 64, "metadata": {{}}, {timings}}}'
         return ProcessCost(0, 3.0, 200 * MB, document, "  300000000  peak memory footprint\n")
 
     monkeypatch.setattr(memory, "measure_process", measured)

@@ -12,6 +12,9 @@ OPTIONAL_MODULES = frozenset(
     {
         "DISTS_pytorch",
         "av",
+        "coreai",
+        "coreai_opt",
+        "coreai_torch",
         "coremltools",
         "diffusers",
         "huggingface_hub",
