@@ -19,6 +19,7 @@ RECIPES = (
     "int8-weights",
     "int4-weights",
     "int8-tensorrt",
+    "int8-rotated",
     "fp8",
     "int8-weights-coreml",
     "int4-weights-coreml",
