@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 -c '' >/dev/null 2>&1 && echo python3.11 || echo python3)
 BIN := .venv/bin
 READY := .venv/.ready
+TORCH_TENSORRT := .venv-torch-tensorrt
 DEMO_OUTPUT ?= demo-output
 BENCH ?=
 PYTEST_ARGS ?=
@@ -11,10 +12,11 @@ TEST ?=
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup rtx test test-threads test-all coverage lint fix types editor readme bench clean
+.PHONY: help demo setup rtx torch-tensorrt test test-threads test-all coverage lint fix types editor economics readme \
+	bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY)  ## set up, then restore and validate an embedded photograph, in a minute
 	$(BIN)/livemoments demo -o $(DEMO_OUTPUT)
@@ -32,6 +34,16 @@ $(READY): pyproject.toml constraints.txt
 
 rtx: $(READY)  ## add TensorRT for RTX, whose tests are skipped without it: 95 MB to download, 240 MB on the disk
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt tensorrt-rtx
+
+torch-tensorrt:  ## torch-tensorrt in .venv-torch-tensorrt, and its tests there: an older TensorRT for RTX than make rtx's
+	test -x $(TORCH_TENSORRT)/bin/python || $(PYTHON) -m venv $(TORCH_TENSORRT)
+	@# it wants TensorRT for RTX below 1.6, and the constraints pin ours
+	sed '/^tensorrt-rtx==/d' constraints.txt > $(TORCH_TENSORRT)/constraints.txt
+	$(TORCH_TENSORRT)/bin/python -m pip install -qq --disable-pip-version-check -c $(TORCH_TENSORRT)/constraints.txt torch
+	$(TORCH_TENSORRT)/bin/python -m pip install -qq --disable-pip-version-check -c $(TORCH_TENSORRT)/constraints.txt \
+	  -e '.[torch-tensorrt-rtx]' pytest pytest-xdist
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(TORCH_TENSORRT)/bin/python -m pytest $(PYTEST_ARGS) \
+	  tests/export/test_torch_tensorrt.py $(TEST)
 
 test: $(READY)  ## the tests that take seconds; make test TEST="tests/runtime/test_tiles.py -k name" some of them
 	$(PYTEST) -m 'not slow' $(TEST)
@@ -60,6 +72,9 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/typecheck.py
 
+economics: $(READY)  ## whether the document's table of a 12-megapixel photo is what the planner says today
+	$(BIN)/python tools/economics.py --check
+
 readme: $(READY)  ## run the README's commands
 	$(BIN)/python tools/readme_commands.py README.md
 
@@ -74,6 +89,6 @@ else
 endif
 
 clean:  ## remove what can be made again, .venv included
-	rm -rf .venv build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(TORCH_TENSORRT) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf *.egg-info src/*.egg-info

@@ -6,7 +6,7 @@ precision can give zeros instead of NaN) and within the limit of its stage and p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from livemoments import ort
 from livemoments.distances import relative_l2
 from livemoments.errors import EngineError, ParityError
+from livemoments.export.options import Verify
 from livemoments.export.plan import StageGraph
 from livemoments.export.references import Arrays, Case
 from livemoments.limits import load_limits
@@ -46,6 +47,18 @@ def run(session: Any, inputs: Arrays, specs: Sequence[TensorSpec]) -> Arrays:
     return dict(zip(names, session.run(names, feeds), strict=True))
 
 
+def points_to_compare(stage: Stage, points: int, verify: Verify) -> tuple[int, ...]:
+    """The schedule's points at which a stage is compared: all, or the first and the last; 0 for those without a step.
+
+    Args:
+        stage: the stage.
+        points: how many the schedule has.
+        verify: ``full`` or ``sampled``.
+    """
+    last = points - 1 if stage in (Stage.REFERENCE, Stage.RESTORATION) else 0
+    return tuple(range(last + 1)) if verify == "full" else tuple(sorted({0, last}))
+
+
 def check_stage(plan: StageGraph, precision: str, cases: Iterable[Case], path: Path) -> StageParity:
     """Compare a written graph with the reference on every case; cases are computed as they are needed.
 
@@ -57,19 +70,33 @@ def check_stage(plan: StageGraph, precision: str, cases: Iterable[Case], path: P
     Raises:
         ParityError: an output is not finite, dead, or further from the reference than its limit.
     """
-    stage, size = plan.stage, plan.size
-    limit = load_limits(precision).stage_rel_l2[str(stage)]
-    axis = stage.channel_axis
-    worst, label, points = -1.0, "", []
-    session = None
-    for case in cases:
+    session: Any = None
+
+    def answer(inputs: Arrays) -> Arrays:
+        nonlocal session
         session = session or open_session(path)
-        got = run(session, case.inputs, plan.inputs)
+        return run(session, inputs, plan.inputs)
+
+    return check_answers(plan.stage, plan.size, precision, cases, answer)
+
+
+def check_answers(
+    stage: Stage, size: str, precision: str, cases: Iterable[Case], answer: Callable[[Arrays], Mapping[str, np.ndarray]]
+) -> StageParity:
+    """The same for whatever computes a stage: ``answer`` turns a case's inputs into outputs.
+
+    Raises:
+        ParityError: as :func:`check_stage`.
+    """
+    limit = load_limits(precision).stage_rel_l2[str(stage)]
+    worst, label, points = -1.0, "", []
+    for case in cases:
+        got = answer(case.inputs)
         where = "" if case.point is None else f" at schedule point {case.point}"
         if case.point is not None:
             points.append(case.point)
         for name, want in case.outputs.items():
-            error = compare(got[name], want, f"stage '{stage}' ({size}), output '{name}'{where}", axis)
+            error = compare(got[name], want, f"stage '{stage}' ({size}), output '{name}'{where}", stage.channel_axis)
             if error > worst:
                 worst, label = error, name if case.point is None else f"{name}@{case.point}"
     if worst > limit:

@@ -14,7 +14,7 @@ Three things differ from diffusers' modules, none of them beyond rounding:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,8 +50,13 @@ class Guidance(NamedTuple):
 
 
 class JointProjections(nn.Module):
-    """Projections of the joint attention, under diffusers' names."""
+    """Projections of the joint attention, under diffusers' names.
 
+    Attributes:
+        kernel: computes the attention of heads; PyTorch's own choice, unless an engine puts another one here.
+    """
+
+    kernel: Callable[[Tensor, Tensor, Tensor], Tensor]
     to_q: nn.Linear | None
     add_q_proj: nn.Linear | None
     to_out: nn.ModuleList | None
@@ -60,6 +65,7 @@ class JointProjections(nn.Module):
     def __init__(self, dim: int, heads: int, *, last: bool) -> None:
         super().__init__()
         self.heads = heads
+        self.kernel = F.scaled_dot_product_attention
         self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
         self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(dim, dim) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
@@ -68,7 +74,7 @@ class JointProjections(nn.Module):
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(B, Q, D), (B, S, D), (B, S, D) to (B, Q, D); scale 1/sqrt(head size)."""
         q, k, v = (split_heads(x, self.heads) for x in (query, key, value))
-        return merge_heads(F.scaled_dot_product_attention(q, k, v))
+        return merge_heads(self.kernel(q, k, v))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

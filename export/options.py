@@ -11,7 +11,7 @@ from livemoments.types import ReferencePolicy, Size, Stage
 
 Verify = Literal["full", "sampled", "finite", "none"]
 
-TARGETS = ("onnx", "tensorrt", "coreml")
+TARGETS = ("onnx", "tensorrt", "coreml", "torch")
 PRECISIONS = ("fp32", "fp16")
 VERIFY = ("full", "sampled", "finite", "none")
 KV_LAYOUTS = ("per-block", "stacked")
@@ -31,7 +31,7 @@ class ExportOptions:
         target: ``onnx``: graphs with onnxruntime's own form of attention, the fastest there. ``tensorrt``: graphs with
             the standard one, so that they hold standard operators alone; onnxruntime runs these too, more slowly, and
             engines are built from either (:mod:`livemoments.export.tensorrt.build`). ``coreml``: packages for iOS 18
-            and macOS 15.
+            and macOS 15. ``torch``: the networks themselves, for PyTorch (:mod:`livemoments.pytorch`).
         precision: ``fp32`` or ``fp16``; RAFT stays in float32.
         tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
             position table. ``None`` is the checkpoint's own training size (its ``tile``, else ``sample_size``):

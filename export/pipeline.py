@@ -86,6 +86,10 @@ def export_bundle(
             from livemoments.export.coreml.pipeline import export_stages
 
             entries = export_stages(Path(checkpoint), planner, writer, wanted, sizes, options, source.files, progress)
+        elif options.target == "torch":
+            from livemoments.export.torch_stages import export_stages as export_networks
+
+            entries = export_networks(planner, writer, wanted, sizes, options, progress)
         else:
             entries = _export_stages(planner, writer, wanted, sizes, options, progress)
         manifest = Manifest(
@@ -234,9 +238,8 @@ def _check(
         session = gate.open_session(path)
         gate.check_finite_outputs(plan.stage, gate.run(session, gate.random_inputs(plan.inputs), plan.inputs))
         return None
-    points = range(len(references.schedule.points) if plan.stage in (Stage.REFERENCE, Stage.RESTORATION) else 1)
-    chosen = points if options.verify == "full" else sorted({points[0], points[-1]})
-    cases = (references.case(plan.stage, size, point) for point in chosen)
+    points = gate.points_to_compare(plan.stage, len(references.schedule.points), options.verify)
+    cases = (references.case(plan.stage, size, point) for point in points)
     return gate.check_stage(plan, options.precision, cases, path)
 
 

@@ -7,12 +7,7 @@ tensor under its checkpoint name, which is read, converted and written when its 
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -26,22 +21,14 @@ from livemoments.export.passes.remove_dead import remove_dead
 from livemoments.export.passes.report import PassReport
 from livemoments.export.passes.transpose_weights import transpose_weights
 from livemoments.export.passes.unroll_iterations import unroll_iterations
-from livemoments.export.plan import ANY_SIZE, FLOW_EXAMPLE_PX, FLOW_MULTIPLE_PX, StageGraph
+from livemoments.export.plan import StageGraph
+from livemoments.export.program import export_program, quiet_exporter
 from livemoments.export.weights import WeightSource
-from livemoments.types import Size, TensorSpec
 
 OPSET = 23
 """The first opset with Attention."""
 WEIGHTS_NAME = "weights.bin"
 """The file of external data that a stage's graphs share."""
-_EXAMPLE_BATCH = 2  # with 1 the exporter freezes the batch
-_MAX_BATCH = 32
-"""Only while tracing; graphs are not bound by it."""
-_UPSAMPLED_ELEMENTS = 1 << 31
-_UPSAMPLED_CHANNELS = 128
-"""diffusers' upsampling copies a tensor whose elements, times its scale, pass 2^31; SD3's decoder has the most before
-its last upsampling: 256 channels at half of the tile's sides, times 2. The copy changes nothing in a graph, but a trace
-has to stay on one side of the branch for every batch it stands for."""
 _ALIGN_BYTES = 4096
 """Offsets of external tensors: what memory mapping needs."""
 _TYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}
@@ -57,8 +44,7 @@ def trace(graph: StageGraph, *, fuse: bool = True) -> tuple[ir.Model, list[PassR
     Returns:
         The model, whose weights are lazy, and what the graph passes did.
     """
-    program = _export(graph)
-    model: ir.Model = program.model
+    model = _to_onnx(graph)
     own = _tensors(graph)
     hidden = _hide_weights(model, own)
     _rename_io(model, graph)
@@ -73,72 +59,12 @@ def trace(graph: StageGraph, *, fuse: bool = True) -> tuple[ir.Model, list[PassR
     return model, reports
 
 
-def _export(graph: StageGraph) -> Any:
-    device = next(graph.module.parameters()).device
-    arguments = tuple(_example(spec, device) for spec in graph.inputs)
-    dims = _free_dims(graph.inputs, traced_batches(graph.size))
-    shapes = tuple(_dynamic(spec, dims) for spec in graph.inputs)
-    arguments, shapes = _nest(graph, arguments), _nest(graph, shapes)
-    with _quiet():
-        exported = torch.export.export(graph.module.eval(), arguments, dynamic_shapes=shapes, strict=False)
-        return torch.onnx.export(exported, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
-
-
-def _nest(graph: StageGraph, flat: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The restoration stage takes its keys and values as one sequence."""
-    first = next((i for i, spec in enumerate(graph.inputs) if spec.name.startswith("reference_")), None)
-    return flat if first is None else (*flat[:first], list(flat[first:]))
-
-
-def _example(spec: TensorSpec, device: torch.device) -> torch.Tensor:
-    free = {"batch": _EXAMPLE_BATCH}
-    shape = [free.get(axis, FLOW_EXAMPLE_PX) if isinstance(axis, str) else axis for axis in spec.shape]
-    return torch.zeros(shape, dtype=getattr(torch, spec.dtype), device=device)
-
-
-def traced_batches(size: str) -> tuple[int, int]:
-    """The least and the largest batch that a trace of tiles ``WxH`` (or ``any``) stands for.
-
-    All of them are on the same side of the branch in diffusers' upsampling. Beyond 2896 x 2896 pixels the example's
-    batch of two is already past it, and one alone may not be; the upsampling before it, of half as many elements, then
-    holds the other end.
-    """
-    if size == ANY_SIZE:
-        return 1, _MAX_BATCH
-    tile = Size.parse(size)
-    elements = _UPSAMPLED_CHANNELS * tile.height * tile.width
-    if _EXAMPLE_BATCH * elements <= _UPSAMPLED_ELEMENTS:
-        return 1, min(_MAX_BATCH, _UPSAMPLED_ELEMENTS // elements)
-    return _EXAMPLE_BATCH, max(_EXAMPLE_BATCH, 2 * _UPSAMPLED_ELEMENTS // elements)
-
-
-def _free_dims(specs: tuple[TensorSpec, ...], batches: tuple[int, int]) -> dict[str, Any]:
-    names = {axis for spec in specs for axis in spec.shape if isinstance(axis, str)}
-    dims: dict[str, Any] = {}
-    for name in sorted(names):
-        if name == "batch":
-            dims[name] = torch.export.Dim(name, min=batches[0], max=batches[1])
-        else:
-            dims[name] = FLOW_MULTIPLE_PX * torch.export.Dim(f"{name}_cells", min=8, max=4096)
-    return dims
-
-
-def _dynamic(spec: TensorSpec, dims: dict[str, Any]) -> dict[int, Any]:
-    return {index: dims[axis] for index, axis in enumerate(spec.shape) if isinstance(axis, str)}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns about absent packages and deprecations of its own, which no user can mend."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+def _to_onnx(graph: StageGraph) -> ir.Model:
+    program = export_program(graph)
+    with quiet_exporter():
+        found = torch.onnx.export(program, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
+    model: ir.Model = found.model  # type: ignore[union-attr]  # None is the answer of the older exporter
+    return model
 
 
 def _tensors(graph: StageGraph) -> dict[str, torch.Tensor]:

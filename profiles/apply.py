@@ -41,6 +41,7 @@ def option_defaults(profile: Profile, command: str) -> Mapping[str, Any]:
         "reference": restore.reference,
         "steps": restore.steps,
         "flow": restore.flow,
+        "tile": restore.tile,
         "batch": profile.tiles.batch,
         "provider": profile.engine.provider,
         "threads": profile.engine.threads,

@@ -123,11 +123,14 @@ def _check(profile: Profile) -> None:
         _WrongError: naming the key.
     """
     _check_precision(profile)
-    for number, size in enumerate(profile.tiles.sizes):
+    sizes = {f"$.tiles.sizes[{number}]": size for number, size in enumerate(profile.tiles.sizes)}
+    if profile.restore.tile is not None:
+        sizes["$.restore.tile"] = profile.restore.tile
+    for path, size in sizes.items():
         try:
             Size.parse(size)
         except UsageError as error:
-            raise _WrongError(f"$.tiles.sizes[{number}]", f"{error.message}; {error.fix}") from None
+            raise _WrongError(path, f"{error.message}; {error.fix}") from None
     try:
         ReferencePolicy.parse(profile.restore.reference)
     except UsageError as error:

@@ -74,11 +74,12 @@ class Tiles(_Table):
 class Restore(_Table):
     """How a photo is restored: :class:`livemoments.runtime.options.RestoreOptions` has the words.
 
-    ``steps`` and ``flow`` left out are the bundle's own.
+    ``steps`` and ``flow`` left out are the bundle's own; without ``tile`` each photo gets the best size of the bundle.
     """
 
     reference: str = "per-step"
     steps: Count | None = None
+    tile: str | None = None
     residency: Literal["all", "phases", "mapped", "streamed"] = "all"
     kv_dtype: Literal["native", "float16", "int8", "fp8"] = "native"
     kv_store: Literal["host", "disk"] = "host"

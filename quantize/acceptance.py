@@ -29,8 +29,6 @@ MOST_SLOWER = 1.05
 _ROUNDS = 5
 _MOST_TIMING_S = 60.0
 _FEWEST_ROUNDS = 2
-_TARGETS = ("onnx", "tensorrt")
-"""Graphs of both run in onnxruntime, where calibration and guards happen."""
 _SATURATED = 0.01
 """Share of an output's values that may sit exactly at its least or largest value, beyond what the source's do."""
 
@@ -66,7 +64,7 @@ def check_source(bundle: Bundle, recipe: Recipe) -> None:
         raise UsageError(
             f"{bundle.path} is in {manifest.precision} already", fix="take the fp32 bundle, or another recipe"
         )
-    if manifest.target not in _TARGETS:
+    if not bundle.has_onnx_graphs:  # which run in onnxruntime, where calibration and guards happen
         raise UsageError(f"{bundle.path} is made for {manifest.target}", fix="quantize a bundle of --target onnx")
 
 

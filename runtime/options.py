@@ -200,15 +200,21 @@ class RestoreOptions:
         """The back-end that these options name, for the bundle's kind of graphs; without one, for ONNX graphs.
 
         Raises:
-            UsageError: the installed onnxruntime, or this system, has no such provider; it does not do the residency.
-            MissingExtraError: streaming needs the extra ``plan``.
+            UsageError: the installed onnxruntime or PyTorch, or this system, has no such provider; it does not do the
+                residency.
+            MissingExtraError: PyTorch is not installed, and the bundle needs it; streaming needs the extra ``plan``.
         """
+        if bundle is not None and not bundle.has_onnx_graphs and self.residency not in ("all", "phases"):
+            problem = f"networks of the target '{bundle.manifest.target}' are not {self.residency}"
+            raise UsageError(problem, fix="use --residency all or phases")
         if bundle is not None and bundle.manifest.target == "coreml":
-            if self.residency not in ("all", "phases"):
-                raise UsageError(f"Core ML packages are not {self.residency}", fix="use --residency all or phases")
             from livemoments.coreml.backend import CoreMlBackend
 
             return CoreMlBackend(self.provider)
+        if bundle is not None and bundle.manifest.target == "torch":
+            from livemoments.pytorch.opening import open_torch_backend
+
+            return open_torch_backend(self.provider, self.threads)
         if self.residency == "streamed":
             try:
                 from livemoments.chains.streamed import StreamedBackend
@@ -221,7 +227,7 @@ class RestoreOptions:
 
     def can_stream(self, bundle: Bundle) -> bool:
         """Whether ``residency="streamed"`` is possible here: with ONNX graphs, and with onnx to cut them."""
-        return bundle.manifest.target != "coreml" and importlib.util.find_spec("onnx") is not None
+        return bundle.has_onnx_graphs and importlib.util.find_spec("onnx") is not None
 
 
 def vae_sizes(bundle: Bundle) -> tuple[Size, ...]:

@@ -156,6 +156,13 @@ class Browser:
             asked = {"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code}
             self._call("Input.dispatchKeyEvent", asked)
 
+    def point_at(self, x: float, y: float, *, click: bool = False) -> None:
+        """The mouse at a place of the window, in CSS pixels; perhaps with a click."""
+        at = {"x": x, "y": y}
+        self._call("Input.dispatchMouseEvent", {"type": "mouseMoved", **at})
+        for kind in ("mousePressed", "mouseReleased") if click else ():
+            self._call("Input.dispatchMouseEvent", {"type": kind, "button": "left", "clickCount": 1, **at})
+
     def screenshot(self) -> bytes:
         """What the window shows, as PNG."""
         return base64.b64decode(self._call("Page.captureScreenshot", {"format": "png"})["data"])

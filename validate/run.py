@@ -169,9 +169,9 @@ def _whole_stages(bundle: Bundle, levels: Collection[Level], find_fault: bool, p
         UsageError: the bundle is to be bisected.
     """
     if find_fault:
-        raise UsageError(f"{bundle.path} holds Core ML packages, which are not bisected", fix="leave --bisect out")
+        raise UsageError(f"{bundle.path} holds no ONNX graphs, which alone are bisected", fix="leave --bisect out")
     if "block" in levels:
-        progress.say("the rung 'block' is left out: Core ML packages are run as a whole")
+        progress.say(f"the rung 'block' is left out: stages of --target {bundle.manifest.target} are run as a whole")
     return tuple(level for level in levels if level != "block")
 
 
@@ -194,7 +194,7 @@ class _Validation:
     def compare_with_reference(self, checkpoint: Path | None) -> tuple[tuple[Rung, ...], Bisection | None]:
         """The parity ladder, and where the engine leaves the reference if that was asked for."""
         levels, find_fault = self.options.levels, self.options.find_fault
-        if self.bundle.manifest.target == "coreml":
+        if not self.bundle.has_onnx_graphs:
             levels = _whole_stages(self.bundle, levels, find_fault, self.progress)
         bisection: Bisection | None = None
         if checkpoint is not None:

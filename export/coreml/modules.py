@@ -12,13 +12,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from livemoments.coreml.names import MOTION, slice_name
 from livemoments.export.mmdit import Guidance, KeyValue, MMDiT
 from livemoments.export.plan import Planner, StageGraph
-from livemoments.reference.checkpoint import load_flow
+from livemoments.export.program import filled, whole_module
 from livemoments.types import Size, Stage, TensorSpec
 
 STEP = "step"
@@ -57,26 +56,9 @@ def build(planner: Planner, stage: Stage, size: Size, span: tuple[int, int] | No
     """
     graph = planner.graph(stage, size)
     inputs, outputs = ([_fixed(spec, size) for spec in specs] for specs in (graph.inputs, graph.outputs))
-    if stage == Stage.FLOW:
-        module: nn.Module = load_flow(planner.files, torch.device("cpu"))
-    elif span is None:
-        module = graph.module
-    else:
+    if span is not None:
         return _transformer(graph, span, inputs, outputs)
-    return Part(filled(module, graph), tuple(inputs), tuple(outputs))
-
-
-def filled(module: nn.Module, graph: StageGraph) -> nn.Module:
-    """The module with the weights that it still lacks (those on the meta device), in its own types."""
-    for holder_name, holder in module.named_modules(remove_duplicate=False):
-        for store in (holder._parameters, holder._buffers):
-            for name, tensor in store.items():
-                if tensor is None or tensor.device.type != "meta":
-                    continue
-                path = f"{holder_name}.{name}" if holder_name else name
-                value = graph.weights.get(graph.weight_name(path), tensor.dtype).contiguous()
-                store[name] = nn.Parameter(value, requires_grad=False) if store is holder._parameters else value
-    return module.eval().requires_grad_(False)
+    return Part(whole_module(planner, graph), tuple(inputs), tuple(outputs))
 
 
 def _transformer(

@@ -24,14 +24,13 @@ import numpy as np
 from livemoments.bundle import BundleWriter
 from livemoments.coreml.backend import INTERPRETER, CoreMlBackend
 from livemoments.coreml.names import ENTRY, PACKAGE, function_name
-from livemoments.errors import EngineError, MissingExtraError, OutputError, ParityError, ResourceError, UsageError
+from livemoments.errors import EngineError, MissingExtraError, OutputError, ResourceError, UsageError
 from livemoments.export import gate
 from livemoments.export.coreml.modules import chunks
 from livemoments.export.coreml.worker import Answer, Job
-from livemoments.export.options import ExportOptions
+from livemoments.export.options import ExportOptions, Verify
 from livemoments.export.plan import Planner
 from livemoments.export.references import Case, References
-from livemoments.limits import load_limits
 from livemoments.manifest import FileEntry, Graph, StageEntry, StageParity
 from livemoments.progress import Progress, Task
 from livemoments.runtime.backends.base import Engine
@@ -176,11 +175,10 @@ def _sized(specs: Sequence[TensorSpec], size: Size) -> tuple[TensorSpec, ...]:
 class _Cases:
     """The reference's inputs and outputs of one graph, computed once and kept in files for the workers."""
 
-    def __init__(self, work: Path, references: References, stage: Stage, size: Size, verify: str) -> None:
-        points: Sequence[int] = range(len(references.schedule.points) if stage in TRANSFORMERS else 1)
-        if verify != "full":
-            points = sorted({points[0], points[-1]})
-        self.points = points if verify in ("full", "sampled") else ()
+    def __init__(self, work: Path, references: References, stage: Stage, size: Size, verify: Verify) -> None:
+        self.points: tuple[int, ...] = ()
+        if verify in ("full", "sampled"):
+            self.points = gate.points_to_compare(stage, len(references.schedule.points), verify)
         self._work, self._references, self._stage, self._size = work, references, stage, size
 
     def file(self, point: int, what: str) -> Path:
@@ -327,25 +325,8 @@ def _measure(folder: Path, graph: Graph, stage: Stage, cases: _Cases, options: E
         if options.verify == "finite":
             gate.check_finite_outputs(stage, _answers(engine, gate.random_inputs(graph.inputs)))
             return None
-        limit = load_limits(precision).stage_rel_l2[str(stage)]
-        worst, label = -1.0, ""
-        for point in cases.points:
-            case = cases.case(point)
-            where = "" if case.point is None else f" at schedule point {case.point}"
-            got = _answers(engine, case.inputs)
-            for name, want in case.outputs.items():
-                what = f"stage '{stage}' ({graph.size}), output '{name}'{where}"
-                error = gate.compare(got[name], want, what, stage.channel_axis)
-                if error > worst:
-                    worst, label = error, name if case.point is None else f"{name}@{case.point}"
-    if worst > limit:
-        raise ParityError(
-            f"stage '{stage}' ({graph.size}): output '{label}' is {worst:.3g} from the reference (relative L2), "
-            f"the limit for {precision} is {limit:.3g}",
-            fix="export with --precision fp32, and report the numbers if that fails too",
-        )
-    points = tuple(cases.points) if stage in TRANSFORMERS else ()
-    return StageParity(size=graph.size, rel_l2=worst, limit=limit, output=label, points=points)
+        measured = (cases.case(point) for point in cases.points)
+        return gate.check_answers(stage, graph.size, precision, measured, lambda inputs: _answers(engine, inputs))
 
 
 def _answers(engine: Engine, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:

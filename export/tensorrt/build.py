@@ -22,6 +22,7 @@ from livemoments.export.tensorrt.library import Library, load_library
 from livemoments.export.tensorrt.memory import available_bytes, check_memory
 from livemoments.export.tensorrt.options import BuildOptions, check_options, host_of, sizes_for
 from livemoments.export.tensorrt.protocol import Done, Job
+from livemoments.export.tensorrt.torch_road import check_checkpoint, check_road, torch_source
 from livemoments.manifest import EngineFile, Graph, Manifest
 from livemoments.progress import SILENT, Progress
 from livemoments.store.claims import BusyError, claim, hidden_prefix, only_one, remove_left_behind
@@ -43,7 +44,7 @@ class BuiltEngine:
         stage: whose.
         engine: its entry in the manifest.
         bytes: of the file.
-        layers: of the parsed network; 0 for an engine that was kept.
+        is_new: whether it was built now; otherwise it was kept.
         seconds: parsing and building; 0 for an engine that was kept.
         peak_rss_bytes: of the building process; 0 for an engine that was kept.
     """
@@ -51,14 +52,9 @@ class BuiltEngine:
     stage: Stage
     engine: EngineFile
     bytes: int
-    layers: int = 0
+    is_new: bool = False
     seconds: float = 0.0
     peak_rss_bytes: int = 0
-
-    @property
-    def is_new(self) -> bool:
-        """Whether it was built now."""
-        return self.layers > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +89,9 @@ def build_engines(
         UsageError: an option that cannot be used with this library or bundle.
         BundleError: a graph or its weights are not as the manifest says.
         EngineError: an engine is there that does not fit, and ``options.rebuild`` is false; the library refused a graph
-            or died.
+            or died; another process builds in the bundle.
         ResourceError: memory would run out, or memory or disk did.
-        OutputError: the bundle cannot be written, or another process builds in it.
+        OutputError: the bundle cannot be written.
     """
     library = load_library(options.library)
     _need_graph_readers(options)
@@ -106,7 +102,7 @@ def build_engines(
     with _alone(folder):
         opened = Bundle.open(folder, verify_hashes=False, engines=False)  # again: others may just have built in it
         plans = list(_plan(opened, options, host))
-        _check_sources(opened, plans, progress)
+        _check_sources(opened, plans, options, progress)
         _tidy(opened)
         built = []
         shares = _shares(opened, plans)
@@ -175,7 +171,8 @@ def _plan(bundle: Bundle, options: BuildOptions, host: EngineHost) -> Iterator[_
 
 
 def _kept(bundle: Bundle, graph: Graph, size: Size, options: BuildOptions, host: EngineHost) -> EngineFile | None:
-    found = next((engine for engine in graph.engines if _is_same_place(engine, size, options)), None)
+    place = (options.library, str(size), options.batch, options.via)
+    found = next((engine for engine in graph.engines if engine.place == place), None)
     if found is None:
         return None
     reason = _unfit(bundle, graph, found, options, host)
@@ -190,14 +187,12 @@ def _kept(bundle: Bundle, graph: Graph, size: Size, options: BuildOptions, host:
             flow_sizes=options.flow_sizes,
             batch=options.batch,
             flags=options.recorded_flags,
+            via=options.via,
+            checkpoint=options.checkpoint,
             rebuild=True,
         )
         raise EngineError(f"{bundle.path / found.path}: {reason}", fix=f"build it again: {again}")
     return None
-
-
-def _is_same_place(engine: EngineFile, size: Size, options: BuildOptions) -> bool:
-    return (engine.library, engine.size, engine.batch) == (options.library, str(size), options.batch)
 
 
 def _unfit(bundle: Bundle, graph: Graph, engine: EngineFile, options: BuildOptions, host: EngineHost) -> str | None:
@@ -212,13 +207,19 @@ def _unfit(bundle: Bundle, graph: Graph, engine: EngineFile, options: BuildOptio
     return None if hash_file(file) == listed else "it was changed or damaged"
 
 
-def _check_sources(bundle: Bundle, plans: Sequence[_Plan], progress: Progress) -> None:
+def _check_sources(bundle: Bundle, plans: Sequence[_Plan], options: BuildOptions, progress: Progress) -> None:
     """Compare the hashes of what is built from; many gigabytes take a while to read.
 
     Raises:
         BundleError: a graph or its weights are not as the manifest says.
+        UsageError: the checkpoint is not the one that they were exported from.
+        MissingExtraError, EngineError: torch-tensorrt cannot be used here.
     """
-    graphs = (plan.graph for plan in plans if plan.kept is None)
+    new = [plan for plan in plans if plan.kept is None]
+    if options.checkpoint is not None and new:
+        check_road(options.library)
+        check_checkpoint(bundle, options.checkpoint, progress)
+    graphs = (plan.graph for plan in new)
     names = dict.fromkeys(name for graph in graphs for name in (graph.path, *graph.weights))
     listed = bundle.manifest.files
     with progress.task("Checking graphs and weights", total=sum(listed[name].bytes for name in names)) as task:
@@ -240,19 +241,7 @@ def _build(
     gpu: Gpu | None,
     progress: Progress,
 ) -> tuple[Bundle, BuiltEngine]:
-    from livemoments.export.tensorrt.prepare import prepare
-    from livemoments.export.tensorrt.refusals import find_refusals
-
-    prepared = prepare(bundle.path / plan.graph.path, plan.size, options.batch)
-    if refused := find_refusals(prepared.model, host.sm):
-        first = refused[0]
-        raise EngineError(
-            f"{plan.label}: {TITLES[library.name]} does not take {first.operator} of {first.module}: {first.reason}",
-            fix=f"see all of it: livemoments check {bundle.path} --target {library.name}",
-        )
-    if options.check_memory:
-        check_memory(plan.label, prepared.weight_bytes, available_bytes())
-    del prepared
+    _check_graph(bundle, plan, options, host)
     entry = EngineFile(
         path=_path(bundle, plan, options, host),
         library=library.name,
@@ -264,15 +253,33 @@ def _build(
         flags=options.recorded_flags,
         gpu=None if gpu is None else gpu.name,
         driver=host.driver,
+        via=options.via,
     )
     done = _run(bundle, plan, entry, options, host, progress)
+    entry = msgspec.structs.replace(entry, layers=done.layers)
     manifest, replaced = _entered(bundle, plan, entry)
     rewrite_manifest(bundle.path, manifest)
     for name in replaced:
         (bundle.path / name).unlink(missing_ok=True)
     return Bundle(bundle.path, manifest), BuiltEngine(
-        plan.stage, entry, done.bytes, done.layers, done.seconds, done.peak_rss_bytes
+        plan.stage, entry, done.bytes, True, done.seconds, done.peak_rss_bytes
     )
+
+
+def _check_graph(bundle: Bundle, plan: _Plan, options: BuildOptions, host: EngineHost) -> None:
+    """Refuse what the library does not take, by the rules, and what will not fit into memory."""
+    from livemoments.export.tensorrt.prepare import prepare
+    from livemoments.export.tensorrt.refusals import find_refusals
+
+    prepared = prepare(bundle.path / plan.graph.path, plan.size, options.batch)
+    if options.via == "onnx" and (refused := find_refusals(prepared.model, host.sm)):
+        first = refused[0]
+        raise EngineError(
+            f"{plan.label}: {TITLES[host.library]} does not take {first.operator} of {first.module}: {first.reason}",
+            fix=f"see all of it: livemoments check {bundle.path} --target {host.library}",
+        )
+    if options.check_memory:
+        check_memory(plan.label, prepared.weight_bytes, available_bytes(), options.via)
 
 
 def _run(
@@ -289,6 +296,7 @@ def _run(
         job = Job(
             library=host.library,
             graph=str(bundle.path / plan.graph.path),
+            torch=None if options.checkpoint is None else torch_source(bundle, options.checkpoint, plan.stage),
             size=str(plan.size),
             batch=options.batch,
             sm=host.sm,
@@ -317,7 +325,7 @@ def _run(
 
 def _path(bundle: Bundle, plan: _Plan, options: BuildOptions, host: EngineHost) -> str:
     """A name of its own for every content: replacing an engine never leaves a manifest with a wrong hash."""
-    told = [host.library, host.version, *host.sm, str(host.driver), *options.recorded_flags]
+    told = [host.library, host.version, *host.sm, str(host.driver), options.via, *options.recorded_flags]
     key = hashlib.sha256("\0".join([*told, bundle.graph_digest(plan.graph)]).encode()).hexdigest()[:_KEY_CHARS]
     return f"{plan.stage}/{plan.size}-b{options.batch}-{host.library}-{key}{SUFFIX}"
 
@@ -326,11 +334,7 @@ def _entered(bundle: Bundle, plan: _Plan, entry: EngineFile) -> tuple[Manifest, 
     """The manifest with an engine in its place, and the files of engines that had it before."""
     manifest = bundle.manifest
     stage = manifest.stages[str(plan.stage)]
-    same = [
-        engine
-        for engine in plan.graph.engines
-        if (engine.library, engine.size, engine.batch) == (entry.library, entry.size, entry.batch)
-    ]
+    same = [engine for engine in plan.graph.engines if engine.place == entry.place]
     current = bundle.graph(plan.stage, plan.size)  # others of this graph may have been entered since the plan was made
     engines = (*(engine for engine in current.engines if engine not in same), entry)
     graphs = tuple(

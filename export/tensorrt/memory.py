@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from livemoments.errors import ResourceError
+from livemoments.manifest import EngineVia
 
-_BASE_BYTES = 1 << 30
-_PER_WEIGHT_BYTE = 3.2
-"""What building takes beside its base, per byte of weights: full-size RestorationNet in fp16 has 2.70 GB of them and
-took 8.5 GB, and 13.3 GB with the 4.2 GB that it has unfolded (TensorRT for RTX 1.7.1, for one or three GPUs)."""
+_COSTS: dict[EngineVia, tuple[int, float]] = {"onnx": (1 << 30, 3.2), "torch-tensorrt": (2 << 30, 5.2)}
+"""A base, and what building takes beside it per byte of weights. From a graph: full-size RestorationNet in fp16 has
+2.70 GB of weights and took 8.5 GB, and 13.3 GB with the 4.2 GB that it has unfolded (TensorRT for RTX 1.7.1, for one or
+three GPUs). By torch-tensorrt, PyTorch, the module's weights and their folded copies come on top: an estimate, for
+nothing larger than tiny's stages (0.6 to 0.8 GB) was measured."""
 _MEMINFO = Path("/proc/meminfo")
 _CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -21,9 +23,10 @@ _CGROUPS = (
 _STAT = "memory.stat"
 
 
-def needed_bytes(weight_bytes: int) -> int:
+def needed_bytes(weight_bytes: int, via: EngineVia = "onnx") -> int:
     """An upper estimate of the host memory that building an engine of so many bytes of weights takes."""
-    return _BASE_BYTES + int(_PER_WEIGHT_BYTE * weight_bytes)
+    base, per_byte = _COSTS[via]
+    return base + int(per_byte * weight_bytes)
 
 
 def available_bytes() -> int | None:
@@ -32,13 +35,13 @@ def available_bytes() -> int | None:
     return min(found, default=None)
 
 
-def check_memory(what: str, weight_bytes: int, available: int | None) -> None:
+def check_memory(what: str, weight_bytes: int, available: int | None, via: EngineVia = "onnx") -> None:
     """Refuse a build that will not fit.
 
     Raises:
         ResourceError: with both numbers.
     """
-    need = needed_bytes(weight_bytes)
+    need = needed_bytes(weight_bytes, via)
     if available is not None and need > available:
         raise ResourceError(
             f"building {what} takes about {need / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are free",

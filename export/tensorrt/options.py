@@ -10,7 +10,7 @@ from livemoments.engine_files import HARDWARE_COMPATIBLE, TITLES, VERSION_COMPAT
 from livemoments.errors import EngineError, UsageError
 from livemoments.export.tensorrt.gpu import Gpu
 from livemoments.export.tensorrt.library import Library
-from livemoments.manifest import EngineLibrary
+from livemoments.manifest import EngineLibrary, EngineVia
 from livemoments.types import Size, Stage
 
 DEFAULT_SM = ("8.6", "8.9", "12.0")
@@ -24,6 +24,8 @@ BUILDER_FLAGS = {
 """Options of the command line and the builder flags behind them."""
 _NEEDS_GPU = ("refit", "strip-weights")
 """What TensorRT for RTX builds on machines with a GPU only (tried with 1.7.1: its code generator asks the driver)."""
+_NEEDS_NAMES = ("refit", "strip-weights")
+"""What puts weights back by the graph's names for them, which torch-tensorrt's networks do not have."""
 _LEVELS = range(6)
 _FLOW_MULTIPLE_PX = 8
 """RAFT computes at an eighth of the resolution; the runtime pads images so."""
@@ -46,6 +48,8 @@ class BuildOptions:
         timing_cache: a file of measured kernels that is read and written; ``None``: one in the bundle's folder.
         rebuild: replace engines that do not fit any more.
         check_memory: refuse to begin what will not fit into memory.
+        via: the road to the library: its parser reads the graphs, or torch-tensorrt converts the checkpoint's modules.
+        checkpoint: that the bundle was exported from, for torch-tensorrt.
     """
 
     library: EngineLibrary
@@ -59,6 +63,8 @@ class BuildOptions:
     timing_cache: Path | None = None
     rebuild: bool = False
     check_memory: bool = True
+    via: EngineVia = "onnx"
+    checkpoint: Path | None = None
 
     @property
     def recorded_flags(self) -> tuple[str, ...]:
@@ -97,12 +103,24 @@ def host_of(library: Library, options: BuildOptions, gpu: Gpu | None) -> EngineH
 
 
 def check_options(library: Library, options: BuildOptions, gpu: Gpu | None) -> None:
-    """Refuse what the installed library does not have.
+    """Refuse what the installed library or the road to it does not have.
 
     Raises:
         UsageError: names the option.
     """
+    if options.via == "onnx" and options.checkpoint is not None:
+        raise UsageError("a checkpoint is what torch-tensorrt builds from", fix="add --via torch-tensorrt")
+    if options.via == "torch-tensorrt" and options.checkpoint is None:
+        raise UsageError(
+            "torch-tensorrt builds from the checkpoint, not from the bundle's graphs",
+            fix="name it: --checkpoint CHECKPOINT",
+        )
     for flag in options.flags:
+        if options.via == "torch-tensorrt" and flag in _NEEDS_NAMES:
+            raise UsageError(
+                f"--{flag}: torch-tensorrt names weights otherwise than the graphs, so none could be put back",
+                fix=f"leave --{flag} out, or build by the graphs, without --via",
+            )
         if reason := _refused(flag, library, gpu):
             raise UsageError(f"--{flag}: {reason}", fix=f"leave --{flag} out")
     if options.optimization_level is not None and options.optimization_level not in _LEVELS:

@@ -108,6 +108,8 @@ def _error(what: str, job: Job, last: Event | None, status: int, noise: IO[bytes
 
 def _refused(what: str, job: Job, failed: Failed) -> LiveMomentsError:
     words = "; ".join([*failed.messages[:1], *(trouble.message for trouble in failed.troubles[:1])]) or "it did not say"
+    if failed.fix is not None:
+        return RefusedError(f"{what}: {words}", failed, fix=failed.fix)
     lower = words.lower()
     if any(sign in lower for sign in _MEMORY):
         return ResourceError(f"building {what}: memory ran out ({words})", fix="close other programs")

@@ -60,36 +60,56 @@ def run(job: Job, channel: Channel) -> Done:
 
     Raises:
         LiveMomentsError: the library or the graph cannot be used at all.
-        _RefusedError: the library refused the graph.
-        OSError: the engine cannot be written.
+        _RefusedError: the library refused the graph, or the engine cannot be written.
     """
+    if job.graph is None:
+        from livemoments.export.tensorrt.torch_road import import_torch_tensorrt
+
+        import_torch_tensorrt()
+        return Done(0)
     library = load_library(job.library)
-    graph = prepare(Path(job.graph), Size.parse(job.size), job.batch)
     logger, errors = _make_logger(library.module)
     started_s = time.monotonic()
     try:
         builder = library.module.Builder(logger)
     except TypeError:  # a null pointer: no driver, no GPU
         raise _RefusedError(Failed("starting", tuple(errors) or ("the library finds no GPU",))) from None
-    network = builder.create_network(_network_flags(library.module))
-    parser = library.module.OnnxParser(network, logger)
-    if not parser.parse(graph.serialize(), str(graph.path)):
-        found = (parser.get_error(index) for index in range(parser.num_errors))
-        troubles = tuple(Trouble(e.node_name(), e.node_operator(), _plain(e.desc())) for e in found)
-        raise _RefusedError(Failed("parsing", tuple(errors[:_MOST_MESSAGES]), troubles))
+    weights: Any  # whatever holds their memory, until the engine is built
+    if job.torch is None:
+        network = builder.create_network(_network_flags(library.module))
+        weights = _parse(library, network, logger, job, errors)
+    else:
+        from livemoments.export.tensorrt.torch_network import make_network
+
+        # what this builder says goes to the first logger of the process, which is ours
+        builder, network, weights = make_network(job.torch, Size.parse(job.size), job.batch)
     layers = int(network.num_layers)
     if job.output is None:
         return Done(layers)
-    del graph
     errors.clear()
     config = _configure(library, builder, job)
     config.progress_monitor = make_monitor(library.module, lambda done, phase: channel.send(Advanced(done, phase)))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _RefusedError(Failed("building", tuple(errors[:_MOST_MESSAGES])))
-    size = _write(plan, Path(job.output))
-    _keep_timings(config, job)
+    del weights
+    try:
+        size = _write(plan, Path(job.output))
+        _keep_timings(config, job)
+    except OSError as error:
+        raise _RefusedError(Failed("writing", (str(error),))) from None
     return Done(layers, size, time.monotonic() - started_s, peak_resident_bytes())
+
+
+def _parse(library: Library, network: Any, logger: Any, job: Job, errors: list[str]) -> Any:
+    """Let the library's parser, which is returned, read the graph into the network."""
+    graph = prepare(Path(job.graph or ""), Size.parse(job.size), job.batch)
+    parser = library.module.OnnxParser(network, logger)
+    if not parser.parse(graph.serialize(), str(graph.path)):
+        found = (parser.get_error(index) for index in range(parser.num_errors))
+        troubles = tuple(Trouble(e.node_name(), e.node_operator(), _plain(e.desc())) for e in found)
+        raise _RefusedError(Failed("parsing", tuple(errors[:_MOST_MESSAGES]), troubles))
+    return parser
 
 
 def _network_flags(module: Any) -> int:
@@ -177,9 +197,7 @@ def main() -> None:
     except _RefusedError as refused:
         event = refused.failed
     except LiveMomentsError as error:
-        event = Failed("starting", (error.message,))
-    except OSError as error:
-        event = Failed("writing", (str(error),))
+        event = Failed("starting", (error.message,), fix=error.fix)
     channel.send(event)
 
 

@@ -157,22 +157,23 @@ class Costs:
         return self._known[key]
 
 
-def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest, costs: Costs | None = None) -> Plans:
+def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest, *, costs: Costs | None = None) -> Plans:
     """Compare every plan that the runtime can carry out.
 
     Args:
         bundle: opened; its weights may be missing.
         profile: of the device.
         request: what is to be planned.
-        costs: the bundle's, where some were counted before.
+        costs: the bundle's, where some were counted before, as in planning for another device.
 
     Raises:
         UsageError: a policy, tile size, number of steps or recipe that the bundle does not have; a photo too small.
         BundleError: a graph is missing, or cannot be understood.
     """
-    if bundle.manifest.target == "coreml":
+    if not bundle.has_onnx_graphs:
+        held = {"coreml": "a Core ML bundle", "torch": "a bundle of PyTorch networks"}[bundle.manifest.target]
         raise UsageError(
-            "a Core ML bundle has no graphs that can be counted", fix="plan with the ONNX bundle of the same checkpoint"
+            f"{held} has no graphs that can be counted", fix="plan with the ONNX bundle of the same checkpoint"
         )
     if request.recipe is not None:
         _check_recipe(bundle, request.recipe)

@@ -179,9 +179,10 @@ class OrtBackend(Backend):
 
     def open(self, bundle: Bundle, stage: Stage, size: Size) -> Engine:
         """Open a session on the stage's graph; see :meth:`Backend.open`."""
-        if bundle.manifest.target == "coreml":
+        if not bundle.has_onnx_graphs:
+            held = "Core ML packages" if bundle.manifest.target == "coreml" else "PyTorch networks"
             raise EngineError(
-                f"{bundle.path} holds Core ML packages, which onnxruntime does not run", fix="export with --target onnx"
+                f"{bundle.path} holds {held}, which onnxruntime does not run", fix="export with --target onnx"
             )
         graph = bundle.graph(stage, size)
         path = bundle.path / graph.path  # by path: external weights lie beside the graph

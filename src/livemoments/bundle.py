@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +109,11 @@ class Bundle:
         """The tile sizes for which every stage has a graph."""
         return tuple(Size.parse(text) for text in self.manifest.tiles)
 
+    @property
+    def has_onnx_graphs(self) -> bool:
+        """Whether its stages are ONNX graphs: what onnxruntime runs, and what can be counted, cut and quantized."""
+        return self.manifest.target in ("onnx", "tensorrt")
+
     def graph_digest(self, graph: Graph) -> str:
         """A SHA-256 over one graph's file and its weights': what an engine is built from."""
         names = (graph.path, *graph.weights)
@@ -173,9 +179,15 @@ def _graphs(manifest: Manifest) -> list[Graph]:
 
 
 def _build_again(folder: Path, engine: EngineFile) -> str:
-    gpus = f" --sm {','.join(engine.sm)}" if engine.library == "rtx" else ""
-    command = f"livemoments build {folder} --engine {engine.library}{gpus} --rebuild"
-    return f"copy the bundle again, or build its engines again: {command}"
+    """What to do about a damaged engine; its own options, for ``--rebuild`` replaces what has others."""
+    words = ["livemoments", "build", str(folder), "--engine", engine.library]
+    words += ["--sm", ",".join(engine.sm)] if engine.library == "rtx" else []
+    stage = engine.path.partition("/")[0]
+    words += ["--stages", stage, *(["--flow-size", engine.size] if stage == Stage.FLOW else [])]
+    words += ["--batch", str(engine.batch)] if engine.batch != 1 else []
+    words += [f"--{flag}" for flag in engine.flags]
+    words += ["--via", engine.via, "--checkpoint", "CHECKPOINT"] if engine.via != "onnx" else []
+    return f"copy the bundle again, or build the engine again: {shlex.join([*words, '--rebuild'])}"
 
 
 BUNDLES = HashedFolders(

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError
-from livemoments.manifest import EngineFile, EngineLibrary, Graph
+from livemoments.manifest import EngineFile, EngineLibrary, EngineVia, Graph
 from livemoments.types import Size, Stage
 
 TITLES: dict[EngineLibrary, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
 """How the libraries are called in messages."""
+VIAS: tuple[EngineVia, ...] = ("onnx", "torch-tensorrt")
+"""The roads to an engine: the one that is taken first of two that fit comes first."""
 HARDWARE_COMPATIBLE = "hardware-compatible"
 """Flag of a TensorRT engine that runs on every GPU from SM 8.0 on."""
 VERSION_COMPATIBLE = "version-compatible"
@@ -58,7 +60,9 @@ def refusal(bundle: Bundle, graph: Graph, engine: EngineFile, host: EngineHost) 
     return None
 
 
-def find_engine(bundle: Bundle, stage: Stage, size: Size, batch: int, host: EngineHost) -> Path:
+def find_engine(
+    bundle: Bundle, stage: Stage, size: Size, batch: int, host: EngineHost, *, via: EngineVia | None = None
+) -> Path:
     """The engine of a stage for tiles of one size.
 
     Args:
@@ -67,22 +71,28 @@ def find_engine(bundle: Bundle, stage: Stage, size: Size, batch: int, host: Engi
         size: of the tiles, pixels.
         batch: tiles at a time.
         host: what is to run it.
+        via: the road that it was built by; ``None``: any, the parser's before torch-tensorrt's.
 
     Raises:
         BundleError: the bundle has no such stage or size.
         EngineError: there is no such engine, or it must not be opened there; says why and how to build it.
     """
     graph = bundle.graph(stage, size)
-    found = [e for e in graph.engines if (e.library, e.size, e.batch) == (host.library, str(size), batch)]
+    ours = [e for e in graph.engines if (e.library, e.size, e.batch) == (host.library, str(size), batch)]
+    found = sorted((e for e in ours if via in (None, e.via)), key=lambda engine: VIAS.index(engine.via))
     what = f"{bundle.path}: stage '{stage}' has no {TITLES[host.library]} engine for {size} tiles in batches of {batch}"
+    frames = () if size in bundle.tile_sizes else (size,)
     if not found:
-        raise EngineError(what, fix=f"build it: {build_command(bundle, host, stages=(stage,), batch=batch)}")
+        command = build_command(bundle, host, stages=(stage,), flow_sizes=frames, batch=batch, via=via or "onnx")
+        raise EngineError(what, fix=f"build it: {command}")
     reasons = {engine.path: refusal(bundle, graph, engine, host) for engine in found}
     fitting = [path for path, reason in reasons.items() if reason is None]
     if not fitting:
-        path, reason = next(iter(reasons.items()))
-        command = build_command(bundle, host, stages=(stage,), batch=batch, rebuild=True)
-        raise EngineError(f"{bundle.path / path}: {reason}", fix=f"build it again: {command}")
+        flags, road = found[0].flags, found[0].via
+        command = build_command(
+            bundle, host, stages=(stage,), flow_sizes=frames, batch=batch, flags=flags, via=road, rebuild=True
+        )
+        raise EngineError(f"{bundle.path / found[0].path}: {reasons[found[0].path]}", fix=f"build it again: {command}")
     return bundle.path / fitting[0]
 
 
@@ -95,9 +105,14 @@ def build_command(
     flow_sizes: Sequence[Size] = (),
     batch: int = 1,
     flags: Sequence[str] = (),
+    via: EngineVia = "onnx",
+    checkpoint: Path | None = None,
     rebuild: bool = False,
 ) -> str:
-    """The command line that builds engines for a host, as a shell takes it."""
+    """The command line that builds engines for a host, as a shell takes it.
+
+    No manifest knows where the checkpoint lies that torch-tensorrt builds from: without it, a place is left for it.
+    """
     words = ["livemoments", "build", str(bundle.path), "--engine", host.library]
     if host.library == "rtx":
         words += ["--sm", ",".join(host.sm)]
@@ -108,6 +123,8 @@ def build_command(
     if batch != 1:
         words += ["--batch", str(batch)]
     words += [f"--{flag}" for flag in flags]
+    if via != "onnx":
+        words += ["--via", via, "--checkpoint", "CHECKPOINT" if checkpoint is None else str(checkpoint)]
     return shlex.join([*words, *(["--rebuild"] if rebuild else [])])
 
 

@@ -22,6 +22,7 @@ Positive = Annotated[float, Meta(gt=0, le=1e6)]
 Error = Annotated[float, Meta(ge=0, le=1e12)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 EngineLibrary = Literal["tensorrt", "rtx"]
+EngineVia = Literal["onnx", "torch-tensorrt"]
 MAX_FILES = 20_000
 MAX_GRAPHS = 1_000
 MAX_POINTS = 10_000
@@ -102,6 +103,10 @@ class EngineFile(_Entry, omit_defaults=True):
     :meth:`Bundle.graph_digest` of the graph at that time. ``flags`` are the options of ``livemoments build`` that
     differ from their defaults, without the dashes. ``gpu`` and ``driver`` are those of the building machine, where the
     library built for what it found there.
+
+    ``via`` is the road by which the network came to the library: its own parser, from the graph, or torch-tensorrt,
+    from the checkpoint that the graph was exported from. ``layers`` counts that network's; 0: a release that did not
+    write it.
     """
 
     path: str
@@ -114,6 +119,13 @@ class EngineFile(_Entry, omit_defaults=True):
     flags: Annotated[tuple[str, ...], Meta(max_length=32)] = ()
     gpu: str | None = None
     driver: str | None = None
+    via: EngineVia = "onnx"
+    layers: Elements = 0
+
+    @property
+    def place(self) -> tuple[str, str, int, str]:
+        """Library, size, batch and road: of each there is one engine of a graph."""
+        return self.library, self.size, self.batch, self.via
 
 
 class Graph(_Entry, omit_defaults=True):

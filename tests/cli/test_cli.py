@@ -15,7 +15,7 @@ from livemoments.cli import cli, main
 COMMANDS = [
     *("demo", "make-checkpoint", "fetch", "make-prompt", "export", "sensitivity", "quantize", "check", "build"),
     *("frames", "restore", "record", "validate", "synlive build", "synlive check", "inspect", "verify", "devices"),
-    *("plan", "completion"),
+    *("plan", "profile", "completion"),
 ]
 JSON_COMMANDS = COMMANDS[:-1]
 RESTORE = ["restore", "b", "--frame", "f", "--photo", "p", "-o", "x.png"]

@@ -363,17 +363,22 @@ def test_demo_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_export_builds_engines_of_the_bundle_that_it_wrote(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     backend = stand_in(monkeypatch, "livemoments.export.pipeline:export_bundle", bundle)
     builder = stand_in(monkeypatch, "livemoments.export.tensorrt.build:build_engines", (bundle, []))
-    checked: list[tuple[str, tuple[str, ...]]] = []
+    checked: list[tuple[str, tuple[str, ...], str]] = []
     monkeypatch.setattr("livemoments.cli.export.check_engine", lambda *given: checked.append(given))
     options = ["--target", "tensorrt", "--engine", "rtx", "--sm", "8.9, 12.0"]
     result = run("export", "weights", "-o", "out", *options)
     assert result.exit_code == 0, result.output
-    assert checked == [("rtx", ("8.9", "12.0"))]
+    assert checked == [("rtx", ("8.9", "12.0"), "onnx")]
     assert backend.options["target"] == "tensorrt"
-    assert not {"engine", "sm"} & set(backend.options)
+    assert not {"engine", "sm", "via"} & set(backend.options)
     folder, wanted = builder.positional
     assert folder == bundle.path
     assert (wanted.library, wanted.sm, wanted.stages) == ("rtx", ("8.9", "12.0"), None)
+    assert (wanted.via, wanted.checkpoint) == ("onnx", None)
+    assert run("export", "weights", "-o", "out", *options, "--via", "torch-tensorrt").exit_code == 0
+    assert checked[-1][-1] == "torch-tensorrt"
+    wanted = builder.positional[1]
+    assert (wanted.via, wanted.checkpoint) == ("torch-tensorrt", Path("weights"))
 
 
 def test_build_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
@@ -383,9 +388,10 @@ def test_build_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bun
     assert (wanted.sm, wanted.batch, wanted.stages, wanted.tiles, wanted.flow_sizes) == ((), 1, None, None, ())
     assert (wanted.flags, wanted.optimization_level, wanted.timing_cache) == ((), None, None)
     assert (wanted.rebuild, wanted.check_memory) == (False, True)
+    assert (wanted.via, wanted.checkpoint) == ("onnx", None)
     sizes = "--stages flow,motion --tile 64 --tile 64x64 --flow-size 640x480 --batch 2 --optimization-level 5"
     flags = "--weight-streaming --refit --strip-weights --version-compatible --hardware-compatible"
-    more = "--timing-cache t --rebuild --no-memory-check --json"
+    more = "--timing-cache t --rebuild --no-memory-check --via torch-tensorrt --checkpoint c --json"
     result = run("build", "b", "--engine", "tensorrt", *sizes.split(), *flags.split(), *more.split())
     assert json.loads(result.stdout) == {"bundle": str(bundle.path), "engines": []}
     wanted = builder.positional[1]
@@ -394,3 +400,4 @@ def test_build_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: Bun
     assert [f"--{flag}" for flag in wanted.flags] == flags.split()
     assert (wanted.optimization_level, wanted.timing_cache) == (5, Path("t"))
     assert (wanted.rebuild, wanted.check_memory) == (True, False)
+    assert (wanted.via, wanted.checkpoint) == ("torch-tensorrt", Path("c"))

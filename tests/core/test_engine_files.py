@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from fake_bundle import make_fake_bundle
 
-from livemoments.bundle import Bundle, hash_file
+from livemoments.bundle import Bundle, hash_file, rewrite_manifest
 from livemoments.engine_files import EngineHost, build_command, find_engine
 from livemoments.errors import BundleError, EngineError
 from livemoments.manifest import EngineFile
@@ -101,3 +101,20 @@ def test_the_command_is_what_a_shell_takes(bundle: Bundle) -> None:
     assert build_command(bundle, H20, batch=4, flags=("refit",)) == (
         f"livemoments build '{bundle.path}' --engine tensorrt --batch 4 --refit"
     )
+
+
+def test_the_command_builds_what_was_refused(bundle: Bundle) -> None:
+    """With the engine's own options and size: without, another engine would be built in its place, or none."""
+    opened = with_engine(bundle, flags=("weight-streaming", "optimization-level=4"))
+    with pytest.raises(EngineError, match="is installed") as raised:
+        find_engine(opened, Stage.MOTION, SIZE, 1, replace(ADA, version="1.8.0"))
+    assert str(raised.value.fix).endswith("--stages motion --weight-streaming --optimization-level=4 --rebuild")
+    with pytest.raises(EngineError, match=r"has no .* engine for 640x480") as raised:
+        find_engine(opened, Stage.FLOW, Size(480, 640), 1, ADA)
+    assert str(raised.value.fix).endswith("--stages flow --flow-size 640x480")
+    (bundle.path / "motion/e.engine").unlink()
+    rewrite_manifest(bundle.path, opened.manifest)
+    with pytest.raises(BundleError) as broken:
+        Bundle.open(bundle.path)
+    asked = "--sm 8.6,8.9 --stages motion --weight-streaming --optimization-level=4 --rebuild"
+    assert str(broken.value.fix).endswith(asked)

@@ -234,9 +234,8 @@ def test_a_damaged_engine_is_said_and_replaced(bundle: Path, monkeypatch: pytest
         file.unlink()
     else:
         file.write_bytes(b"x" * file.stat().st_size)
-    with pytest.raises(
-        BundleError, match=r"build its engines again: livemoments build .* --engine rtx --sm 8\.6,8\.9 --rebuild"
-    ):
+    command = r"livemoments build .* --engine rtx --sm 8\.6,8\.9 --stages motion --rebuild"
+    with pytest.raises(BundleError, match=rf"build the engine again: {command}"):
         Bundle.open(bundle)
     refused(bundle, RTX, damage, "--engine rtx --sm 8.6,8.9")
     rebuilt(bundle, RTX, 1)

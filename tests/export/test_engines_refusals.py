@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,12 +13,18 @@ import onnx
 import onnx_ir as ir
 import pytest
 from engine_support import needs_rtx
+from fake_bundle import make_fake_bundle
 from onnx import TensorProto, helper, numpy_helper
 
+from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, UsageError
 from livemoments.export.passes.name_modules import MODULE
 from livemoments.export.tensorrt import worker
+from livemoments.export.tensorrt.build import build_engines
+from livemoments.export.tensorrt.check import check_target
+from livemoments.export.tensorrt.library import load_library
 from livemoments.export.tensorrt.modules import ModuleNames
+from livemoments.export.tensorrt.options import DEFAULT_SM, BuildOptions
 from livemoments.export.tensorrt.prepare import prepare
 from livemoments.export.tensorrt.process import RefusedError, run_job
 from livemoments.export.tensorrt.protocol import Done, Failed, Job
@@ -214,6 +222,12 @@ def test_the_library_builds_what_the_rules_let_pass(path: Path, tmp_path: Path) 
 
 
 @needs_rtx
+def test_an_engine_that_cannot_be_written_is_told_from_a_refused_graph(path: Path, tmp_path: Path) -> None:
+    one_node(path, "MatMul", "float16")
+    assert refused_here(path, tmp_path / "nowhere" / "engine").while_ == "writing"
+
+
+@needs_rtx
 def test_the_library_refuses_fp8_below_ada_too(path: Path, tmp_path: Path) -> None:
     quantized(path, TensorProto.FLOAT8E4M3FN)
     with pytest.raises(RefusedError, match=r"refused while building .*fp8") as raised:
@@ -244,17 +258,37 @@ def test_the_library_refuses_what_the_rules_refuse(path: Path, tmp_path: Path, c
     assert not (tmp_path / "engine").exists()
 
 
-@needs_rtx
-def test_the_library_refuses_a_free_axis_without_a_profile(path: Path) -> None:
-    """Why shapes are fixed: its own words for what :func:`prepare` stops."""
-    import tensorrt_rtx as trt
+WITHOUT_PROFILE = """
+import sys
+import tensorrt_rtx as trt
 
-    logger, errors = worker._make_logger(trt)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    nodes = [helper.make_node("Relu", ["x"], ["y"], name="relu")]
-    assert parser.parse(save(path, nodes, []).read_bytes())
-    assert builder.build_serialized_network(network, builder.create_builder_config()) is None
-    # the builder writes to the first logger of a process, which another test may have made
-    assert not errors or "no optimization profile" in errors[0]
+logger = trt.Logger(trt.ILogger.ERROR)
+builder = trt.Builder(logger)
+network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+parser = trt.OnnxParser(network, logger)
+assert parser.parse_from_file(sys.argv[1])
+assert builder.build_serialized_network(network, builder.create_builder_config()) is None
+"""
+
+
+@needs_rtx
+@pytest.mark.process
+def test_the_library_refuses_a_free_axis_without_a_profile(path: Path) -> None:
+    """Why shapes are fixed: its own words for what :func:`prepare` stops. In a process of its own, for a library's
+    words go to the first logger that a process made."""
+    save(path, [helper.make_node("Relu", ["x"], ["y"], name="relu")], [])
+    asked = subprocess.run([sys.executable, "-c", WITHOUT_PROFILE, path], capture_output=True, text=True, timeout=300)
+    assert asked.returncode == 0, asked.stderr
+    assert "no optimization profile" in asked.stdout + asked.stderr
+
+
+@needs_rtx
+def test_the_library_builds_for_no_data_centre_gpu(tmp_path: Path) -> None:
+    """An H20 (SM 9.0) is foreign to TensorRT for RTX, by the real library's own list."""
+    known = load_library("rtx").compute_capabilities
+    assert set(DEFAULT_SM) < set(known)
+    bundle = make_fake_bundle(tmp_path / "bundle").path
+    with pytest.raises(UsageError, match=r"does not build for SM 9\.0; it builds for .*8\.6, .*12\.0"):
+        build_engines(bundle, BuildOptions("rtx", sm=("8.9", "9.0")))
+    with pytest.raises(UsageError, match=r"does not build for SM 9\.0"):
+        check_target(Bundle.open(bundle), "rtx", sm=("9.0",))

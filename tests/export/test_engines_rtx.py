@@ -14,9 +14,8 @@ import msgspec
 import pytest
 from calibration_photos import write_photos
 from cli_support import error_of, run
-from engine_support import needs_rtx
+from engine_support import check_engines, check_numerics, needs_rtx
 from fake_bundle import make_fake_bundle
-from graph_runs import farthest, random_feeds, run_graph
 
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, MissingExtraError, ResourceError
@@ -25,9 +24,7 @@ from livemoments.export.tensorrt.build import build_engines
 from livemoments.export.tensorrt.check import check_target
 from livemoments.export.tensorrt.library import load_library
 from livemoments.export.tensorrt.options import DEFAULT_SM, BuildOptions
-from livemoments.export.tensorrt.prepare import prepare
 from livemoments.export.tensorrt.protocol import Job
-from livemoments.limits import load_limits
 from livemoments.manifest import EngineLibrary
 from livemoments.types import Size, Stage
 
@@ -48,31 +45,6 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path)
         verify="sampled",
     )  # fmt: skip
     return place
-
-
-def check_engines(bundle: Path, stages: tuple[Stage, ...], sm: tuple[str, ...]) -> None:
-    opened, built = build_engines(bundle, BuildOptions("rtx", sm=sm, stages=stages))
-    assert [one.stage for one in built] == list(stages)
-    for one in built:
-        file = bundle / one.engine.path
-        weights = sum(opened.manifest.files[name].bytes for name in opened.stage(one.stage).graphs[0].weights)
-        assert one.bytes == file.stat().st_size > weights / 2  # the weights are in it
-        assert one.layers > 40
-        assert one.peak_rss_bytes > 50e6
-        assert one.engine.sm == sm
-    Bundle.open(bundle)
-
-
-def check_numerics(source: Bundle, quantized: Bundle, stage: Stage) -> None:
-    """What the engine is built from, run on the CPU: as far from the source as the precision allows, and not nearer
-    than rounding to 8 bits can be."""
-    graph = quantized.graph(stage, TILE)
-    feeds = random_feeds(graph.inputs, 1)
-    prepared = prepare(quantized.path / graph.path, TILE, 1).serialize()
-    own = source.path / source.graph(stage, TILE).path
-    found = run_graph(prepared, feeds, (quantized.path / graph.path).parent, disable_quant_qdq="1")
-    limit = load_limits(quantized.stage(stage).precision).stage_rel_l2[str(stage)]
-    assert 1e-3 < farthest(found, run_graph(own, feeds, own.parent)) < limit
 
 
 @needs_rtx

@@ -21,7 +21,10 @@ from places import ROOT
 from livemoments.export.tensorrt.options import BUILDER_FLAGS
 
 RECORDS = sorted((ROOT / "tests" / "golden" / "tensorrt").glob("*.json"))
-SOURCES = [ROOT / "export" / "tensorrt" / name for name in ("worker.py", "monitor.py", "library.py", "options.py")]
+SOURCES = [
+    ROOT / "export" / "tensorrt" / name
+    for name in ("worker.py", "monitor.py", "library.py", "options.py", "torch_network.py")
+]
 KINDS = {
     "builder": "Builder",
     "network": "INetworkDefinition",

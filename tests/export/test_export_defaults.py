@@ -11,7 +11,7 @@ from livemoments.checkpoints import copy_trained_checkpoint
 from livemoments.errors import CheckpointError, UsageError
 from livemoments.export.options import ExportOptions
 from livemoments.export.pipeline import export_bundle
-from livemoments.export.to_onnx import traced_batches
+from livemoments.export.program import traced_batches
 from livemoments.reference.checkpoint import read_configs
 from livemoments.reference.checkpoint_sizes import SIZES
 from livemoments.reference.layout import locate

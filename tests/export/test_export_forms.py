@@ -49,7 +49,7 @@ def write(graph: StageGraph, folder: Path, *, fuse: bool) -> Path:
     return folder / "graph.onnx"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [pytest.param(Stage.FLOW, marks=pytest.mark.slow), *STAGES])
 def test_a_bundle_for_onnxruntime_rewritten_for_tensorrt_gives_the_same(tiny_bundle: Path, stage: Stage) -> None:
     bundle = Bundle.open(tiny_bundle)
     graph = bundle.graph(stage, bundle.tile_sizes[0])
@@ -57,7 +57,7 @@ def test_a_bundle_for_onnxruntime_rewritten_for_tensorrt_gives_the_same(tiny_bun
     assert {node.domain for node in prepared.model.graph} == {""}
     values = [*prepared.model.graph.inputs, *(value for node in prepared.model.graph for value in node.outputs)]
     assert all(isinstance(axis, int) for value in values for axis in value.shape or ())
-    feeds, weights = random_feeds(graph.inputs, 2), (tiny_bundle / graph.path).parent
+    feeds, weights = random_feeds(graph.inputs, 2, bundle.tile_sizes[0]), (tiny_bundle / graph.path).parent
     want = run_graph(tiny_bundle / graph.path, feeds, weights)
     assert farthest(run_graph(prepared.serialize(), feeds, weights), want) < LIMITS["fp32"]
 

@@ -13,7 +13,7 @@ import torch
 
 from livemoments.export.plan import Planner
 from livemoments.export.stages import PER_BLOCK
-from livemoments.export.to_onnx import _export
+from livemoments.export.to_onnx import _to_onnx
 from livemoments.reference import random_checkpoint
 from livemoments.reference.checkpoint import read_configs, read_prompt
 from livemoments.reference.layout import locate
@@ -60,7 +60,7 @@ def planner(tmp_path_factory: pytest.TempPathFactory) -> Planner:
 
 def traced(planner: Planner, stage: Stage, side: int) -> list[tuple[Any, list[Any]]]:
     """Batch axis and the others of every output."""
-    model = _export(planner.graph(stage, Size(side, side))).model
+    model = _to_onnx(planner.graph(stage, Size(side, side)))
     return [(output.shape[0], list(output.shape)[1:]) for output in model.graph.outputs]
 
 

@@ -206,9 +206,10 @@ def test_what_the_bundle_cannot_do(bundle: Bundle) -> None:
         plans_for(bundle, reference="frozen@9")
 
 
-def test_a_core_ml_bundle_is_not_planned_with(bundle: Bundle) -> None:
-    other = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, target="coreml"))
-    with pytest.raises(UsageError, match="Core ML bundle has no graphs"):
+@pytest.mark.parametrize(("target", "words"), [("coreml", "Core ML bundle"), ("torch", "bundle of PyTorch networks")])
+def test_bundles_without_graphs_are_not_planned_with(bundle: Bundle, target: str, words: str) -> None:
+    other = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, target=target))
+    with pytest.raises(UsageError, match=f"{words} has no graphs"):
         plans_for(other)
 
 

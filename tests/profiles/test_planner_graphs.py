@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from livemoments.bundle import Bundle
 from livemoments.errors import BundleError
 from livemoments.export.plan import Planner
+from livemoments.export.program import nest
 from livemoments.export.stages import PER_BLOCK
-from livemoments.export.to_onnx import _nest
 from livemoments.profiles.planner.cost import StageCost, cost_of_stage
 from livemoments.profiles.planner.graph import CostGraph, cost_graph, read_graph
 from livemoments.profiles.planner.liveness import lifetimes
@@ -51,7 +51,7 @@ def test_products_are_those_that_torch_counts(stage: Stage, tiny_bundle: Path, t
             torch.empty(shape, dtype=getattr(torch, spec.dtype), device="meta")
             for shape, spec in zip(shapes, plan.inputs, strict=True)
         )
-        module, arguments = plan.module.to("meta"), _nest(plan, arguments)
+        module, arguments = plan.module.to("meta"), nest(plan, arguments)
     with torch.no_grad(), counter:
         module(*arguments)
     found, expected = cost_of_stage(Bundle.open(tiny_bundle), stage, size).flops, counter.get_total_flops()

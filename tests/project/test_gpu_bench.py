@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cuda_graph_standin import stand_in_for_cuda_graphs
 from places import ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,8 +26,12 @@ from livemoments.types import ReferencePolicy
 FOLDER = ROOT / "tools" / "gpu"
 sys.path.insert(0, str(FOLDER))
 
+import bench_cases  # noqa: E402
+import bench_environment  # noqa: E402
 import bench_measure  # noqa: E402
 import bench_networks  # noqa: E402
+import bench_plan  # noqa: E402
+import bench_run  # noqa: E402
 import bench_tile  # noqa: E402
 import bench_torch  # noqa: E402
 
@@ -123,40 +127,11 @@ def test_full_size_operations_are_the_known_ones() -> None:
     assert guided == pytest.approx(11.10, abs=0.01)
 
 
-class ReplayedByRunning:
-    """Stands for a CUDA graph: a replay runs the function on the static inputs, into the static outputs."""
-
-    refresh: Callable[[], None]
-
-    def replay(self) -> None:
-        self.refresh()
-
-
 @pytest.mark.parametrize("way", ["upstream", "ours"])
 def test_static_buffers_of_graphs_carry_the_right_values(
     way: bench_networks.Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stream:
-        def wait_stream(self, other: object) -> None:
-            pass
-
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", ReplayedByRunning)
-    build = bench_tile.Graphed.__init__
-
-    def with_replay(graphed: Any, function: Callable[..., Any], examples: Any) -> None:
-        build(graphed, function, examples)
-
-        def refresh() -> None:
-            for static, new in zip(graphed._outputs, function(*graphed._inputs), strict=True):
-                static.copy_(new)
-
-        graphed._graph.refresh = refresh
-
-    monkeypatch.setattr(bench_tile.Graphed, "__init__", with_replay)
+    stand_in_for_cuda_graphs(monkeypatch)
     setup = setup_of()
     inputs = bench_networks.draw_inputs(setup)
     eager, graphs = (bench_tile.Tile(setup, way, mode, inputs) for mode in ("eager", "graphs"))
@@ -172,7 +147,7 @@ def test_phase_split_is_exact_from_either_store() -> None:
     inputs = bench_networks.draw_inputs(setup)
     expected = bench_tile.Tile(setup, "ours", "eager", inputs).run("per-step")
     for store in ("device", "host"):
-        record = bench_torch.phase_split(setup, inputs, store, expected, repeats=1)
+        record = bench_cases.phase_split(setup, inputs, store, expected, repeats=1)
         assert record["relative_error"] < CLOSE
         tokens = setup.image_tokens + setup.sizes.prompt_tokens
         assert record["store_bytes"] == 6 * setup.sizes.num_layers * 2 * tokens * setup.sizes.dim * 4
@@ -246,8 +221,94 @@ def test_a_spent_budget_leaves_out_and_says_so(tmp_path: Path, capsys: pytest.Ca
     code, results = run_main(tmp_path, "--dry-run", "--budget-s", "0")
     assert code == 0
     assert results["cases"] == []
-    assert results["left_out"][:2] == ["ceilings", "upstream eager per-step"]
-    assert "left out  ours eager frozen" in capsys.readouterr().out
+    assert results["left_out"][:2] == [
+        {"name": "ceilings", "group": "ceilings", "reason": "not run: time"},
+        {"name": "upstream eager per-step", "group": "eager", "reason": "not run: time"},
+    ]
+    assert "left out  ours eager frozen: not run: time" in capsys.readouterr().out
+
+
+class Clock:
+    """A clock that only cases move."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+def fake_cases(clock: Clock, ran: list[str], **seconds: tuple[str, float]) -> list[bench_cases.Case]:
+    def case(name: str, group: str, took_s: float) -> bench_cases.Case:
+        def run() -> dict[str, Any]:
+            ran.append(name)
+            clock.now_s += took_s
+            return {}
+
+        return bench_cases.Case(name, group, run)
+
+    return [case(name, group, took_s) for name, (group, took_s) in seconds.items()]
+
+
+def test_slow_early_groups_do_not_starve_late_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, ran, saved = Clock(), [], []
+    monkeypatch.setattr(bench_run, "time", clock)
+    monkeypatch.setattr(bench_run, "GROUPS", {"early": 60, "late": 40})
+    cases = fake_cases(clock, ran, a=("early", 35), b=("early", 35), c=("early", 35), d=("late", 10), e=("late", 2))
+    results = bench_run.run_all(None, cases, 100.0, saved.append)
+    assert ran == ["a", "b", "d", "e", "c"]  # c, which came too late in its group, gets what is left
+    assert (results["left_out"], results["elapsed_s"]) == ([], 117.0)
+    assert [len(found["cases"]) for found in saved] == [1, 2, 3, 4, 5]
+    assert [item["name"] for item in saved[1]["left_out"]] == ["c", "d", "e"]  # who is stopped has said what is missing
+
+
+def test_what_finds_no_time_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, ran = Clock(), []
+    monkeypatch.setattr(bench_run, "time", clock)
+    monkeypatch.setattr(bench_run, "GROUPS", {"early": 60, "late": 40})
+    results = bench_run.run_all(None, fake_cases(clock, ran, a=("early", 70), b=("early", 1), c=("late", 40)), 100.0)
+    assert ran == ["a", "c"]
+    assert results["left_out"] == [{"name": "b", "group": "early", "reason": "not run: time"}]
+
+
+def test_every_case_is_in_a_group_that_has_a_share() -> None:
+    bench = bench_cases.Bench(setup_of(), 1, 0, "eager")
+    cases = bench_plan.plan(bench)
+    assert {case.group for case in cases} == set(bench_plan.GROUPS)
+    assert len({case.name for case in cases}) == len(cases)
+
+
+def test_attention_is_held_against_float64_and_the_fastest_is_taken() -> None:
+    bench = bench_cases.Bench(setup_of(batch=2), 2, 0, "eager")
+    record = bench.attention()
+    kernels = {kernel["kernel"]: kernel for kernel in record["kernels"]}
+    assert set(kernels) == {"auto", "flash", "cudnn", "efficient", "sage"}
+    assert kernels["auto"]["chosen"] == "flash"
+    assert kernels["flash"]["relative_error"] < CLOSE
+    assert (kernels["flash"]["queries"], kernels["flash"]["keys"]) == (29, 58)  # 16 + 13 tokens, twice as many keys
+    for name in ("cudnn", "efficient", "sage"):
+        assert "on cpu" in kernels[name]["skipped"]
+    assert bench.fastest_attention in ("auto", "flash")
+    assert bench_cases.Variant(fastest_attention=True).of(bench).attention == bench.fastest_attention
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_a_tile_with_8_bit_linears_is_near_and_counted_alike(kind: Any) -> None:
+    sizes = dataclasses.replace(ODD, num_layers=2, motion_widths=(8, 8, 8, 96))
+    plain, rounded = (
+        bench_tile.Tile(setup, "ours", "eager", bench_networks.draw_inputs(setup))
+        for setup in (setup_of(sizes), dataclasses.replace(setup_of(sizes), linears=kind))
+    )
+    error = bench_measure.relative_error(rounded.run("frozen"), plain.run("frozen"))
+    assert 1e-3 < error < bench_cases.EIGHT_BIT_LIMIT[kind]
+    assert rounded.flops("frozen") == plain.flops("frozen")
+
+
+def test_the_commit_is_the_one_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cpu")
+    assert bench_environment.describe_environment(device, "checkout", "abc123")["commit"] == "abc123"
+    monkeypatch.setattr(bench_environment, "first_line", lambda *command: command[0])
+    assert bench_environment.describe_environment(device, "checkout")["commit"] == "git"
 
 
 @pytest.mark.slow
@@ -255,7 +316,7 @@ def test_a_failed_case_does_not_stop_the_others(tmp_path: Path, monkeypatch: pyt
     def fail(*args: object, **options: object) -> None:
         raise torch.OutOfMemoryError("out of memory: tried to allocate")
 
-    monkeypatch.setattr(bench_torch, "phase_split", fail)
+    monkeypatch.setattr(bench_cases, "phase_split", fail)
     code, results = run_main(tmp_path, "--dry-run", "--group", "phases", "--group", "micro")
     assert code == 1
     assert [item["name"] for item in results["failures"]] == ["phase-split, device store", "phase-split, host store"]
@@ -276,18 +337,18 @@ def test_a_wrong_result_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_missed_limits() -> None:
-    assert bench_torch.missed_limits({"finite": False}) == ["the result is not finite"]
-    assert bench_torch.missed_limits({"error_against_eager": 2e-2, "limit": 1e-2})
-    assert bench_torch.missed_limits({"error_against_eager": float("nan"), "limit": 1e-2})
-    assert not bench_torch.missed_limits({"error_against_eager": 1e-3, "limit": 1e-2})
+    assert bench_run.missed_limits({"finite": False}) == ["the result is not finite"]
+    assert bench_run.missed_limits({"error_against_eager": 2e-2, "limit": 1e-2})
+    assert bench_run.missed_limits({"error_against_eager": float("nan"), "limit": 1e-2})
+    assert not bench_run.missed_limits({"error_against_eager": 1e-3, "limit": 1e-2})
     # frozen is not upstream's function: its distance is reported, not judged
-    assert not bench_torch.missed_limits({"policy": "frozen", "error_against_upstream": 0.3, "limit": 1e-2})
-    assert bench_torch.missed_limits({"policy": "per-step", "error_against_upstream": 0.3, "limit": 1e-2})
+    assert not bench_run.missed_limits({"policy": "frozen", "error_against_upstream": 0.3, "limit": 1e-2})
+    assert bench_run.missed_limits({"policy": "per-step", "error_against_upstream": 0.3, "limit": 1e-2})
 
 
 def test_what_needs_diffusers_is_skipped_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_torch, "has_diffusers", lambda: False)
-    monkeypatch.setattr(bench_torch, "raft_part", lambda *_: lambda: torch.ones(2))
+    monkeypatch.setattr(bench_cases, "has_diffusers", lambda: False)
+    monkeypatch.setattr(bench_plan, "raft_part", lambda *_: lambda: torch.ones(2))
     _, results = run_main(tmp_path, "--dry-run", "--group", "parts")
     needing = ("VAE encode", "VAE decode", "upstream through diffusers")
     found = {item["name"]: item["reason"] for item in results["skipped"]}

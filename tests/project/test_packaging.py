@@ -39,7 +39,7 @@ PACKAGE_FOLDERS = [
     "src/livemoments",
     "validate",
 ]
-NOT_SOURCES = {".git", ".venv", "build", "dist", "node_modules"}
+NOT_SOURCES = {".git", ".venv", ".venv-torch-tensorrt", "build", "dist", "node_modules"}
 # Distributions of the extras, and what they are imported as.
 MODULES = {
     "DISTS-pytorch": "DISTS_pytorch",
@@ -65,6 +65,8 @@ MODULES = {
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
     "torch": "torch",
+    "torch-tensorrt": "torch_tensorrt",
+    "torch-tensorrt-rtx": "torch_tensorrt",
     "transformers": "transformers",
 }
 
@@ -185,7 +187,9 @@ def test_runtime_never_imports_what_an_extra_brings() -> None:
 def test_the_root_package_imports_extras_only_at_the_edges() -> None:
     for path in python_files("src"):
         at_edge = path.parent.name == "livemoments" and path.name.startswith("demo")
-        if {"chains", "coreml", "graphs", "weights"} & {*path.parts}:  # optional packages are what they are about
+        if {"chains", "coreml", "graphs", "pytorch", "weights"} & {
+            *path.parts
+        }:  # optional packages are what they are about
             continue
         found = roots(imports(path, inside_functions=not at_edge)) & OPTIONAL_MODULES
         assert not found, f"{path.relative_to(ROOT)} imports {found}"

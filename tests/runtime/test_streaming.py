@@ -144,7 +144,7 @@ def test_where_it_cannot_be_done(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="'cuda' has memory of its own"):
         OrtBackend("cuda", mapped=True)
     packages = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, target="coreml"))
-    with pytest.raises(UsageError, match="Core ML packages are not streamed"):
+    with pytest.raises(UsageError, match="target 'coreml' are not streamed"):
         RestoreOptions(residency="streamed").open_backend(packages)
     assert not RestoreOptions().can_stream(packages)
 

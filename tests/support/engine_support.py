@@ -10,15 +10,22 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+from graph_runs import farthest, random_feeds, run_graph
 
 import livemoments.export.tensorrt.build as build
 import livemoments.export.tensorrt.process as process
 from livemoments.bundle import Bundle, hash_file, rewrite_manifest
 from livemoments.export.tensorrt.gpu import Gpu
 from livemoments.export.tensorrt.library import Library
+from livemoments.export.tensorrt.options import BuildOptions
+from livemoments.export.tensorrt.prepare import prepare
 from livemoments.export.tensorrt.protocol import Done, Job
+from livemoments.limits import load_limits
 from livemoments.manifest import EngineLibrary
+from livemoments.types import Stage
 
+EXACT = {"disable_quant_qdq": "1"}
+"""Option of a session that computes what Q/DQ nodes say: onnxruntime's own fusions round elsewhere, and break fp8."""
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed (make rtx)"
 )
@@ -81,3 +88,31 @@ def change_file(bundle: Path, name: str, data: bytes) -> None:
     (bundle / name).write_bytes(data)
     files = {**opened.manifest.files, name: hash_file(bundle / name)}
     rewrite_manifest(bundle, msgspec.structs.replace(opened.manifest, files=files))
+
+
+def check_engines(bundle: Path, stages: tuple[Stage, ...], sm: tuple[str, ...]) -> None:
+    """The library builds every one of these stages, and the manifest tells what came of it."""
+    opened, built = build.build_engines(bundle, BuildOptions("rtx", sm=sm, stages=stages))
+    assert [one.stage for one in built] == list(stages)
+    for one in built:
+        file = bundle / one.engine.path
+        weights = sum(opened.manifest.files[name].bytes for name in opened.stage(one.stage).graphs[0].weights)
+        assert one.bytes == file.stat().st_size > weights / 2  # the weights are in it
+        assert one.engine.layers > 30
+        assert one.peak_rss_bytes > 50e6
+        assert one.engine.sm == sm
+    Bundle.open(bundle)
+
+
+def check_numerics(source: Bundle, quantized: Bundle, stage: Stage) -> None:
+    """What an engine is built from, run on the CPU, against the source's graph and against the form that onnxruntime
+    takes of the same recipe: as near as the precision allows, and not nearer than rounding to 8 bits can be."""
+    size = quantized.tile_sizes[0]
+    graph = quantized.graph(stage, size)
+    feeds, weights = random_feeds(graph.inputs, 1), (quantized.path / graph.path).parent
+    prepared = run_graph(prepare(quantized.path / graph.path, size, 1).serialize(), feeds, weights, **EXACT)
+    limit = load_limits(quantized.stage(stage).precision).stage_rel_l2[str(stage)]
+    own = source.path / source.graph(stage, size).path
+    assert 1e-3 < farthest(prepared, run_graph(own, feeds, own.parent)) < limit
+    # attention's sums in another order move values over rounding edges
+    assert farthest(prepared, run_graph(quantized.path / graph.path, feeds, weights, **EXACT)) < limit

@@ -175,6 +175,7 @@ def make_fake_bundle(
     fixed_flow: bool = False,
     omit: Sequence[Stage] = (),
     flow: FlowNetwork = "raft",
+    precision: str | None = None,
 ) -> Bundle:
     """Write a bundle of tiny graphs and open it. ``dtype`` is that of every stage but flow; RestorationNet's weights
     lie in an external file. ``fixed_flow`` gives the flow stage one graph per tile size instead of a free one;
@@ -190,7 +191,7 @@ def make_fake_bundle(
             schema_version=SCHEMA_VERSION,
             producer="tests",
             target="onnx",
-            precision=dtype,
+            precision=precision or dtype,
             source=Source(name="fake", files={}),
             model=Model(
                 num_blocks=BLOCKS,

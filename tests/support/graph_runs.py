@@ -9,7 +9,7 @@ import numpy as np
 
 from livemoments.distances import relative_l2
 from livemoments.ort import open_session, session_options
-from livemoments.types import TensorSpec
+from livemoments.types import Size, TensorSpec
 
 
 def run_graph(model: Path | bytes, feeds: dict[str, np.ndarray], weights: Path, **config: str) -> list[np.ndarray]:
@@ -23,10 +23,11 @@ def run_graph(model: Path | bytes, feeds: dict[str, np.ndarray], weights: Path, 
     return outputs
 
 
-def random_feeds(specs: Sequence[TensorSpec], batch: int) -> dict[str, np.ndarray]:
-    """Fresh standard normal inputs, the second step of the schedule."""
+def random_feeds(specs: Sequence[TensorSpec], batch: int, size: Size | None = None) -> dict[str, np.ndarray]:
+    """Fresh standard normal inputs, the second step of the schedule; ``size`` is that of graphs with free axes."""
     rng = np.random.default_rng()
-    shapes = {spec.name: [batch if axis == "batch" else axis for axis in spec.shape] for spec in specs}
+    lengths = {"batch": batch} | ({} if size is None else {"height": size.height, "width": size.width})
+    shapes = {spec.name: [lengths[axis] if isinstance(axis, str) else axis for axis in spec.shape] for spec in specs}
     return {
         spec.name: np.ones((), np.int64)
         if spec.dtype == "int64"

@@ -18,7 +18,8 @@ from livemoments.validate.run import _whole_stages
 
 
 def bundle_for(target: str) -> Any:
-    return types.SimpleNamespace(path=Path("bundle"), manifest=types.SimpleNamespace(target=target))
+    manifest = types.SimpleNamespace(target=target)
+    return types.SimpleNamespace(path=Path("bundle"), manifest=manifest, has_onnx_graphs=target != "coreml")
 
 
 def test_the_bundles_target_chooses_the_back_end() -> None:
@@ -31,7 +32,7 @@ def test_the_bundles_target_chooses_the_back_end() -> None:
 def test_rungs_that_look_into_a_stage_are_left_out() -> None:
     left = _whole_stages(bundle_for("coreml"), LEVELS, False, SILENT)
     assert set(LEVELS) - set(left) == {"block"}
-    with pytest.raises(UsageError, match="Core ML packages, which are not bisected"):
+    with pytest.raises(UsageError, match="no ONNX graphs, which alone are bisected"):
         _whole_stages(bundle_for("coreml"), LEVELS, True, SILENT)
 
 

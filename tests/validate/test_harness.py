@@ -199,6 +199,34 @@ def test_pictures_of_the_report(bundle: Bundle, dataset: Dataset, tmp_path: Path
     assert len(backend.runs(Stage.VAE_DECODER)) == result.tiles, "only the image whose picture was lost is done again"
 
 
+def test_results_are_kept_and_another_run_is_compared_with_them(
+    bundle: Bundle, dataset: Dataset, tmp_path: Path
+) -> None:
+    first = run(bundle, dataset, tmp_path / "first", pictures=False, results=True)
+    photos = {result.name: tmp_path / "first" / result.files["result"] for result in first}
+    for item in dataset.items:
+        restored = restore(bundle, item, RestoreOptions())
+        assert np.array_equal(read_photo(photos[item.name]).pixels, restored.image)
+    again = LoggingBackend()
+    run(bundle, dataset, tmp_path / "first", pictures=False, results=True, backend=again)
+    assert again.events == []
+    key = {"compared_with": "first"}
+    same = run(bundle, dataset, tmp_path / "same", compare_with=photos, key=key)
+    assert all(result.parity_psnr_db is None for result in same), "equal pictures have no PSNR"
+    other = run(bundle, dataset, tmp_path / "other", compare_with=photos, key=key, settings=RestoreOptions(seed=1))
+    for result, item in zip(other, dataset.items, strict=True):
+        pixels = restore(bundle, item, RestoreOptions(seed=1)).image
+        wanted = cv2.PSNR(pixels, read_photo(photos[item.name]).pixels)
+        assert result.parity_psnr_db == pytest.approx(wanted, abs=1e-9)
+    photos[dataset.items[0].name].unlink()
+    lost = LoggingBackend()
+    run(bundle, dataset, tmp_path / "first", pictures=False, results=True, backend=lost)
+    assert len(lost.runs(Stage.VAE_DECODER)) == first[0].tiles, "only the image whose result was lost is done again"
+    with_pictures = LoggingBackend()
+    run(bundle, dataset, tmp_path / "first", results=True, backend=with_pictures)
+    assert len(with_pictures.runs(Stage.VAE_DECODER)) == sum(result.tiles for result in first)
+
+
 def test_large_pictures_shrink_and_the_heat_map_shows_where(tmp_path: Path) -> None:
     wanted = np.full((600, 1800, 3), 100, np.uint8)
     value = wanted.copy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import re
@@ -10,13 +9,12 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from places import ROOT
+from browser_support import needs_browser, open_browser
 from report_samples import sample_report
 
 from livemoments.errors import MissingExtraError
@@ -29,23 +27,6 @@ from livemoments.validate.report.write import write_reports
 from livemoments.validate.report_data import BundleInfo, Check, ImageResult, ValidationReport
 
 MEBI = 2**20
-_TOOL = ROOT / "tools" / "screenshot.py"
-
-
-def _load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("screenshot", _TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-screenshot = _load_tool()
-needs_browser = pytest.mark.skipif(
-    screenshot.find_browser() is None, reason="no chromium, chromium-browser or google-chrome on the path"
-)
 
 
 class Elements(HTMLParser):
@@ -284,7 +265,7 @@ def test_a_histogram_counts_every_value() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with screenshot.Browser(screenshot.find_browser()) as opened:
+    with open_browser() as opened:
         yield opened
 
 

@@ -32,12 +32,17 @@ def parse_arguments(argv: list[str] | None, description: str | None) -> argparse
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="timed runs per case (default: 10)")
     parser.add_argument("--warmup", type=int, default=2, metavar="N", help="runs before those (default: 2)")
     parser.add_argument(
-        "--budget-s", type=float, default=480.0, metavar="S", help="start no case after this (default: 480)"
+        "--budget-s",
+        type=float,
+        default=480.0,
+        metavar="S",
+        help="seconds in all, of which every group gets its share (default: 480)",
     )
     parser.add_argument("--group", action="append", metavar="NAME", help="only cases of this group; may be repeated")
     parser.add_argument(
         "--compile-backend", metavar="NAME", help="of torch.compile (default: inductor; on a CPU: eager)"
     )
+    parser.add_argument("--commit", metavar="HASH", help="of these sources, where their history was not copied")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the results here, as JSON")
     parser.add_argument(
         "--dry-run", action="store_true", help="everything at tiny size on the CPU, in float32, twice each"

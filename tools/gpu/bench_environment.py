@@ -5,20 +5,25 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
-import shutil
-import subprocess
 from typing import Any
 
 import torch
 from bench_path import ROOT
+from gpu_state import DRIVER, first_line, read_clocks
 
 from livemoments.version import __version__
 
 _PACKAGES = ("numpy", "safetensors", "triton", "diffusers")
 
 
-def describe_environment(device: torch.device, package_from: str) -> dict[str, Any]:
-    """A record to go with the results."""
+def describe_environment(device: torch.device, package_from: str, commit: str | None = None) -> dict[str, Any]:
+    """A record to go with the results.
+
+    Args:
+        device: what is measured.
+        package_from: where ``livemoments`` comes from.
+        commit: of the sources, where they were copied without their history; by default git is asked.
+    """
     versions: dict[str, str | None] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -35,10 +40,11 @@ def describe_environment(device: torch.device, package_from: str) -> dict[str, A
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "platform": platform.platform(),
         "device": _device(device),
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": first_line(*DRIVER),
         "versions": versions,
         "package_from": package_from,
-        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "commit": commit or first_line("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "clocks": read_clocks(),
     }
 
 
@@ -52,12 +58,3 @@ def _device(device: torch.device) -> dict[str, Any]:
         "multiprocessors": found.multi_processor_count,
         "memory_bytes": found.total_memory,
     }
-
-
-def _output(program: str, *arguments: str) -> str | None:
-    """A program's first line of output; ``None`` where it is missing or fails."""
-    if shutil.which(program) is None:
-        return None
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=20, check=False)
-    lines = done.stdout.strip().splitlines()
-    return lines[0] if done.returncode == 0 and lines else None

@@ -10,6 +10,7 @@ from torch import nn
 
 from livemoments.export.conditioning import Modulation
 from livemoments.export.mmdit import JointBlock, MMDiT
+from livemoments.pytorch.linears import EightBitLinear
 
 
 def network_flops(network: MMDiT, *, batch: int, reference_tokens: int = 0) -> int:
@@ -57,4 +58,4 @@ def projection_flops(projections: nn.Module, *, rows: int) -> int:
 
 
 def _linears(root: nn.Module, *, rows: int) -> int:
-    return sum(2 * rows * m.weight.numel() for m in root.modules() if isinstance(m, nn.Linear))
+    return sum(2 * rows * m.weight.numel() for m in root.modules() if isinstance(m, nn.Linear | EightBitLinear))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -10,51 +10,15 @@ import torch
 import torch.nn.functional as F
 from bench_measure import relative_error, time_runs
 from bench_networks import Setup
-from torch import Tensor
+from torch import nn
 
-_FP8 = torch.float8_e4m3fn
-_FP8_MAX = 448.0
-_INT8_MAX = 127.0
-_TINY = 1e-12
-
-Linear = Callable[[Tensor], Tensor]
+from livemoments.pytorch.linears import KINDS
 
 
 def linear_shapes(setup: Setup) -> dict[str, tuple[int, int, int]]:
     """Rows, inputs and outputs of the image stream's linear layers."""
     rows, dim = setup.batch * setup.image_tokens, setup.sizes.dim
     return {"attention": (rows, dim, dim), "ff.0": (rows, dim, 4 * dim), "ff.2": (rows, 4 * dim, dim)}
-
-
-def _fp8_parts(weight: Tensor) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Callable[..., Tensor]]:
-    """Per-tensor scales: how activations are quantized, and the product of quantized ones."""
-
-    def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-        scale = x.abs().amax().float().clamp_min(_TINY) / _FP8_MAX
-        return (x / scale).clamp(-_FP8_MAX, _FP8_MAX).to(_FP8), scale
-
-    quantized, weight_scale = quantize(weight.float())
-
-    def multiply(x: Tensor, scale: Tensor) -> Tensor:
-        return torch._scaled_mm(x, quantized.t(), scale_a=scale, scale_b=weight_scale, out_dtype=weight.dtype)
-
-    return quantize, multiply
-
-
-def _int8_parts(weight: Tensor) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Callable[..., Tensor]]:
-    """One scale per token and per output channel."""
-
-    def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-        scale = x.abs().amax(dim=-1, keepdim=True).float().clamp_min(_TINY) / _INT8_MAX
-        return (x / scale).round().to(torch.int8), scale
-
-    quantized, weight_scale = quantize(weight.float())
-
-    def multiply(x: Tensor, scale: Tensor) -> Tensor:
-        product = torch._int_mm(x, quantized.t())
-        return (product * scale * weight_scale.t()).to(weight.dtype)
-
-    return quantize, multiply
 
 
 def micro_cases(setup: Setup, *, repeats: int) -> Iterator[dict[str, Any]]:
@@ -79,16 +43,20 @@ def micro_cases(setup: Setup, *, repeats: int) -> Iterator[dict[str, Any]]:
             "tflop_per_s": operations / plain.median_ms / 1e9,
             "relative_error": relative_error(F.linear(x, weight), exact),
         }
-        for kind, parts in (("fp8", _fp8_parts), ("int8", _int8_parts)):
+        plain_layer = nn.Linear(width_in, width_out, bias=False, device="meta")
+        plain_layer.weight = nn.Parameter(weight, requires_grad=False)
+        for kind in KINDS:
             try:
-                quantize, multiply = parts(weight)
-                ready = quantize(x)
-                error = relative_error(multiply(*ready), exact)
+                layer = KINDS[kind](plain_layer)
+                ready = layer.quantize(x)
+                error = relative_error(layer.multiply(*ready, setup.dtype), exact)
             except (RuntimeError, NotImplementedError, AttributeError, ValueError) as problem:
                 yield {**shape, "kind": kind, "skipped": str(problem).strip().splitlines()[0]}
                 continue
-            product = time_runs(lambda m=multiply, r=ready: m(*r), setup.device, repeats=repeats, warmup=3)
-            whole = time_runs(lambda m=multiply, q=quantize, x=x: m(*q(x)), setup.device, repeats=repeats, warmup=3)
+            product = time_runs(
+                lambda y=layer, r=ready: y.multiply(*r, setup.dtype), setup.device, repeats=repeats, warmup=3
+            )
+            whole = time_runs(lambda y=layer, x=x: y(x), setup.device, repeats=repeats, warmup=3)
             yield {
                 **shape,
                 "kind": kind,

@@ -18,12 +18,14 @@ from bench_path import ROOT
 from torch import Tensor, nn
 
 from livemoments.export.conditioning import modulate
-from livemoments.export.mmdit import Guidance, KeyValue, MMDiT
+from livemoments.export.mmdit import Guidance, JointProjections, KeyValue, MMDiT
 from livemoments.export.passes.fold_conditioning import fold_conditioning
 from livemoments.export.passes.fold_text import fold_text
 from livemoments.export.passes.prune_reference_tail import prune_reference_tail
 from livemoments.export.passes.prune_text_query import prune_text_query
 from livemoments.export.weights import WeightSource
+from livemoments.pytorch.attention import AttentionKind, find_kernel
+from livemoments.pytorch.linears import LinearKind, replace_linears
 from livemoments.reference.checkpoint_sizes import CheckpointSizes
 from livemoments.reference.motion import MotionEncoder, embedding_index
 from livemoments.reference.random_weights import fill_of
@@ -37,7 +39,18 @@ _PLAIN_NORMAL = ("prompt", "pooled", "pos_embed.position")
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What every case has in common."""
+    """What every case has in common.
+
+    Attributes:
+        sizes: of the networks.
+        tile_px: the tile's side.
+        device: where everything runs.
+        dtype: of weights and activations.
+        batch: tiles at once.
+        seed: of weights and inputs.
+        attention: which kernel computes the transformers' attention.
+        linears: 8-bit products in the transformers' blocks.
+    """
 
     sizes: CheckpointSizes
     tile_px: int
@@ -45,6 +58,8 @@ class Setup:
     dtype: torch.dtype
     batch: int = 1
     seed: int = 0
+    attention: AttentionKind = "auto"
+    linears: LinearKind | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -107,6 +122,10 @@ def build_network(setup: Setup, branch: Branch, way: Way) -> MMDiT:
         network = MMDiT(setup.sizes.transformer(), setup.grid, setup.sizes.prompt_tokens).to(setup.dtype)
     network = network.to_empty(device=setup.device).eval().requires_grad_(False)
     randomise(network, component, setup)
+    kernel = find_kernel(setup.attention, setup.device)
+    for part in network.modules():
+        if isinstance(part, JointProjections):
+            part.kernel = kernel
     if way == "upstream":
         return network
     weights = WeightSource(dict(network.state_dict()), ROOT)
@@ -114,6 +133,8 @@ def build_network(setup: Setup, branch: Branch, way: Way) -> MMDiT:
         fold_conditioning(network, weights, [1000 * sigma for sigma in sigmas()[:-1]])
         fold_text(network, weights)
         (prune_reference_tail if branch == "reference" else prune_text_query)(network, weights)
+        if setup.linears is not None:
+            replace_linears(network.transformer_blocks, setup.linears)
     return network.requires_grad_(False)
 
 

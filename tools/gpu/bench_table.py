@@ -28,6 +28,9 @@ def print_table(results: dict[str, Any]) -> None:
         elif case["group"] == "micro":
             for layer in case["layers"]:
                 print(_layer(layer))
+        elif "kernels" in case:
+            for kernel in case["kernels"]:
+                print(_kernel(kernel))
         elif case["group"] == "phases":
             print(_row(case["name"], case, peak=None))
             for phase in case["phases"]:
@@ -36,8 +39,8 @@ def print_table(results: dict[str, Any]) -> None:
             print(_row(case["name"], case, peak=case.get("peak_memory_bytes", {}).get("reserved")))
     for item in results["skipped"]:
         print(f"skipped   {item['name']}: {item['reason']}")
-    for name in results["left_out"]:
-        print(f"left out  {name}: the budget of {results['budget_s']:g} s was spent")
+    for item in results["left_out"]:
+        print(f"left out  {item['name']}: {item['reason']}")
     for item in results["failures"]:
         print(f"FAILED    {item['name']}: {item['reason'].splitlines()[0]}")
     print(f"{results['elapsed_s']:.0f} s in all")
@@ -59,6 +62,15 @@ def _row(name: str, record: dict[str, Any], *, peak: int | None) -> str:
             f"{error:9.1e}" if error is not None else "",
         )
     ).rstrip()
+
+
+def _kernel(kernel: dict[str, Any]) -> str:
+    name = f"attention {kernel['kernel']}"
+    if "skipped" in kernel:
+        return f"{name:38} skipped: {kernel['skipped']}"
+    if kernel["chosen"] != kernel["kernel"]:
+        name += f" ({kernel['chosen']})"
+    return _row(name, {**kernel, "error_against_eager": kernel["relative_error"]}, peak=None)
 
 
 def _layer(layer: dict[str, Any]) -> str:

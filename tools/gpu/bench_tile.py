@@ -22,39 +22,9 @@ from bench_networks import (
 )
 from torch import Tensor
 
-from livemoments.export.mmdit import MMDiT
+from livemoments.pytorch.execution import Graphed, compile_blocks
 
 Mode = Literal["eager", "compile", "graphs", "compile+graphs"]
-
-_CAPTURE_WARMUP = 3
-_MOST_GRAPHS = 32  # first, middle and last block, with and without guidance, and some to spare
-
-
-class Graphed:
-    """A function of tensors, captured as a CUDA graph: inputs are copied into static buffers, outputs are static.
-
-    An input that already is the static buffer (another graph's output) is not copied.
-    """
-
-    def __init__(self, function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]) -> None:
-        self._inputs = list(examples)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_CAPTURE_WARMUP):  # libraries choose and allocate outside the capture
-                function(*self._inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._outputs = function(*self._inputs)
-
-    def __call__(self, *given: Tensor) -> Sequence[Tensor]:
-        """Replay the graph on these inputs; its outputs are overwritten by the next call."""
-        for static, new in zip(self._inputs, given, strict=True):
-            if static.data_ptr() != new.data_ptr():
-                static.copy_(new)
-        self._graph.replay()
-        return self._outputs
 
 
 class Tile:
@@ -81,7 +51,6 @@ class Tile:
         self._restoration_step: Callable[..., Sequence[Tensor]] = self._run_restoration
         if "compile" in mode:
             torch._dynamo.reset()  # another way's blocks are other graphs, and the cache counts them all
-            torch._dynamo.config.cache_size_limit = _MOST_GRAPHS
             for network in (self.reference, self.restoration):
                 compile_blocks(network, backend)
         if "graphs" in mode:
@@ -157,9 +126,3 @@ def whens(setup: Setup, way: Way) -> list[Tensor]:
     if way == "ours":
         return [torch.tensor(step, device=setup.device) for step in range(STEPS)]
     return [torch.tensor(1000 * sigma, device=setup.device) for sigma in sigmas()[:-1]]
-
-
-def compile_blocks(network: MMDiT, backend: str) -> None:
-    """``torch.compile`` block by block: equal blocks share their code, so it takes seconds, not minutes."""
-    for block in network.transformer_blocks:
-        block.compile(dynamic=False, fullgraph=True, backend=backend)

@@ -37,6 +37,7 @@ class FreshRun:
         width, height: of the photo, in pixels.
         tile_s: seconds of every tile: its share of its batch's time, in which the first batch's engines were loaded.
         load_s: seconds in which engines were loaded.
+        fallbacks: what the command changed because memory ran out, in words.
     """
 
     memory: tuple[Memory, ...]
@@ -45,6 +46,7 @@ class FreshRun:
     height: int
     tile_s: tuple[float, ...] = ()
     load_s: float = 0.0
+    fallbacks: tuple[str, ...] = ()
 
 
 class VramWatch:
@@ -171,6 +173,7 @@ def restore_afresh(
         document["height"],
         tile_s=tuple(timings["tile_seconds"]),
         load_s=sum(entry["seconds"] for name, entry in timings["stages"].items() if name.startswith("load:")),
+        fallbacks=tuple(document["metadata"].get("memory_fallbacks", ())),
     )
 
 

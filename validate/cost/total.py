@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from livemoments.bundle import Bundle
+from livemoments.errors import ResourceError
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
@@ -83,7 +84,13 @@ def measure_cost(
 
 
 def cost_of_run(
-    bundle: Bundle, settings: RestoreOptions, photo: LivePhoto[Path], output: Path, *, show_progress: bool = False
+    bundle: Bundle,
+    settings: RestoreOptions,
+    photo: LivePhoto[Path],
+    output: Path,
+    *,
+    as_asked: bool = False,
+    show_progress: bool = False,
 ) -> Cost:
     """What one restoration in a process of its own cost, for a photo that is wanted anyway: nothing is run twice, so
     there are no single stages and no warm-up.
@@ -93,6 +100,7 @@ def cost_of_run(
         settings: how it restores.
         photo: the images.
         output: where the restored photo stays.
+        as_asked: a process that went on in another way because memory ran out is an error, too.
         show_progress: let the process draw its bars on stderr.
 
     Raises:
@@ -103,6 +111,8 @@ def cost_of_run(
         fresh = restore_afresh(
             bundle, photo, settings, output=output, gpu=gpu, no_gpu=no_gpu, show_progress=show_progress
         )
+    if as_asked and fresh.fallbacks:
+        raise ResourceError(f"memory ran out on the way, and it went on otherwise: {'; '.join(fresh.fallbacks)}")
     unmeasured = "not counted in a single run"
     return _cost(state, fresh.tile_s, fresh, stages=(), load_s=fresh.load_s, energy_method=unmeasured)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from livemoments.validate.recording.store import Recording
 
 Role = Literal["frame", "photo", "photo_frame", "truth", "recorded"]
-"""Of a Live Photo, and ``recorded``: the photo that the reference made of it."""
+"""Of a Live Photo, and ``recorded``: the photo that the reference, or another run, made of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,19 @@ class ImageInputs:
         return None if None in corners or not corners else np.array(corners)
 
 
-def inputs_of(item: LivePhoto[Path], recording: Recording | None = None) -> ImageInputs:
-    """An item's files, and the reference's photo if the recording has one under the same name."""
+def inputs_of(
+    item: LivePhoto[Path], recording: Recording | None = None, others: Mapping[str, Path] = MappingProxyType({})
+) -> ImageInputs:
+    """An item's files, and the photo that it is compared with, if there is one under the same name.
+
+    Args:
+        item: of the data set.
+        recording: of the reference, which has photos.
+        others: photos by name.
+    """
     paths: dict[Role, Path] = {cast("Role", part): path for part, path in item.parts().items()}
+    if item.name in others:
+        paths["recorded"] = others[item.name]
     corners = {}
     if recording is not None and item.name in recording.images:
         result = recording.image_path(item.name, RESULT)

@@ -18,6 +18,7 @@ from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.image_files.colour_profiles import match_profile
+from livemoments.runtime.image_files.encode import Metadata, encode
 from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.inputs import load_inputs
 from livemoments.runtime.options import RestoreOptions
@@ -26,7 +27,7 @@ from livemoments.runtime.restore import restore, to_integers
 from livemoments.validate.harness.image_inputs import ImageInputs, Role
 from livemoments.validate.harness.image_metrics import ImageMetrics, photo_psnr_db
 from livemoments.validate.harness.kept_engines import KeptEngines
-from livemoments.validate.harness.previews import make_previews
+from livemoments.validate.harness.previews import RESULT, make_previews
 from livemoments.validate.harness.run_key import bundle_digest
 from livemoments.validate.report_data import ImageResult, finite_number
 
@@ -43,6 +44,7 @@ class RunSpec:
         settings: how images are restored.
         metrics: makes a worker's metrics, once per worker.
         pictures: whether small pictures are made for the report.
+        results: whether the restored photos themselves are kept.
     """
 
     bundle: Path
@@ -50,6 +52,7 @@ class RunSpec:
     settings: RestoreOptions
     metrics: Callable[[], ImageMetrics]
     pictures: bool = True
+    results: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class FinishedImage:
 
     Attributes:
         result: without the names of its pictures' files.
-        pictures: JPEG files by role.
+        pictures: JPEG files by role; the restored photo as PNG.
         features: for metrics of the whole set (:attr:`ImageQuality.features`).
     """
 
@@ -151,6 +154,8 @@ class ImageWorker:
         if self.spec.pictures:
             restored = Photo(image, icc_profile=photo.icc_profile)
             pictures = make_previews(restored, upscaled, photo, truth, recorded)
+        if self.spec.results:
+            pictures[RESULT] = encode("result.png", image, Metadata(icc_profile=photo.icc_profile), quality=100)[0]
         parity_db = None if recorded is None else photo_psnr_db(image, recorded.pixels)
         pcr = self._metrics.pcr(result, files.corners_of(result.plan.tiles))
         return FinishedImage(

@@ -23,6 +23,7 @@ class RunOptions:
         workers: how many for ``ray``; by default one per GPU, or one per machine.
         ray_address: of a running cluster; by default one is started on this machine and ended afterwards.
         pictures: whether to make small pictures for the report.
+        results: whether to keep the restored photos themselves, as PNG files.
         fresh: begin anew, whatever the folder holds.
     """
 
@@ -31,6 +32,7 @@ class RunOptions:
     workers: int | None = None
     ray_address: str | None = None
     pictures: bool = True
+    results: bool = False
     fresh: bool = False
 
     def check(self, *, has_backend: bool) -> None:

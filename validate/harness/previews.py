@@ -16,6 +16,8 @@ ROLES = {
     "error": "error map",
 }
 """The pictures of an image in the order in which they are read, with their names on the report's page."""
+RESULT = "result"
+"""The restored photo itself, beside them."""
 LONGEST_SIDE_PX = 900
 QUALITY = 86
 """Of the JPEG files: about 100 kB for a photograph of that size."""

@@ -68,7 +68,7 @@ def run_on_ray(
     """
     if not images:
         return
-    with _connected(address) as ray, contextlib.ExitStack() as stack:
+    with connected(address) as ray, contextlib.ExitStack() as stack:
         with progress.task("Starting the workers"):
             team = _Workers(ray, spec, workers, len(images))
             stack.callback(team.dismiss)
@@ -228,8 +228,16 @@ def plan_workers(nodes: Sequence[tuple[float, float]], workers: int | None, *, u
 
 
 @contextlib.contextmanager
-def _connected(address: str | None) -> Iterator[Any]:
-    """Ray, connected; what was started here is ended here."""
+def connected(address: str | None) -> Iterator[Any]:
+    """Ray, connected; what was started here is ended here, and runs within the block share it.
+
+    Args:
+        address: as for :func:`run_on_ray`.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        UsageError: the cluster cannot be reached.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers otherwise
     try:
         import ray

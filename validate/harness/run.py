@@ -35,6 +35,7 @@ def run_images(
     recording: Recording | None = None,
     backend: Backend | None = None,
     key: Mapping[str, Any] | None = None,
+    compare_with: Mapping[str, Path] | None = None,
     progress: Progress = SILENT,
     on_result: Callable[[ImageResult], object] = lambda _: None,
 ) -> tuple[ImageResult, ...]:
@@ -53,7 +54,8 @@ def run_images(
         options: what is measured, and where.
         recording: of the reference; its photos are compared with ours, and PCR's corners with its.
         backend: replaces the settings' back-end, for ``local``.
-        key: what decides the results of other metrics than the package's own.
+        key: what else decides the results: of other metrics than the package's own, of ``compare_with``.
+        compare_with: instead of a recording: photos by the images' names, with which ours are compared.
         progress: where to report.
         on_result: called with each result as it is finished, also with those of an earlier run.
 
@@ -79,12 +81,13 @@ def run_images(
     metrics_key = dict(key or {}) | (metrics.key() if isinstance(metrics, StandardMetrics) else {})
     digest = bundle_digest(opened)
     folder = Path(work)
-    spec = RunSpec(opened.path.absolute(), digest, settings, metrics, options.pictures)
+    spec = RunSpec(opened.path.absolute(), digest, settings, metrics, options.pictures, options.results)
     recorded = None if recording is None else recording.meta.digest
-    images = [inputs_of(item, recording) for item in dataset.items]
+    images = [inputs_of(item, recording, compare_with or {}) for item in dataset.items]
     with only_run_in(folder):
         key = run_key(digest, settings, recorded, metrics_key)
-        store = RunStore(folder, key, images, pictures=options.pictures, fresh=options.fresh)
+        keeps = {"pictures": options.pictures, "results": options.results}
+        store = RunStore(folder, key, images, **keeps, fresh=options.fresh)
         left = [image for image in images if image.name not in store.done]
         for result in store.done.values():
             on_result(result)

@@ -18,12 +18,13 @@ from livemoments.store.folders import StagedFolder, stage_folder
 from livemoments.store.journals import LineJournal, work_alone
 from livemoments.validate.harness.image_inputs import ImageInputs
 from livemoments.validate.harness.image_worker import FinishedImage
-from livemoments.validate.harness.previews import ROLES
+from livemoments.validate.harness.previews import RESULT, ROLES
 from livemoments.validate.quality.aggregate import save_features
 from livemoments.validate.report_data import ImageResult
 
 JOURNAL_NAME = "results.jsonl"
 PICTURES, FEATURES = "images", "features"
+_FILES = {role: f"{role}.jpg" for role in ROLES} | {RESULT: f"{RESULT}.png"}
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _FINISHED = {"finished": True}
 
@@ -49,6 +50,7 @@ class RunStore:
         key: what the results depend on (:func:`livemoments.validate.harness.run_key.run_key`).
         images: the data set's; results of others are not read.
         pictures: whether a result counts only with its pictures there.
+        results: whether it counts only with the restored photo there.
         fresh: begin anew, whatever is there.
 
     Attributes:
@@ -61,7 +63,14 @@ class RunStore:
     """
 
     def __init__(
-        self, work: Path, key: Mapping[str, Any], images: Sequence[ImageInputs], *, pictures: bool, fresh: bool = False
+        self,
+        work: Path,
+        key: Mapping[str, Any],
+        images: Sequence[ImageInputs],
+        *,
+        pictures: bool,
+        results: bool = False,
+        fresh: bool = False,
     ) -> None:
         self.work = work
         self.done: dict[str, ImageResult] = {}
@@ -72,7 +81,7 @@ class RunStore:
         else:
             self._check_key(key)
         for line in self._journal.resume({"key": dict(key)}, _Line):
-            if self._is_there(line, pictures=pictures):
+            if self._is_there(line, pictures=pictures, results=results):
                 self.done[line.name] = line.result
         self._sweep()
 
@@ -107,15 +116,17 @@ class RunStore:
         if not self._journal.lines or self._journal.lines[-1] != _FINISHED:
             self._journal.append(_FINISHED)
 
-    def _is_there(self, line: _Line, *, pictures: bool) -> bool:
+    def _is_there(self, line: _Line, *, pictures: bool, results: bool) -> bool:
         """Whether a line is an image's as it is now, with everything that belongs to its result."""
         if line.finished or self._hashes.get(line.name) != line.sha256:
             return False
         if line.features and not features_file(self.work, line.name).is_file():
             return False
-        files = line.result.files.values()
-        lacks_pictures = not files or not all((self.work / file).is_file() for file in files)
-        return not (pictures and line.result.status == "ok" and lacks_pictures)
+        files = line.result.files
+        if line.result.status != "ok" or not (pictures or results):
+            return True
+        has_all = all((self.work / file).is_file() for file in files.values())
+        return has_all and (not pictures or bool(files.keys() & ROLES.keys())) and (not results or RESULT in files)
 
     def _check_key(self, key: Mapping[str, Any]) -> None:
         """Refuse to replace an unfinished run of another key."""
@@ -134,15 +145,15 @@ class RunStore:
         target = self.work / PICTURES / folder
         with stage_folder(target) as staged:
             for role, data in pictures.items():
-                (staged / f"{role}.jpg").write_bytes(data)
+                (staged / _FILES[role]).write_bytes(data)
             StagedFolder(target, staged, overwrite=True).publish()
-        return {role: f"{PICTURES}/{folder}/{role}.jpg" for role in ROLES if role in pictures}
+        return {role: f"{PICTURES}/{folder}/{file}" for role, file in _FILES.items() if role in pictures}
 
     def _sweep(self) -> None:
         """Remove pictures that belong to no result: a killed process had not written its line yet."""
         folder = self.work / PICTURES
         kept = {folder_name(name) for name, result in self.done.items() if result.files}
-        ours = {f"{role}.jpg" for role in ROLES}
+        ours = set(_FILES.values())
         for path in folder.iterdir() if folder.is_dir() else ():
             hidden = path.name.startswith(".")
             if path.is_dir() and path.name not in kept and (hidden or {file.name for file in path.iterdir()} <= ours):

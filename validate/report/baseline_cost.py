@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from livemoments.validate.report.differences import held, missing, noted
 from livemoments.validate.report.noise import NOISE, allowed_slowdown
@@ -31,6 +31,12 @@ def compare_cost(report: ValidationReport, baseline: ValidationReport) -> Iterat
     yield from _compare_memory(report.cost, baseline.cost, why_not)
 
 
+def hardware_of(machine: Mapping[str, str | int | float]) -> dict[str, str | int | float]:
+    """What a machine's description says of what it computes with: where this differs, times are not comparable."""
+    graphics = sorted(key for key in machine if key.startswith(_GRAPHICS))
+    return {key: machine[key] for key in (*_HARDWARE, *graphics) if key in machine}
+
+
 def compare_size(report: ValidationReport, baseline: ValidationReport) -> Iterator[Difference]:
     """The bundle's bytes; the stage that grew most is named."""
     before, now = baseline.bundle, report.bundle
@@ -46,9 +52,8 @@ def compare_size(report: ValidationReport, baseline: ValidationReport) -> Iterat
 
 def _other_machine(report: ValidationReport, baseline: ValidationReport) -> str:
     """Why times cannot be held against each other; empty if they can."""
-    new, old = report.machine, baseline.machine
-    hardware = [*_HARDWARE, *sorted(key for key in {*new, *old} if key.startswith(_GRAPHICS))]
-    parts = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in hardware if old.get(key) != new.get(key)]
+    new, old = hardware_of(report.machine), hardware_of(baseline.machine)
+    parts = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in {**new, **old} if old.get(key) != new.get(key)]
     if report.bundle.provider != baseline.bundle.provider:
         parts.append(f"provider was {baseline.bundle.provider}, is {report.bundle.provider}")
     parts += [

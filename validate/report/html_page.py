@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from livemoments.errors import MissingExtraError
 from livemoments.validate.harness.previews import ROLES
 from livemoments.validate.report import charts, numbers, page_content
 from livemoments.validate.report.gate import gate
+from livemoments.validate.report.offline_page import TEMPLATES, content_policy, page_environment
 from livemoments.validate.report.pictures import error_against, heat_gradient, make_gallery
 from livemoments.validate.report.report_json import finite
 from livemoments.validate.report_data import ValidationReport
@@ -19,7 +17,6 @@ from livemoments.validate.report_data import ValidationReport
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_TEMPLATES = Path(__file__).with_name("templates")
 _PAGE = "page.html.j2"
 _DRAWINGS = (
     charts.bar_track,
@@ -47,41 +44,26 @@ def render_page(report: ValidationReport, folder: Path, *, beside: Sequence[str]
     """
     clean = finite(report)
     environment = _environment()
-    sources = {name: (_TEMPLATES / name).read_text("utf-8") for name in ("page.css", "early.js", "page.js")}
-    scripts = " ".join(_digest(sources[name]) for name in ("early.js", "page.js"))
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src {scripts}; base-uri 'none'; form-action 'none'"
-    )
+    sources = {name: (TEMPLATES / name).read_text("utf-8") for name in ("page.css", "early.js", "page.js")}
     return environment.get_template(_PAGE).render(
         report=clean,
         reasons=gate(clean),
         page=page_content.make_page(clean),
         gallery=make_gallery(clean, folder),
         gradient=heat_gradient(),
-        policy=policy,
+        policy=content_policy(sources[name] for name in ("early.js", "page.js")),
         sources=sources,
         beside=[name for name in beside if not name.endswith(".html")],
     )
 
 
 def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-        from markupsafe import Markup
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("writing report.html", "validate", missing=error.name) from None
-
     def drawing(draw: Any) -> Any:
+        from markupsafe import Markup
+
         return lambda *args, **kwargs: Markup(draw(*args, **kwargs))
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(writing="writing report.html")
     environment.globals.update({draw.__name__: drawing(draw) for draw in _DRAWINGS})
     environment.globals.update(
         terms=page_content.TERMS,
@@ -101,8 +83,3 @@ def _environment() -> Environment:
         size=page_content.size_text,
     )
     return environment
-
-
-def _digest(script: str) -> str:
-    """The script as a content security policy names it."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

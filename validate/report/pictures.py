@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from livemoments.store.files import read_file
 from livemoments.validate.harness.previews import RECORDED_TOP_LEVELS, ROLES, TRUTH_TOP_LEVELS
+from livemoments.validate.report.offline_page import data_uri
 from livemoments.validate.report_data import ImageResult, ValidationReport
 
 WORST = 12
@@ -67,10 +67,7 @@ def make_gallery(report: ValidationReport, folder: Path, *, budget_bytes: int = 
             break
         if pictures:
             *_, (_, _, size) = pictures.values()
-            uris = {
-                role: f"data:{mime};base64,{base64.b64encode(data).decode()}"
-                for role, (data, mime, _) in pictures.items()
-            }
+            uris = {role: data_uri(data, mime) for role, (data, mime, _) in pictures.items()}
             spent += cost
             gallery.panels.append(Panel(image, why, uris, *size))
         shown += 1

@@ -27,6 +27,7 @@ from livemoments.cli import (
     make_checkpoint,
     make_prompt,
     plan,
+    profile,
     quantize,
     record,
     restore,
@@ -122,6 +123,7 @@ for _module in (
     verify_bundle,
     devices,
     plan,
+    profile,
     completion,
 ):
     cli.add_command(_module.command)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from livemoments.cli.engines import LIBRARIES, engine_document, engines_summary, sm_option
+from livemoments.cli.engines import LIBRARIES, engine_document, engines_summary, sm_option, via_option
 from livemoments.cli.extras import needs_extra
 from livemoments.cli.options import FILE, PATH, SIZE, STAGES, result_options
 from livemoments.cli.output import stdout_is_ours, write_json
@@ -26,6 +26,8 @@ _FLAGS = ("weight-streaming", "refit", "strip-weights", "version-compatible", "h
     help="tensorrt: for the GPU of this machine. rtx: TensorRT for RTX, for consumer GPUs, on any machine.",
 )
 @sm_option
+@via_option
+@click.option("--checkpoint", type=PATH, help="With --via torch-tensorrt: what BUNDLE was exported from.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Tiles at a time.")
 @click.option("--stages", type=STAGES, help="Build only these stages.  [default: all]")
 @click.option(
@@ -75,12 +77,21 @@ def command(
     manifest at once; a command that was interrupted goes on where it was. Engines that are there and fit are kept. One
     whose graph, library, GPU, driver or options are not what they were is an error that says so, unless --rebuild.
 
-    Needs the extra 'rtx' or 'tensorrt'. With --json: {"bundle", "engines": [{"stage", "path", "size", "built", …}]}.
+    With --via torch-tensorrt the engines are made of the checkpoint's modules, and lie beside those of the other road;
+    the summary compares their layers. A quantized bundle is not for it, and neither are --refit and --strip-weights.
+
+    What this cannot do: --engine tensorrt and --via torch-tensorrt build on a machine with an NVIDIA GPU only;
+    --engine rtx builds for no GPU of SM 9.0 or 10.0 (H20, H200, B200). The command opens no engine, so it says
+    nothing of an engine's numbers or speed.
+
+    Needs the extra 'rtx' or 'tensorrt', with --via torch-tensorrt 'torch-tensorrt-rtx' or 'torch-tensorrt'. With
+    --json: {"bundle", "engines": [{"stage", "path", "size", "via", "layers", "built", …}]}.
 
     \b
     Examples:
       livemoments build bundle --engine rtx --sm 8.9,12.0
       livemoments build bundle --engine tensorrt --rebuild
+      livemoments build bundle --engine tensorrt --via torch-tensorrt --checkpoint checkpoint
     """
     flags = tuple(flag for flag in _FLAGS if options.pop(flag.replace("-", "_")))
     with stdout_is_ours(), needs_extra("building engines", engine):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from livemoments.cli.options import BadValue
 from livemoments.cli.output import human_bytes, human_seconds, plural
+from livemoments.engine_files import VIAS
 
 if TYPE_CHECKING:
     from livemoments.bundle import Bundle
@@ -59,19 +60,31 @@ def by_module(refusals: Sequence[Any]) -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def check_engine(engine: str, sm: tuple[str, ...]) -> None:
+def via_option(function: Function) -> Function:
+    """``--via``."""
+    text = (
+        "The road to the library. onnx: its own parser reads the bundle's graphs. torch-tensorrt: that package "
+        "converts the checkpoint's modules; on machines with an NVIDIA GPU only."
+    )
+    return click.option("--via", type=click.Choice(VIAS), default=VIAS[0], show_default=True, help=text)(function)
+
+
+def check_engine(engine: str, sm: tuple[str, ...], via: str) -> None:
     """Before long work: can engines be built here at all?
 
     Raises:
-        MissingExtraError: the library is not installed.
+        MissingExtraError: the library, or torch-tensorrt, is not installed.
         UsageError, EngineError: it does not build for these GPUs, or not here.
     """
     from livemoments.export.tensorrt.gpu import find_gpu
     from livemoments.export.tensorrt.library import load_library
     from livemoments.export.tensorrt.options import BuildOptions, host_of
+    from livemoments.export.tensorrt.torch_road import check_road
 
     options = BuildOptions(engine, sm)  # type: ignore[arg-type]  # click has checked it
     host_of(load_library(options.library), options, find_gpu())
+    if via == "torch-tensorrt":
+        check_road(options.library)
 
 
 def engine_document(built: BuiltEngine) -> dict[str, Any]:
@@ -86,9 +99,10 @@ def engine_document(built: BuiltEngine) -> dict[str, Any]:
         "version": engine.version,
         "sm": engine.sm,
         "flags": engine.flags,
+        "via": engine.via,
         "bytes": built.bytes,
         "built": built.is_new,
-        "layers": built.layers,
+        "layers": engine.layers,
         "seconds": round(built.seconds, 3),
         "peak_rss_bytes": built.peak_rss_bytes,
     }
@@ -100,5 +114,17 @@ def engines_summary(bundle: Bundle, built: list[BuiltEngine]) -> str:
     lines = [f"{bundle.path}: {plural(len(new), 'engine')} built, {len(built) - len(new)} kept"]
     for one in built:
         how = f"{human_seconds(one.seconds)}, {human_bytes(one.peak_rss_bytes)} of memory" if one.is_new else "kept"
-        lines.append(f"  {one.stage:12} {one.engine.size:>10}  {human_bytes(one.bytes):>8}  {how}")
-    return "\n".join(lines)
+        lines.append(
+            f"  {one.stage:12} {one.engine.size:>10}  {human_bytes(one.bytes):>8}  {one.engine.layers:6,} layers  {how}"
+        )
+    return "\n".join([*lines, *_other_roads(bundle, built)])
+
+
+def _other_roads(bundle: Bundle, built: list[BuiltEngine]) -> Iterator[str]:
+    """The layers of engines that are there by the other road, to hold the new ones' beside."""
+    for one in built:
+        own, label = one.engine, f"  {one.stage:12} {one.engine.size:>10}"
+        for graph in bundle.stage(one.stage).graphs:
+            for other in graph.engines:
+                if other.place[:3] == own.place[:3] and other.via != own.via and other.layers:
+                    yield f"{label}  {own.layers:,} layers via {own.via}, {other.layers:,} via {other.via}"

@@ -9,11 +9,12 @@ import click
 
 from livemoments.bundle import Bundle
 from livemoments.cli.bundles import DIS_BY_DESIGN, bundle_bytes, bundle_document, stages_of, worst_parity
-from livemoments.cli.engines import LIBRARIES, check_engine, engines_summary, sm_option
+from livemoments.cli.engines import LIBRARIES, check_engine, engines_summary, sm_option, via_option
 from livemoments.cli.extras import needs_extra
 from livemoments.cli.options import COUNTS, PATH, POLICY, SIZE, STAGES, overwrite_option, result_options
 from livemoments.cli.output import human_bytes, stdout_is_ours, write_json
 from livemoments.cli.profile_option import profile_option
+from livemoments.engine_files import VIAS
 from livemoments.types import ReferencePolicy, Size, Stage
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", metavar="BUNDLE", type=PATH, required=True, help="The bundle's folder.")
 @click.option(
     "--target",
-    type=click.Choice(["onnx", "tensorrt", "coreml"]),
+    type=click.Choice(["onnx", "tensorrt", "coreml", "torch"]),
     default="onnx",
     show_default=True,
     help="What to write. onnx: graphs with onnxruntime's operators. tensorrt: graphs of standard ones only, with "
-    "--engine also the engines. coreml: Core ML packages for iOS 18 and macOS 15.",
+    "--engine also the engines. coreml: Core ML packages for iOS 18 and macOS 15. torch: the networks for PyTorch.",
 )
 @click.option(
     "--engine",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     "GPUs on any machine.",
 )
 @sm_option
+@via_option
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16"]),
@@ -123,6 +125,7 @@ def command(
     policy: ReferencePolicy,
     engine: str | None,
     sm: tuple[str, ...],
+    via: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -139,20 +142,24 @@ def command(
     --target coreml it leaves its finished packages in a hidden folder beside BUNDLE, from which the next one goes on.
     Engines are built once the bundle is in place; if that is interrupted, 'livemoments build' goes on.
 
-    Needs the extra 'export', and 'coreml', 'rtx' or 'tensorrt' for these. With --json: the document of 'livemoments
-    inspect --json'.
+    Needs the extra 'export', and 'coreml', 'rtx', 'tensorrt', 'torch-tensorrt-rtx' or 'torch-tensorrt' for these. With
+    --json: the document of 'livemoments inspect --json'.
 
     \b
     Examples:
       livemoments export checkpoint -o bundle --precision fp16
       livemoments export inference_config.yml -o bundle --tile 1024x1024 --tile 768x1024
       livemoments export checkpoint -o bundle --precision fp16 --target tensorrt --engine rtx --sm 8.9
+      livemoments export checkpoint -o bundle --target tensorrt --engine tensorrt --via torch-tensorrt
       livemoments export checkpoint -o bundle --target coreml --precision fp16 --flow-size 1440x1080
+      livemoments export checkpoint -o bundle --target torch --precision fp16
     """
     if engine is not None and options["target"] != "tensorrt":
         raise click.UsageError("--engine needs --target tensorrt")
     if sm and engine is None:
         raise click.UsageError("--sm needs --engine rtx")
+    if via != VIAS[0] and engine is None:
+        raise click.UsageError(f"--via {via} needs --engine")
     options["vae_tiles"] = tuple(dict.fromkeys(options["vae_tiles"]))
     options["flow_sizes"] = tuple(dict.fromkeys(options["flow_sizes"]))
     tiles: tuple[Size, ...] | None = tuple(dict.fromkeys(options.pop("tiles"))) or None
@@ -160,7 +167,7 @@ def command(
         from livemoments.export.pipeline import export_bundle
 
         if engine is not None:
-            check_engine(engine, sm)  # before the hours of an export
+            check_engine(engine, sm, via)  # before the hours of an export
         bundle = export_bundle(checkpoint, output, tiles=tiles, reference_policy=str(policy), **options)
     built: list[BuiltEngine] = []
     if engine is not None:
@@ -168,7 +175,8 @@ def command(
             from livemoments.export.tensorrt.build import build_engines
             from livemoments.export.tensorrt.options import BuildOptions
 
-            wanted = BuildOptions(engine, sm)  # type: ignore[arg-type]  # click has checked it
+            source = None if via == VIAS[0] else checkpoint
+            wanted = BuildOptions(engine, sm, via=via, checkpoint=source)  # type: ignore[arg-type]  # click has checked
             bundle, built = build_engines(bundle.path, wanted, progress=options["progress"])
     if as_json:
         write_json(bundle_document(bundle))

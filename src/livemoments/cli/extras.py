@@ -32,6 +32,7 @@ OPTIONAL_MODULES = frozenset(
         "tensorrt",
         "tensorrt_rtx",
         "torch",
+        "torch_tensorrt",
         "transformers",
         "yaml",
     }

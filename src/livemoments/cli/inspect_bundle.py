@@ -116,7 +116,8 @@ def _stage_table(bundle: Bundle) -> Table:
 def _engine_table(bundle: Bundle) -> Table:
     from rich.table import Table
 
-    table = Table("stage", "tiles", "built by", "SM", "options", "driver", title="Engines", title_justify="left")
+    table = Table("stage", "tiles", "built by", "via", "SM", "options", "driver", title="Engines", title_justify="left")
+    table.add_column("layers", justify="right")
     table.add_column("file", justify="right")
     for name, entry in stages_of(bundle).items():
         for engine in (engine for graph in entry.graphs for engine in graph.engines):
@@ -124,9 +125,11 @@ def _engine_table(bundle: Bundle) -> Table:
                 name,
                 f"{engine.size} x {engine.batch}",
                 f"{TITLES[engine.library]} {engine.version}",
+                engine.via,
                 ", ".join(engine.sm),
                 ", ".join(engine.flags) or "-",
                 engine.driver or "-",
+                f"{engine.layers:,}" if engine.layers else "-",
                 human_bytes(bundle.manifest.files[engine.path].bytes),
             )
     return table

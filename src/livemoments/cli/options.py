@@ -192,7 +192,8 @@ def provider_option(function: Function) -> Function:
         metavar="NAME",
         help="onnxruntime's execution provider: cpu, cuda, coreml, … One that is not there is an error, "
         "never a silent fall back to the CPU. Only cpu was measured so far. Of bundles of Core ML packages: "
-        "interpreter, and on a Mac gpu, ane, all, cpu-only.",
+        "interpreter, and on a Mac gpu, ane, all, cpu-only. Of PyTorch networks: a device and words, as in "
+        "cuda+fp8-linears+compile.",
     )(function)
 
 

@@ -1,0 +1,1 @@
+"""Bundles of PyTorch networks: the modules themselves with folded tables, run by PyTorch on a GPU or a CPU."""
