@@ -107,7 +107,7 @@ def settle(options: RestoreOptions, bundle: Bundle) -> RestoreOptions:
     steps = len(plan_steps(bundle.manifest.schedule, known.steps))
     policy = _settled(known.policy(bundle), steps)
     only_tile = bundle.tile_sizes[0] if len(bundle.tile_sizes) == 1 else None
-    stores_kv = policy.name == "phase-split" or known.residency == "phases"
+    stores_kv = policy.name == "phase-split" or known.residency != "all"
     return replace(
         known,
         reference=str(policy),
