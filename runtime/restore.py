@@ -283,11 +283,11 @@ def _attempt(
     backend: Backend,
     ordered: OrderedBlender,
     state: _Progressed,
-) -> ResourceError | MemoryError | None:
+) -> Exception | None:
     """Restore the tiles that are left; the error if memory ran out, without the frames that hold tensors."""
     try:
         _restore_left(run, inputs, plan, backend, ordered, state)
-    except (ResourceError, MemoryError) as error:
+    except Exception as error:
         if not is_memory(error):
             raise
         if isinstance(error, ResourceError):
