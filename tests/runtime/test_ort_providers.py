@@ -1,7 +1,7 @@
 """onnxruntime's providers: which are there, what their sessions are told, and that nothing goes to the CPU in silence.
 
 No GPU is at hand: a provider that is asked for here is named to a wheel that has the CPU alone, or its library is
-stood in for; what CUDA's own sessions do with the shipped graphs is in ``test_ort_cuda.py`` (``make cuda``).
+stood in for.
 """
 
 from __future__ import annotations
