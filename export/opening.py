@@ -43,5 +43,5 @@ def open_planner(checkpoint: str | Path, options: ExportOptions) -> Planner:
         train_steps=configs.schedule.num_train_timesteps,
         default_steps=DEFAULT_STEPS if DEFAULT_STEPS in counts else counts[-1],
     )
-    dtype = torch.float16 if options.precision == "fp16" else torch.float32
+    dtype = torch.float32 if options.precision == "fp32" else torch.float16
     return Planner(files, configs, read_prompt(files, configs.transformer), schedule, dtype, options.kv_layout)

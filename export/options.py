@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from livemoments.errors import UsageError
+from livemoments.manifest import APPLE_TARGETS
 from livemoments.types import ReferencePolicy, Size, Stage
 
 Verify = Literal["full", "sampled", "finite", "none"]
 
-TARGETS = ("onnx", "tensorrt", "coreml", "torch")
+TARGETS = ("onnx", "tensorrt", "coreml", "coreai", "torch")
 PRECISIONS = ("fp32", "fp16")
+WEIGHT_BITS = {"int8-weights": 8, "int4-weights": 4}
+"""The target ``coreai``'s further precisions: the transformers' weights in so many bits, computed with as fp16."""
 VERIFY = ("full", "sampled", "finite", "none")
 KV_LAYOUTS = ("per-block", "stacked")
 DEFAULT_STEP_COUNTS = (1, 2, 3, 4, 6)
@@ -31,8 +34,10 @@ class ExportOptions:
         target: ``onnx``: graphs with onnxruntime's own form of attention, the fastest there. ``tensorrt``: graphs with
             the standard one, so that they hold standard operators alone; onnxruntime runs these too, more slowly, and
             engines are built from either (:mod:`livemoments.export.tensorrt.build`). ``coreml``: packages for iOS 18
-            and macOS 15. ``torch``: the networks themselves, for PyTorch (:mod:`livemoments.pytorch`).
-        precision: ``fp32`` or ``fp16``; RAFT stays in float32.
+            and macOS 15. ``coreai``: packages for iOS 27 and macOS 27. ``torch``: the networks themselves, for PyTorch
+            (:mod:`livemoments.pytorch`).
+        precision: ``fp32`` or ``fp16``; with the target ``coreai`` also ``int8-weights`` and ``int4-weights``
+            (:data:`WEIGHT_BITS`). RAFT stays in float32.
         tiles: sizes to hold graphs for; sides are multiples of a token (16 px with upstream's networks), within the
             position table. ``None`` is the checkpoint's own training size (its ``tile``, else ``sample_size``):
             1024 x 1024 with upstream's networks.
@@ -47,8 +52,8 @@ class ExportOptions:
         verify: ``full`` compares every graph with the reference at every point of the schedule, ``sampled`` at the
             first and the last, ``finite`` only runs every graph once, ``none`` does not.
         vae_tiles: sizes besides the tiles' for which the VAE alone holds graphs, for ``restore --vae-tile``.
-        flow_sizes: sizes, multiples of 8 px, besides the tiles' for which the target ``coreml`` holds RAFT: those of
-            the video frames that come with the photos. Other targets' RAFT takes any.
+        flow_sizes: sizes, multiples of 8 px, besides the tiles' for which the targets ``coreml`` and ``coreai`` hold
+            RAFT: those of the video frames that come with the photos. Other targets' RAFT takes any.
         blocks_per_package: how many transformer blocks the target ``coreml`` puts into one package at most.
     """
 
@@ -77,7 +82,7 @@ class ExportOptions:
         """
         for what, value, allowed in (
             ("target", self.target, TARGETS),
-            ("precision", self.precision, PRECISIONS),
+            ("precision", self.precision, (*PRECISIONS, *WEIGHT_BITS)),
             ("verification", self.verify, VERIFY),
             ("layout of keys and values", self.kv_layout, KV_LAYOUTS),
         ):
@@ -93,8 +98,22 @@ class ExportOptions:
                 )
         if self.blocks_per_package < 1:
             raise UsageError(f"{self.blocks_per_package} blocks make no package", fix="use 4 to 6")
-        if self.target != "coreml" and (self.flow_sizes or self.blocks_per_package != DEFAULT_BLOCKS_PER_PACKAGE):
-            raise UsageError("sizes of the flow and blocks per package are the target coreml's", fix="leave them out")
+        if self.target not in APPLE_TARGETS and self.flow_sizes:
+            raise UsageError("sizes of the flow are the target coreml's and coreai's", fix="leave them out")
+        if self.target != "coreml" and self.blocks_per_package != DEFAULT_BLOCKS_PER_PACKAGE:
+            raise UsageError("blocks per package are the target coreml's", fix="leave them out")
+        if self.target != "coreai" and self.precision in WEIGHT_BITS:
+            raise UsageError(
+                f"the precision {self.precision} is exported for the target coreai alone",
+                fix="export fp32, and give the bundle to 'livemoments quantize'",
+            )
         if self.stages is not None and not self.stages:
             raise UsageError("no stage to export was named")
         ReferencePolicy.parse(self.reference_policy)
+
+    def precision_of(self, stage: Stage) -> str:
+        """A stage's precision: RAFT's is always float32, and fewer bits are the transformers' only."""
+        if stage == Stage.FLOW:
+            return "fp32"
+        is_transformer = stage in (Stage.REFERENCE, Stage.RESTORATION)
+        return "fp16" if self.precision in WEIGHT_BITS and not is_transformer else self.precision

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 _TOOLS = ("torch", "diffusers", "safetensors", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
+_MORE_TOOLS = {"coreml": ("coremltools",), "coreai": ("coreai-core", "coreai-torch", "coreai-opt")}
+"""Of a target, besides."""
+
 
 def export_bundle(
     checkpoint: str | Path,
@@ -86,6 +89,14 @@ def export_bundle(
             from livemoments.export.coreml.pipeline import export_stages
 
             entries = export_stages(Path(checkpoint), planner, writer, wanted, sizes, options, source.files, progress)
+        elif options.target == "coreai":
+            from livemoments.export.coreai.pipeline import COREAI
+            from livemoments.export.coreml.pipeline import export_stages
+
+            files = source.files
+            entries = export_stages(
+                Path(checkpoint), planner, writer, wanted, sizes, options, files, progress, kind=COREAI
+            )
         elif options.target == "torch":
             from livemoments.export.torch_stages import export_stages as export_networks
 
@@ -105,7 +116,7 @@ def export_bundle(
             reference_policy=str(ReferencePolicy.parse(options.reference_policy)),
             kv_layout=planner.kv_layout,
             stages=entries,
-            toolchain=_toolchain(*(["coremltools"] if options.target == "coreml" else [])),
+            toolchain=_toolchain(*_MORE_TOOLS.get(options.target, ())),
             files=writer.hash_files(),
         )
         writer.commit(manifest)

@@ -19,6 +19,7 @@ RECIPES = (
     "int8-weights",
     "int4-weights",
     "int8-tensorrt",
+    "int8-rotated",
     "fp8",
     "int8-weights-coreml",
     "int4-weights-coreml",
@@ -61,7 +62,7 @@ class Memory(_Table):
 class Engine(_Table):
     """What runs the graphs: the export's ``target``, onnxruntime's ``provider``, and its threads."""
 
-    target: Literal["onnx", "tensorrt", "coreml"] = "onnx"
+    target: Literal["onnx", "tensorrt", "coreml", "torch"] = "onnx"
     provider: Annotated[str, Meta(min_length=1, max_length=100)] = "cpu"
     threads: Count | None = None
 

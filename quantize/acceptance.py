@@ -16,6 +16,7 @@ from livemoments.bundle import Bundle
 from livemoments.distances import relative_l2
 from livemoments.errors import CheckFailedError, EngineError, ParityError, UsageError
 from livemoments.export.gate import dead_channels
+from livemoments.export.stages import PER_BLOCK
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
 from livemoments.quantize.actions import Action, Mix
@@ -49,10 +50,11 @@ class StageSpeed:
 
 
 def check_source(bundle: Bundle, recipe: Recipe) -> None:
-    """Refuse a bundle that is quantized already.
+    """Refuse a bundle that is quantized already, or that the recipe is not for.
 
     Raises:
-        UsageError: it is, or it is in half precision and that is what the recipe makes.
+        UsageError: it is; it is in half precision and that is what the recipe makes; it was exported for TensorRT and
+            the recipe is not made for that; its keys and values are one tensor and the recipe makes them int8.
     """
     manifest = bundle.manifest
     if manifest.recipe not in FLOAT_RECIPES:
@@ -73,6 +75,21 @@ def check_source(bundle: Bundle, recipe: Recipe) -> None:
         recipe.for_packages or bundle.has_onnx_graphs
     ):  # the graphs run in onnxruntime, which calibrates and guards
         raise UsageError(f"{bundle.path} is made for {manifest.target}", fix="quantize a bundle of --target onnx")
+    if recipe.keys_values and manifest.kv_layout != PER_BLOCK:
+        raise UsageError(
+            f"{bundle.path} passes keys and values as one tensor, and '{recipe.name}' makes them int8 block by block",
+            fix="export with --kv-layout per-block",
+        )
+    if manifest.target == "tensorrt" and "tensorrt" not in recipe.devices:
+        why = (
+            "its zero points change with the timestep, and TensorRT wants them constant and 0"
+            if recipe.action is Action.INT8_STATIC
+            else "its products are onnxruntime's own operators"
+        )
+        raise UsageError(
+            f"{bundle.path} was exported for TensorRT, which does not take the recipe '{recipe.name}': {why}",
+            fix="use int8-tensorrt, int8-rotated or fp8, or quantize a bundle of --target onnx",
+        )
 
 
 def check_mix(mix: Mix, recipe: Recipe, bundle: Bundle) -> None:

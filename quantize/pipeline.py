@@ -235,7 +235,7 @@ def _calibration(
         result = CalibrationResult.load(calibration)
     else:
         result = calibrate_for(recipe, bundle, calibration, seed=options.seed, work=options.work, progress=progress)
-    result.check_fits(bundle)
+    result.check_fits(bundle, recipe.rotation)
     return result
 
 
@@ -278,10 +278,11 @@ def _verify(
     progress: Progress,
 ) -> tuple[Manifest, tuple[StageSpeed, ...]]:
     """Compare and time the touched stages; the manifest with what was measured."""
+    from livemoments.graphs.float_keys_values import FloatKeysValues
     from livemoments.quantize.acceptance import compare_stage, time_stage
     from livemoments.quantize.sample_inputs import SampleInputs, backend_for
 
-    quantized, backend = Bundle(folder, manifest), backend_for(source)
+    quantized, backend = Bundle(folder, manifest), FloatKeysValues(backend_for(source))
     samples = SampleInputs(source)
     sizes = source.tile_sizes
     smallest = min(sizes, key=lambda size: size.height * size.width)

@@ -17,6 +17,8 @@ from livemoments.store.files import read_file
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block lengths that onnxruntime's ``MatMulNBits`` accepts."""
+ROTATIONS = (16, 64, 256)
+"""Block lengths of a rotation: powers of four, whose matrix entries are powers of two, so exact in half precision."""
 NAMES = (
     "fp16",
     "int8",
@@ -24,6 +26,7 @@ NAMES = (
     "int8-weights",
     "int4-weights",
     "int8-tensorrt",
+    "int8-rotated",
     "fp8",
     "int8-weights-coreml",
     "int4-weights-coreml",
@@ -71,7 +74,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         observer: how activations' ranges are chosen from what calibration saw.
         percentile: share of the values, in percent, that lies within the range, for the observer of that name.
         step_ranges: every point of the schedule has its own activation ranges, looked up by ``step`` (at no cost in
-            onnxruntime; engines that want constant ranges need ``false``).
+            onnxruntime; TensorRT takes them from symmetric recipes and fp8 only).
+        rotation: channels of a block that a Hadamard matrix mixes before they are quantized, a power of two; 0: none.
+        keys_values: keys and values leave ReferenceNet and enter RestorationNet in int8, a scale per channel.
+        attention: what attention reads is quantized too, to the type of the action, one constant scale a tensor.
     """
 
     name: str
@@ -91,11 +97,19 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     observer: str = "percentile"
     percentile: float = 99.99
     step_ranges: bool = False
+    rotation: int = 0
+    keys_values: bool = False
+    attention: bool = False
 
     @property
     def needs_calibration(self) -> bool:
         """Whether activations must be observed first."""
         return self.action.needs_calibration or self.smoothquant_alpha is not None
+
+    @property
+    def needs_operands(self) -> bool:
+        """Whether calibration must also see what attention reads and what passes between the networks."""
+        return self.keys_values or self.attention
 
     @property
     def precision(self) -> str:
@@ -178,6 +192,18 @@ def _check(recipe: Recipe, name: str) -> None:
         ),
         (alpha is not None and not 0 <= alpha <= 1, "smoothquant_alpha must lie between 0 and 1"),
         (not 50 < recipe.percentile <= 100, "percentile must lie between 50 and 100"),
+        (
+            (recipe.rotation or recipe.needs_operands) and not recipe.action.needs_calibration,
+            "rotation, keys_values and attention go with the actions 'int8-static' and 'fp8'",
+        ),
+        (
+            recipe.keys_values and set(recipe.stages) != {"reference", "restoration"},
+            "keys_values changes what the two networks exchange: stages must be both",
+        ),
+        (
+            recipe.rotation and (recipe.rotation not in ROTATIONS or alpha is not None),
+            f"rotation must be one of {', '.join(map(str, ROTATIONS))}, and goes without smoothquant_alpha",
+        ),
     ):
         if wrong:
             raise FileError(name, f"not a recipe: {what}", fix="see docs/quantization.md")

@@ -10,6 +10,7 @@ import numpy as np
 from livemoments.bundle import Bundle
 from livemoments.dis import dis_flow_between
 from livemoments.errors import UsageError
+from livemoments.manifest import APPLE_TARGETS
 from livemoments.runtime.engine_pool import EnginePool
 from livemoments.types import Size, Stage, Tile
 
@@ -62,10 +63,11 @@ class EngineFlow:
         entry = self._pool.bundle.stage(Stage.FLOW)
         if entry.graph(size) is None:
             have = ", ".join(graph.size for graph in entry.graphs)
+            has_packages = self._pool.bundle.manifest.target in APPLE_TARGETS
             raise UsageError(
                 f"the bundle's flow engine takes images of {have} only, not {size}",
                 fix="pass --flow dis, or export again "
-                + (f"with --flow-size {size}" if self._pool.bundle.manifest.target == "coreml" else "without --stages"),
+                + (f"with --flow-size {size}" if has_packages else "without --stages"),
             )
 
 

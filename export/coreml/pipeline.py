@@ -1,4 +1,6 @@
-"""A checkpoint's stages to Core ML packages: one process a package, finished ones kept for the next try.
+"""A checkpoint's stages to packages for Apple's systems: one process a package, finished ones kept for the next try.
+
+:class:`Kind` says what differs between Core ML's and Core AI's.
 
 Packages are made in a hidden folder beside the bundle, with a journal of those that are finished and passed their
 check. An export that was interrupted goes on there; one of another checkpoint or with other options begins anew.
@@ -12,7 +14,8 @@ import importlib.util
 import itertools
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,47 @@ from livemoments.types import VAE_STAGES, Size, Stage, TensorSpec
 from livemoments.version import __version__, version_of
 
 TRANSFORMERS = (Stage.REFERENCE, Stage.RESTORATION)
-_WORKER = "livemoments.export.coreml.worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One of Apple's kinds of packages.
+
+    Attributes:
+        title: its name.
+        extra: what brings its tools.
+        modules: of these tools, each of which must be installed.
+        distributions: of the tools: packages of other versions are not gone on with.
+        worker: the module that makes a package in a process of its own.
+        suffix: of a package's folder.
+        entry: the file of a package that the bundle's manifest names in the package's place.
+        in_chunks: a transformer is cut into packages, and packages of several sizes are joined; otherwise each
+            transformer, at each size, is one.
+        open_files: opens a graph of a bundle that is still being written.
+    """
+
+    title: str
+    extra: str
+    modules: tuple[str, ...]
+    distributions: tuple[str, ...]
+    worker: str
+    suffix: str
+    entry: str
+    in_chunks: bool
+    open_files: Callable[[Path, Stage, Graph], Engine]
+
+
+COREML = Kind(
+    title="Core ML",
+    extra="coreml",
+    modules=("coremltools",),
+    distributions=("torch", "coremltools"),
+    worker="livemoments.export.coreml.worker",
+    suffix=PACKAGE,
+    entry=ENTRY,
+    in_chunks=True,
+    open_files=lambda folder, stage, graph: CoreMlBackend(INTERPRETER).open_files(folder, stage, graph),
+)
 
 
 def export_stages(
@@ -52,6 +95,7 @@ def export_stages(
     options: ExportOptions,
     source: Mapping[str, FileEntry],
     progress: Progress,
+    kind: Kind = COREML,
 ) -> dict[str, StageEntry]:
     """Convert, check and place every stage's packages.
 
@@ -64,22 +108,24 @@ def export_stages(
         options: of the export.
         source: the checkpoint's files and hashes, by which an interrupted export is known again.
         progress: receives the progress.
+        kind: of the packages.
 
     Raises:
-        MissingExtraError: coremltools is not installed.
-        UsageError: an option that Core ML packages do not have.
+        MissingExtraError: a tool is not installed.
+        UsageError: an option that such packages do not have.
         EngineError: a stage does not convert, or a worker died.
         ParityError: a package is not what its module computes.
         OutputError: another export is writing there.
         ResourceError: memory or disk ran out.
     """
-    if importlib.util.find_spec("coremltools") is None:
-        raise MissingExtraError("export to Core ML", "coreml", missing="coremltools")
+    for module in kind.modules:
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(f"export to {kind.title}", kind.extra, missing=module)
     if options.kv_layout != "per-block":
-        raise UsageError("Core ML packages pass keys and values block by block", fix="leave --kv-layout out")
-    work = writer.destination.with_name(f".{writer.destination.name}.coreml")
+        raise UsageError(f"{kind.title} packages pass keys and values block by block", fix="leave --kv-layout out")
+    work = writer.destination.with_name(f".{writer.destination.name}.{options.target}")
     with _working(work):
-        parts = _Parts(work, checkpoint, options, source)
+        parts = _Parts(work, checkpoint, options, source, kind)
         references = References(planner.files, planner.configs, planner.prompt, planner.schedule, planner.kv_layout)
         entries: dict[str, StageEntry] = {}
         graphs = [(stage, size) for stage in stages for size in _sizes(stage, sizes, options)]
@@ -119,8 +165,9 @@ def _stage(
     options: ExportOptions,
     task: Task,
 ) -> StageEntry:
-    count = planner.configs.transformer.num_layers
-    spans = chunks(count, options.blocks_per_package) if stage in TRANSFORMERS else [None]
+    kind, count = parts.kind, planner.configs.transformer.num_layers
+    most = options.blocks_per_package if kind.in_chunks else count
+    spans = chunks(count, most) if stage in TRANSFORMERS else [None]
     names: dict[Size, list[str]] = {}
     cases = {size: _Cases(parts.work, references, stage, size, options.verify) for size in sizes}
     parameters = 0
@@ -131,13 +178,12 @@ def _stage(
             task.advance(1 / len(spans), note=f"{made[-1][0]} written")
         names[size] = [name for name, _ in made]
         parameters = parameters or sum(answer.parameters for _, answer in made)
-    if len(sizes) > 1:
+    if len(sizes) > 1 and kind.in_chunks:
         together = [parts.merge(stage, span, {size: names[size][i] for size in sizes}) for i, span in enumerate(spans)]
         names = dict.fromkeys(sizes, together)
     folder = writer.folder / str(stage)
-    placed = {
-        name: _place(parts.work / name, folder, str(stage)) for name in dict.fromkeys(itertools.chain(*names.values()))
-    }
+    every = dict.fromkeys(itertools.chain(*names.values()))
+    placed = {name: _place(parts.work / name, folder, str(stage), kind.entry) for name in every}
     graphs, parity = [], []
     for size in sizes:
         plan = planner.graph(stage, size)
@@ -149,15 +195,18 @@ def _stage(
             inputs=_sized(plan.inputs, size),
             outputs=_sized(plan.outputs, size),
         )
-        found = _measure(writer.folder, graph, stage, cases[size], options)
+        found = _measure(writer.folder, graph, stage, cases[size], options, kind)
         task.advance(note=f"{stage} {size} checked")
         graphs.append(graph)
         parity += [] if found is None else [found]
         cases[size].forget()
         before = plan.parameters_before
-    precision = "fp32" if stage == Stage.FLOW else options.precision
     return StageEntry(
-        precision=precision, graphs=tuple(graphs), parity=tuple(parity), parameters=parameters, parameters_before=before
+        precision=options.precision_of(stage),
+        graphs=tuple(graphs),
+        parity=tuple(parity),
+        parameters=parameters,
+        parameters_before=before,
     )
 
 
@@ -211,9 +260,11 @@ class _Cases:
 class _Parts:
     """The packages in the making, and the journal of the finished ones."""
 
-    def __init__(self, work: Path, checkpoint: Path, options: ExportOptions, source: Mapping[str, FileEntry]) -> None:
-        self.work, self._checkpoint, self._options = work, checkpoint, options
-        versions = {name: version_of(name) for name in ("torch", "coremltools")}
+    def __init__(
+        self, work: Path, checkpoint: Path, options: ExportOptions, source: Mapping[str, FileEntry], kind: Kind
+    ) -> None:
+        self.work, self.kind, self._checkpoint, self._options = work, kind, checkpoint, options
+        versions = {name: version_of(name) for name in kind.distributions}
         sizes = [list(map(str, chosen or ())) for chosen in (options.tiles, options.vae_tiles, options.flow_sizes)]
         made_of = [source, options.precision, options.steps, options.verify, sizes, __version__, versions]
         key = {"key": hashlib.sha256(msgspec.json.encode(made_of, order="sorted")).hexdigest()}
@@ -227,14 +278,14 @@ class _Parts:
 
     def make(self, stage: Stage, size: Size, span: tuple[int, int] | None, cases: _Cases) -> tuple[str, Answer]:
         """A package's name in the folder, and what was measured when it was made: now, or in an earlier try."""
-        name = f"{stage}-{size}{'' if span is None else f'-{span[0]:02}-{span[1]:02}'}{PACKAGE}"
-        if name in self._finished and (self.work / name / ENTRY).exists():
+        name = f"{stage}-{size}{'' if span is None else f'-{span[0]:02}-{span[1]:02}'}{self.kind.suffix}"
+        if name in self._finished and (self.work / name / self.kind.entry).exists():
             return name, self._finished[name]
         shutil.rmtree(self.work / name, ignore_errors=True)
         start, stop = span or (0, 0)
         job = Job(
             checkpoint=str(self._checkpoint),
-            precision=self._options.precision,
+            precision=self._options.precision_of(stage),
             steps=tuple(self._options.steps),
             stage=stage,
             size=str(size),
@@ -248,13 +299,13 @@ class _Parts:
 
     def merge(self, stage: Stage, span: tuple[int, int] | None, packages: Mapping[Size, str]) -> str:
         """One package of those of several sizes, which share their weights in it; its name in the folder."""
-        name = f"{stage}-all{'' if span is None else f'-{span[0]:02}-{span[1]:02}'}{PACKAGE}"
-        if name in self._finished and (self.work / name / ENTRY).exists():
+        name = f"{stage}-all{'' if span is None else f'-{span[0]:02}-{span[1]:02}'}{self.kind.suffix}"
+        if name in self._finished and (self.work / name / self.kind.entry).exists():
             return name
         shutil.rmtree(self.work / name, ignore_errors=True)
         job = Job(
             checkpoint=str(self._checkpoint),
-            precision=self._options.precision,
+            precision=self._options.precision_of(stage),
             steps=tuple(self._options.steps),
             stage=stage,
             size=", ".join(map(str, packages)),
@@ -266,17 +317,17 @@ class _Parts:
         return name
 
     def _finish(self, name: str, job: Job) -> Answer:
-        answer = _run(job, self.work)
+        answer = _run(job, self.work, self.kind)
         self._journal.append({"name": name, "answer": msgspec.to_builtins(answer)})
         return answer
 
 
-def _run(job: Job, work: Path) -> Answer:
+def _run(job: Job, work: Path, kind: Kind) -> Answer:
     """Do a job in a process of its own."""
-    return run_job(_WORKER, job, work, f"stage '{job.stage}' ({job.size})")
+    return run_job(kind.worker, job, work, f"stage '{job.stage}' ({job.size})")
 
 
-def _place(package: Path, folder: Path, prefix: str) -> list[str]:
+def _place(package: Path, folder: Path, prefix: str, entry: str) -> list[str]:
     """Put a package into the bundle; its files by their paths there, the one that stands for it first.
 
     By links, where the file system has them: the package stays where it was made until all are there, for a next try.
@@ -284,7 +335,7 @@ def _place(package: Path, folder: Path, prefix: str) -> list[str]:
     target = folder / package.name.removeprefix(f"{prefix}-")
     with output_errors(target):
         shutil.copytree(package, target, copy_function=_link)
-    return files_of(folder.parent, target)
+    return files_of(folder.parent, target, entry)
 
 
 def _link(source: str, target: str) -> str:
@@ -295,7 +346,9 @@ def _link(source: str, target: str) -> str:
     return target
 
 
-def _measure(folder: Path, graph: Graph, stage: Stage, cases: _Cases, options: ExportOptions) -> StageParity | None:
+def _measure(
+    folder: Path, graph: Graph, stage: Stage, cases: _Cases, options: ExportOptions, kind: Kind
+) -> StageParity | None:
     """The whole stage, all its packages in turn, against the reference; ``finite``: on made-up inputs, without one.
 
     Raises:
@@ -303,8 +356,8 @@ def _measure(folder: Path, graph: Graph, stage: Stage, cases: _Cases, options: E
     """
     if options.verify == "none":
         return None
-    precision = "fp32" if stage == Stage.FLOW else options.precision
-    with CoreMlBackend(INTERPRETER).open_files(folder, stage, graph) as engine:
+    precision = options.precision_of(stage)
+    with kind.open_files(folder, stage, graph) as engine:
         if options.verify == "finite":
             gate.check_finite_outputs(stage, _answers(engine, gate.random_inputs(graph.inputs)))
             return None

@@ -90,7 +90,15 @@ def run_job(module: str, job: msgspec.Struct, work: Path, what: str) -> Answer:
     return answer
 
 
-def serve(run: Callable[[JobType], Answer], kind: type[JobType], job_file: str, answer_file: str) -> None:
+def serve(
+    run: Callable[[JobType], Answer],
+    kind: type[JobType],
+    job_file: str,
+    answer_file: str,
+    *,
+    feature: str = "Core ML packages",
+    extra: str = "coreml",
+) -> None:
     """Read the job, do it, and write the answer.
 
     Args:
@@ -98,12 +106,14 @@ def serve(run: Callable[[JobType], Answer], kind: type[JobType], job_file: str, 
         kind: the job's type.
         job_file: where the job lies.
         answer_file: where the answer goes.
+        feature: what fails where a package is not installed.
+        extra: what brings it.
     """
     job = msgspec.json.decode(Path(job_file).read_bytes(), type=kind)
     try:
         answer = run(job)
     except ModuleNotFoundError as error:
-        missing = MissingExtraError("Core ML packages", "coreml", missing=error.name)
+        missing = MissingExtraError(feature, extra, missing=error.name)
         answer = Answer(error="UsageError", message=missing.message, fix=missing.fix)
     except LiveMomentsError as error:
         answer = Answer(error=type(error).__name__, message=error.message, fix=error.fix)

@@ -24,7 +24,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         checkpoint: folder or ``inference_config.yml``.
-        precision: ``fp32`` or ``fp16``.
+        precision: ``fp32`` or ``fp16``; Core AI's also one of :data:`livemoments.export.options.WEIGHT_BITS`.
         steps: the step counts of the schedule.
         stage, size: the graph; the size of the stage ``flow`` is its images'.
         span: the blocks [start, stop) of a transformer's chunk.
@@ -91,9 +91,7 @@ def _check(job: Job, path: Path, own: Any, exact: Any) -> PartParity:
         if job.carried:
             with np.load(job.carried[index]) as tokens:
                 inputs |= {name: tokens[name] for name in tokens.files}
-        parity, truth = check_part(
-            path, own, exact, _with_parts(inputs, own), f"stage '{job.stage}' ({job.size}){span}"
-        )
+        parity, truth = check_part(path, own, exact, with_parts(inputs, own), f"stage '{job.stage}' ({job.size}){span}")
         found.append(parity)
         if job.left:
             names = [name for name in truth if name.split(".")[0] in ("image", "text")]
@@ -102,7 +100,7 @@ def _check(job: Job, path: Path, own: Any, exact: Any) -> PartParity:
     return PartParity(max(parity.unrounded for parity in found), worst.drift, worst.torch_drift)
 
 
-def _with_parts(inputs: dict[str, np.ndarray], part: Any) -> dict[str, np.ndarray]:
+def with_parts(inputs: dict[str, np.ndarray], part: Any) -> dict[str, np.ndarray]:
     """The inputs with those of whole tensors cut that the chunk takes a part of, and the step as Core ML takes it."""
     from livemoments.coreml.names import feature_name, parse_slice
 

@@ -171,7 +171,12 @@ def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest, *, costs:
         BundleError: a graph is missing, or cannot be understood.
     """
     if not bundle.has_onnx_graphs:
-        held = {"coreml": "a Core ML bundle", "torch": "a bundle of PyTorch networks"}[bundle.manifest.target]
+        target = bundle.manifest.target
+        held = {
+            "coreml": "a Core ML bundle",
+            "coreai": "a Core AI bundle",
+            "torch": "a bundle of PyTorch networks",
+        }.get(target, f"a bundle for {target}")
         raise UsageError(
             f"{held} has no graphs that can be counted", fix="plan with the ONNX bundle of the same checkpoint"
         )

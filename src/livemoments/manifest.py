@@ -23,6 +23,8 @@ Error = Annotated[float, Meta(ge=0, le=1e12)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 EngineLibrary = Literal["tensorrt", "rtx"]
 EngineVia = Literal["onnx", "torch-tensorrt"]
+APPLE_TARGETS = ("coreml", "coreai")
+"""Targets whose stages are packages for Apple's systems: run as a whole, for images of their own sizes only."""
 MAX_FILES = 20_000
 MAX_GRAPHS = 1_000
 MAX_POINTS = 10_000

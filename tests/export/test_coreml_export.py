@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 
 pytest.importorskip("coremltools", reason="the extra 'coreml' is not installed")
 
+from apple_packages import check_golden, export_for_golden, pictures
 from export_support import make_nano
-from places import GOLDEN
 
 from livemoments.bundle import Bundle
 from livemoments.coreml.backend import CoreMlBackend
@@ -22,10 +23,9 @@ from livemoments.errors import EngineError, MissingExtraError, OutputError, Pari
 from livemoments.export.coreml import pipeline
 from livemoments.export.coreml.convert import merge
 from livemoments.export.coreml.modules import chunks
-from livemoments.export.coreml.pipeline import Answer, Job
+from livemoments.export.coreml.pipeline import COREML, Answer, Job, Kind
 from livemoments.export.pipeline import export_bundle
 from livemoments.runtime.backends.ort import OrtBackend
-from livemoments.runtime.image_files.photo import Photo
 from livemoments.runtime.restore import restore
 from livemoments.store.claims import only_one
 from livemoments.types import Size, Stage
@@ -45,7 +45,7 @@ class Worker:
         self.jobs: list[Job] = []
         self._fails_at, self._error = fails_at, error
 
-    def __call__(self, job: Job, work: Path) -> Answer:
+    def __call__(self, job: Job, work: Path, kind: Kind) -> Answer:
         if len(self.jobs) == self._fails_at and self._error is not None:
             raise self._error
         self.jobs.append(job)
@@ -209,7 +209,8 @@ def test_joined_packages_keep_one_copy_of_a_weight(tmp_path: Path) -> None:
         ({"flow_sizes": [Size(56, 88)]}, "multiples of 8 px from 64 px"),
         ({"blocks_per_package": 0}, "0 blocks make no package"),
         ({"target": "onnx"}, "are the target coreml's"),
-        ({"target": "coreai"}, "no target 'coreai'"),
+        ({"target": "coreai"}, "blocks per package are the target coreml"),
+        ({"precision": "int8-weights"}, "for the target coreai alone"),
     ],
 )
 def test_options_that_cannot_be_used_are_named(nano: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
@@ -249,23 +250,14 @@ def test_what_ends_a_worker_is_told(
 ) -> None:
     (tmp_path / "stand_in_worker.py").write_text(program)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(pipeline, "_WORKER", "stand_in_worker")
     job = Job(
         checkpoint="x", precision="fp32", steps=(3,), stage=Stage.MOTION, size="64x64", span=None, package="x.mlpackage"
     )
     with pytest.raises(kind, match=words):
-        pipeline._run(job, tmp_path)
+        pipeline._run(job, tmp_path, replace(COREML, worker="stand_in_worker"))
 
 
 # Real packages, in processes of their own
-
-
-def pictures(rng: np.random.Generator) -> tuple[Photo, Photo]:
-    """A photo of 160 x 128 pixels with structure in it, and a frame of half its size."""
-    y, x = np.mgrid[0:128, 0:160]
-    waves = [np.sin(x / rng.uniform(4, 12) + phase) * np.cos(y / rng.uniform(4, 12)) for phase in range(3)]
-    photo = np.clip(np.stack(waves, -1) * 60 + 128, 0, 255).astype(np.uint8)
-    return Photo(photo), Photo(np.ascontiguousarray(photo[::2, ::2]))
 
 
 @pytest.mark.slow
@@ -291,32 +283,5 @@ def test_a_photo_from_the_packages_is_that_of_the_onnx_bundle(
 @pytest.mark.process
 def test_the_golden_photo_from_packages_of_half_precision(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """All six stages, RAFT among them: every recorded intermediate within its limit, the photo at least 45 dB."""
-    from livemoments.validate.ladder.compare import compare
-    from livemoments.validate.recording.golden_format import GoldenRecording
-
-    recording = GoldenRecording(GOLDEN)
-    settings = recording.meta.settings
-    bundle = export(
-        tiny_checkpoint,
-        tmp_path / "bundle",
-        precision="fp16",
-        tiles=(Size.parse(settings.tile),),
-        overlap=settings.overlap,
-        steps=(settings.steps,),
-        flow_sizes=[Size(64, 88)],
-        blocks_per_package=2,
-        verify="sampled",
-        stages=None,
-    )
-    rungs = compare(
-        bundle, recording, levels=("network", "step", "tile", "photo"), backend=CoreMlBackend("interpreter")
-    )
-    assert [rung for rung in rungs if rung.status not in ("pass", "info")] == []
-    photo = next(rung for rung in rungs if rung.name == "result")
-    assert photo.psnr_db is not None
-    assert photo.psnr_db >= 45
-    assert {rung.name for rung in rungs if rung.status == "pass"} >= {
-        "flow",
-        "z_out",
-        *(f"step{i}.velocity" for i in range(6)),
-    }
+    bundle = export_for_golden(tiny_checkpoint, tmp_path / "bundle", target="coreml", blocks_per_package=2)
+    check_golden(bundle, CoreMlBackend("interpreter"))

@@ -44,6 +44,10 @@ NOT_SOURCES = {".git", ".venv", ".venv-torch-tensorrt", "build", "dist", "node_m
 MODULES = {
     "DISTS-pytorch": "DISTS_pytorch",
     "av": "av",
+    "coreai-core": "coreai",
+    "coreai-opt": "coreai_opt",
+    "coreai-torch": "coreai_torch",
+    "cuda-bindings": "cuda",
     "coremltools": "coremltools",
     "diffusers": "diffusers",
     "huggingface_hub": "huggingface_hub",
@@ -187,9 +191,8 @@ def test_runtime_never_imports_what_an_extra_brings() -> None:
 def test_the_root_package_imports_extras_only_at_the_edges() -> None:
     for path in python_files("src"):
         at_edge = path.parent.name == "livemoments" and path.name.startswith("demo")
-        if {"chains", "coreml", "graphs", "pytorch", "weights"} & {
-            *path.parts
-        }:  # optional packages are what they are about
+        about = {"chains", "coreai", "coreml", "graphs", "pytorch", "tensorrt", "weights"}
+        if about & {*path.parts}:  # optional packages are what they are about
             continue
         found = roots(imports(path, inside_functions=not at_edge)) & OPTIONAL_MODULES
         assert not found, f"{path.relative_to(ROOT)} imports {found}"
@@ -203,6 +206,10 @@ def test_dependencies_point_one_way() -> None:
             *("coreml", "graphs", "reference", "export", "quantize", "validate", "profiles", "cli")
         },
         "src/livemoments/coreml": {"graphs", "reference", "export", "quantize", "validate", "profiles", "cli"},
+        "src/livemoments/tensorrt": {
+            *("coreai", "coreml", "graphs", "reference", "export", "quantize", "validate", "profiles", "cli")
+        },
+        "src/livemoments/coreai": {"graphs", "reference", "export", "quantize", "validate", "profiles", "cli"},
         "src/livemoments/graphs": {"coreml", "reference", "export", "quantize", "validate", "profiles", "cli"},
         "runtime": {"graphs", "reference", "export", "quantize", "validate", "profiles", "cli"},
         "reference": {"runtime", "export", "quantize", "validate", "profiles", "cli"},
@@ -409,7 +416,7 @@ def test_readme_commands_cannot_pass_by_testing_nothing(
 
 def test_make_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    (phony,) = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", makefile.replace("\\\n", ""), re.MULTILINE)
     # The tests may themselves run under make, which would add lines of its own
     environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
     command = ["make", "--no-print-directory", "help"]

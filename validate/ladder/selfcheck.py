@@ -17,6 +17,7 @@ import numpy as np
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError
 from livemoments.limits import PrecisionLimits, load_limits
+from livemoments.manifest import APPLE_TARGETS
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Array, Backend, Engine, batch_axis, to_host
 from livemoments.runtime.backends.ort import OrtBackend
@@ -212,8 +213,8 @@ def _restore(
 ) -> np.ndarray:
     """The blended picture in float, (H, W, 3), with as few steps as the bundle offers."""
     fewest = min(int(count) for count in bundle.manifest.schedule.plans)
-    # Core ML packages take images of their own sizes only, which this picture's frames are not
-    flow: FlowKind | None = "dis" if bundle.manifest.target == "coreml" else None
+    # Apple's packages take images of their own sizes only, which this picture's frames are not
+    flow: FlowKind | None = "dis" if bundle.manifest.target in APPLE_TARGETS else None
     run = Restoration.of(bundle, RestoreOptions(seed=seed, steps=fewest, batch=batch, pad_small=True, flow=flow))
     plan = plan_tiles(run, inputs.size)
     if backwards:

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", metavar="BUNDLE", type=PATH, required=True, help="The bundle's folder.")
 @click.option(
     "--target",
-    type=click.Choice(["onnx", "tensorrt", "coreml", "torch"]),
+    type=click.Choice(["onnx", "tensorrt", "coreml", "coreai", "torch"]),
     default="onnx",
     show_default=True,
     help="What to write. onnx: graphs with onnxruntime's operators. tensorrt: graphs of standard ones only, with "
-    "--engine also the engines. coreml: Core ML packages for iOS 18 and macOS 15. torch: the networks for PyTorch.",
+    "--engine also the engines. coreml: Core ML packages for iOS 18 and macOS 15. coreai: Core AI packages for iOS 27 "
+    "and macOS 27 (beta, as Apple's tools for them are). torch: the networks for PyTorch.",
 )
 @click.option(
     "--engine",
@@ -42,10 +43,11 @@ if TYPE_CHECKING:
 @via_option
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
+    type=click.Choice(["fp32", "fp16", "int8-weights", "int4-weights"]),
     default="fp32",
     show_default=True,
-    help="Precision of weights and activations; flow is always fp32. fp16 halves the files; on a CPU it is no faster.",
+    help="Precision of weights and activations; flow is always fp32. fp16 halves the files; on a CPU it is no faster. "
+    "int8-weights and int4-weights, with --target coreai: fp16, the transformers' weights in 8 or 4 bits.",
 )
 @click.option(
     "--tile",
@@ -106,8 +108,8 @@ if TYPE_CHECKING:
     "flow_sizes",
     type=SIZE,
     multiple=True,
-    help="With --target coreml: a size for which the flow stage gets a package, besides the tiles': that of the video "
-    "frames, each side rounded up to a multiple of 8 px. Other targets' flow takes any size.",
+    help="With --target coreml and coreai: a size for which the flow stage gets a package, besides the tiles': that of "
+    "the video frames, each side rounded up to a multiple of 8 px. Other targets' flow takes any size.",
 )
 @click.option(
     "--blocks-per-package",
@@ -139,11 +141,12 @@ def command(
 
     Every stage is compared with the PyTorch reference before the bundle is put in place; one that is past its limit
     ends the export with exit code 1 and leaves nothing. An interrupted export leaves nothing either; with
-    --target coreml it leaves its finished packages in a hidden folder beside BUNDLE, from which the next one goes on.
+    --target coreml and coreai it leaves its finished packages in a hidden folder beside BUNDLE, from which the next one
+    goes on.
     Engines are built once the bundle is in place; if that is interrupted, 'livemoments build' goes on.
 
-    Needs the extra 'export', and 'coreml', 'rtx', 'tensorrt', 'torch-tensorrt-rtx' or 'torch-tensorrt' for these. With
-    --json: the document of 'livemoments inspect --json'.
+    Needs the extra 'export', and 'coreml', 'coreai', 'rtx', 'tensorrt', 'torch-tensorrt-rtx' or 'torch-tensorrt' for
+    these. With --json: the document of 'livemoments inspect --json'.
 
     \b
     Examples:
@@ -152,6 +155,7 @@ def command(
       livemoments export checkpoint -o bundle --precision fp16 --target tensorrt --engine rtx --sm 8.9
       livemoments export checkpoint -o bundle --target tensorrt --engine tensorrt --via torch-tensorrt
       livemoments export checkpoint -o bundle --target coreml --precision fp16 --flow-size 1440x1080
+      livemoments export checkpoint -o bundle --target coreai --precision int8-weights --flow-size 1440x1080
       livemoments export checkpoint -o bundle --target torch --precision fp16
     """
     if engine is not None and options["target"] != "tensorrt":

@@ -12,7 +12,11 @@ OPTIONAL_MODULES = frozenset(
     {
         "DISTS_pytorch",
         "av",
+        "coreai",
+        "coreai_opt",
+        "coreai_torch",
         "coremltools",
+        "cuda",
         "diffusers",
         "huggingface_hub",
         "jinja2",

@@ -36,17 +36,18 @@ def function_name(size: str) -> str:
     return f"size_{size}"
 
 
-def packages_of(bundle: Path, files: Sequence[str]) -> list[Path]:
+def packages_of(bundle: Path, files: Sequence[str], ending: str = f"{PACKAGE}/{ENTRY}") -> list[Path]:
     """The packages that a graph's files make up, in the order in which they run.
 
     Args:
         bundle: the bundle's folder.
         files: the graph's path, then its weights, as the manifest has them.
+        ending: of a package's folder and its file in the manifest.
     """
-    return [(bundle / name).parent for name in files if name.endswith(f"{PACKAGE}/{ENTRY}")]
+    return [(bundle / name).parent for name in files if name.endswith(ending)]
 
 
-def files_of(bundle: Path, package: Path) -> list[str]:
+def files_of(bundle: Path, package: Path, entry: str = ENTRY) -> list[str]:
     """A package's files by their paths in the bundle, the one that stands for it first: what a graph lists."""
     files = sorted(path.relative_to(bundle).as_posix() for path in package.rglob("*") if path.is_file())
-    return sorted(files, key=lambda name: not name.endswith(f"/{ENTRY}"))
+    return sorted(files, key=lambda name: not name.endswith(f"/{entry}"))

@@ -1,0 +1,1 @@
+"""Core AI packages at run time, by Apple's own runtime; the extra ``coreai``, beta as that library is."""
