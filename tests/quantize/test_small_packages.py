@@ -26,7 +26,7 @@ from livemoments.validate.quality.fidelity import psnr_y
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 
-TILE, PHOTO = Size(64, 64), Size(96, 96)
+TILE, PHOTO = Size(64, 64), Size(128, 128)
 STEPS = (1, 3)
 FLOAT32_REL_L2, FLOAT16_REL_L2 = 5e-6, 5e-3
 MOST_LOST_DB = 0.1
