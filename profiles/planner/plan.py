@@ -298,9 +298,9 @@ def _works(
 
 
 def _residencies(profile: Profile) -> tuple[Residency, ...]:
-    """Those that the profile's engines can do: mapped weights are the CPU's, and packages are not cut."""
+    """Those that the profile's engines can do: mapped weights are the CPU's, and only ONNX graphs are cut."""
     provider = profile.engine.provider
-    if profile.engine.target == "coreml":
+    if profile.engine.target not in ("onnx", "tensorrt") or provider.startswith("native-"):
         return ("all", "phases")
     return tuple(residency for residency in RESIDENCIES if residency != "mapped" or provider == "cpu")
 
