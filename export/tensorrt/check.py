@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from livemoments.bundle import Bundle
 from livemoments.engine_files import TITLES
 from livemoments.errors import LiveMomentsError, MissingExtraError
-from livemoments.export.tensorrt.gpu import find_gpu
-from livemoments.export.tensorrt.library import Library, load_library
 from livemoments.export.tensorrt.modules import ModuleNames
 from livemoments.export.tensorrt.options import DEFAULT_SM, BuildOptions, host_of
 from livemoments.export.tensorrt.prepare import PreparedGraph, prepare
@@ -18,6 +16,8 @@ from livemoments.export.tensorrt.protocol import Failed, Job
 from livemoments.export.tensorrt.refusals import Refusal, find_refusals
 from livemoments.manifest import EngineLibrary
 from livemoments.progress import SILENT, Progress
+from livemoments.tensorrt.gpu import find_gpu
+from livemoments.tensorrt.library import Library, load_library
 from livemoments.types import Size, Stage
 
 _NO_NODE = "-"

@@ -83,5 +83,5 @@ def _on(linear: PackageLinear, mix: Mix) -> bool:
 def _target(linear: PackageLinear, recipe: Recipe, stats: StatsOf | None) -> Target:
     if not recipe.action.needs_calibration:
         return Target(linear.constant)
-    low, high = input_range(stats, linear.described().id, per_point=False)
+    low, high = input_range(stats, linear.id, per_point=False)
     return Target(linear.constant, max(float(symmetric_scale(low, high, INT8_MAX)[0]), _LEAST_SCALE))

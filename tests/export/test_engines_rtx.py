@@ -22,10 +22,10 @@ from livemoments.errors import EngineError, MissingExtraError, ResourceError
 from livemoments.export.tensorrt import process
 from livemoments.export.tensorrt.build import build_engines
 from livemoments.export.tensorrt.check import check_target
-from livemoments.export.tensorrt.library import load_library
 from livemoments.export.tensorrt.options import DEFAULT_SM, BuildOptions
 from livemoments.export.tensorrt.protocol import Done, Failed, Job
 from livemoments.manifest import EngineLibrary
+from livemoments.tensorrt.library import load_library
 from livemoments.types import Size, Stage
 
 TRANSFORMERS = (Stage.REFERENCE, Stage.RESTORATION)

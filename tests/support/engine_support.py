@@ -16,14 +16,14 @@ from graph_runs import farthest, random_feeds, run_graph
 import livemoments.export.tensorrt.build as build
 import livemoments.export.tensorrt.process as process
 from livemoments.bundle import Bundle, hash_file, rewrite_manifest
-from livemoments.export.tensorrt.gpu import Gpu
-from livemoments.export.tensorrt.library import Library
 from livemoments.export.tensorrt.options import BuildOptions
 from livemoments.export.tensorrt.prepare import prepare
 from livemoments.export.tensorrt.protocol import Done, Job
 from livemoments.graphs.float_keys_values import keys_values_scales
 from livemoments.limits import load_limits
 from livemoments.manifest import EngineLibrary
+from livemoments.tensorrt.gpu import Gpu
+from livemoments.tensorrt.library import Library
 from livemoments.types import Stage
 
 EXACT = {"disable_quant_qdq": "1"}

@@ -385,8 +385,10 @@ def test_the_cost_of_a_run_that_was_wanted_anyway(tmp_path: Path) -> None:
 
 
 def test_the_whole_cost(bundle: Bundle, nvml: FakeNvml) -> None:
-    backend = LoggingBackend()
-    backend.peak_device_bytes = lambda: 123 * MB  # type: ignore[attr-defined]
+    class Counting(LoggingBackend):
+        peak_device_bytes = 123 * MB
+
+    backend = Counting()
     settings = RestoreOptions(tile=str(WIDE), batch=2, reference="every-2")
     cost = measure_cost(bundle, settings, backend=backend, runs=2, tile_runs=2, warmup=1)
     assert {stage.size for stage in cost.stages} == {str(WIDE)}
