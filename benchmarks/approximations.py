@@ -1,10 +1,10 @@
 """What references on a grid and a VAE in windows cost in quality, and how many references moments then share.
 
-    python benchmarks/approximations.py [--wide BUNDLE] [--images N] [--jobs N]
+    python benchmarks/approximations.py [--wide BUNDLE] [--images N] [--steps N] [--jobs N]
 
 Method. The embedded photographs (256 x 256 pixels, the preset live-photo) are restored by the trained small network in
-fp32 with six steps, DIS, per-step; quoted is the mean PSNR on y (BT.601 studio) against the ground truth, and the mean
-against the exact row's pictures.
+fp32, DIS, per-step, six steps unless --steps says otherwise; quoted is the mean PSNR on y (BT.601 studio) against the
+ground truth, and the mean against the exact row's pictures.
 
   grid N      'restore --pcr-grid N' with the bundle that ships (64-pixel tiles). Shared: of all tiles, those whose
               reference corner stays when the frame moves by one, two and three pixels of the video
@@ -57,7 +57,6 @@ def restore_all(bundle: Path, dataset: Path, settings: dict[str, Any]) -> list[n
             dataset / PHOTO_FRAMES / path.name,
             flow="dis",
             reference="per-step",
-            steps=6,
             threads=1,
             **settings,
         ).image
@@ -89,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wide", type=Path, help="without it the windows are left out")
     parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -103,7 +103,10 @@ def main() -> None:
             for side in WINDOWS_PX:
                 settings = {} if side is None else {"vae_tile": Size(side, side)}
                 ways[f"windows {side or 128}"] = (options.wide, settings)
-        waiting = {way: pool.submit(restore_all, bundle, dataset, given) for way, (bundle, given) in ways.items()}
+        waiting = {
+            way: pool.submit(restore_all, bundle, dataset, given | {"steps": options.steps})
+            for way, (bundle, given) in ways.items()
+        }
         exact = {"grid": f"grid {GRIDS_PX[0]}", "windows": "windows 128"}
         for way, future in waiting.items():
             pictures, usual = future.result(), waiting[exact[way.split()[0]]].result()
@@ -114,7 +117,7 @@ def main() -> None:
                 row["shared"] = round(shared(dataset, int(way.split()[1])), 3)
             rows.append(row)
             print(json.dumps(row), flush=True)
-    write_record("approximations", {"images": options.images, "seed": SEED, "rows": rows})
+    write_record("approximations", {"images": options.images, "steps": options.steps, "seed": SEED, "rows": rows})
 
 
 def _mean(pictures: list[np.ndarray], others: list[np.ndarray]) -> float:

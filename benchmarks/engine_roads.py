@@ -31,9 +31,9 @@ from livemoments.bundle import Bundle
 from livemoments.distances import relative_l2
 from livemoments.engine_files import VIAS
 from livemoments.export.gate import random_inputs
-from livemoments.export.tensorrt.gpu import find_gpu
-from livemoments.export.tensorrt.library import load_library
 from livemoments.runtime.backends.ort import OrtBackend
+from livemoments.tensorrt.gpu import find_gpu
+from livemoments.tensorrt.library import load_library
 from livemoments.types import Stage, TensorSpec
 from livemoments.validate.cost.fresh_process import measure_process
 

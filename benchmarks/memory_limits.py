@@ -119,7 +119,7 @@ def plans_of(rng: random.Random) -> tuple[Size, Sequence[Plan]]:
     request = PlanRequest(
         photo, frame=Size(photo.height // 2, photo.width // 2), reference=rng.choice(POLICIES), steps=STEPS
     )
-    found = make_plans(costs().bundle, load_profile("cpu-avx2"), request, costs())
+    found = make_plans(costs().bundle, load_profile("cpu-avx2"), request, costs=costs())
     return photo, [plan for plan in found.plans if plan.vae_tile is None]
 
 

@@ -33,6 +33,7 @@ from common import photograph, run_worker, summary, write_record
 
 from livemoments.bundle import Bundle
 from livemoments.distances import sqnr_db
+from livemoments.graphs.float_keys_values import FloatKeysValues
 from livemoments.live_photo import LivePhoto
 from livemoments.quantize.recipes import Recipe, load_recipe
 from livemoments.quantize.search.photo_loss import PhotoLoss, open_photo_loss
@@ -150,7 +151,7 @@ def compare(work: Path, names: list[str]) -> dict[str, dict[str, Any]]:
                 ),
             }
             for stage in transformers:
-                with OrtBackend().open(bundle, stage, TILE) as engine:
+                with FloatKeysValues(OrtBackend()).open(bundle, stage, TILE) as engine:
                     values = stage_sqnr_db(engine, loss.calls(stage), loss.points)
                 row[f"{stage}_sqnr_db"] = round(min(values), 2)
             row["photo_psnr_db"] = round(loss.score_bundle(bundle, OrtBackend()).psnr_db, 2)

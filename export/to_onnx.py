@@ -24,9 +24,12 @@ from livemoments.export.passes.unroll_iterations import unroll_iterations
 from livemoments.export.plan import StageGraph
 from livemoments.export.program import export_program, quiet_exporter
 from livemoments.export.weights import WeightSource
+from livemoments.types import Stage
 
 OPSET = 23
 """The first opset with Attention."""
+FLOW_OPSET = 21
+"""onnxruntime has no CUDA kernel for the InstanceNormalization of opset 22, which RAFT has 45 of; the CPU's are one."""
 WEIGHTS_NAME = "weights.bin"
 """The file of external data that a stage's graphs share."""
 _ALIGN_BYTES = 4096
@@ -61,8 +64,9 @@ def trace(graph: StageGraph, *, fuse: bool = True) -> tuple[ir.Model, list[PassR
 
 def _to_onnx(graph: StageGraph) -> ir.Model:
     program = export_program(graph)
+    opset = FLOW_OPSET if graph.stage is Stage.FLOW else OPSET
     with quiet_exporter():
-        found = torch.onnx.export(program, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
+        found = torch.onnx.export(program, (), dynamo=True, opset_version=opset, optimize=False, verbose=False)
     model: ir.Model = found.model  # type: ignore[union-attr]  # None is the answer of the older exporter
     return model
 

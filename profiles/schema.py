@@ -12,7 +12,22 @@ from msgspec import Meta
 
 TRANSFORMERS = ("reference", "restoration")
 """The stages that recipes quantize."""
-RECIPES = ("fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "int8-tensorrt", "fp8")
+RECIPES = (
+    "fp16",
+    "int8",
+    "int8-dynamic",
+    "int8-weights",
+    "int4-weights",
+    "int8-tensorrt",
+    "int8-rotated",
+    "fp8",
+    "int8-weights-coreml",
+    "int4-weights-coreml",
+    "palette8-coreml",
+    "palette6-coreml",
+    "palette4-coreml",
+    "int8-coreml",
+)
 """The recipes that ship (a test compares them with ``quantize.recipes``, whose import needs an extra)."""
 BASES = ("fp32", "fp16")
 """What a bundle is exported in."""
@@ -47,7 +62,7 @@ class Memory(_Table):
 class Engine(_Table):
     """What runs the graphs: the export's ``target``, onnxruntime's ``provider``, and its threads."""
 
-    target: Literal["onnx", "tensorrt", "coreml"] = "onnx"
+    target: Literal["onnx", "tensorrt", "coreml", "torch"] = "onnx"
     provider: Annotated[str, Meta(min_length=1, max_length=100)] = "cpu"
     threads: Count | None = None
 

@@ -16,10 +16,11 @@ from livemoments.bundle import Bundle
 from livemoments.distances import relative_l2
 from livemoments.errors import CheckFailedError, EngineError, ParityError, UsageError
 from livemoments.export.gate import dead_channels
+from livemoments.export.stages import PER_BLOCK
 from livemoments.limits import load_limits
 from livemoments.manifest import StageParity
 from livemoments.quantize.actions import Action, Mix
-from livemoments.quantize.recipes import FLOAT_RECIPES, Recipe
+from livemoments.quantize.recipes import FLOAT_RECIPES, PACKAGES, Recipe, names_for
 from livemoments.quantize.sample_inputs import Arrays, SampleInputs
 from livemoments.runtime.backends.base import Engine, to_host
 from livemoments.types import Size, Stage
@@ -49,10 +50,11 @@ class StageSpeed:
 
 
 def check_source(bundle: Bundle, recipe: Recipe) -> None:
-    """Refuse a bundle that is quantized already.
+    """Refuse a bundle that is quantized already, or that the recipe is not for.
 
     Raises:
-        UsageError: it is, or it is in half precision and that is what the recipe makes.
+        UsageError: it is; it is in half precision and that is what the recipe makes; it was exported for TensorRT and
+            the recipe is not made for that; its keys and values are one tensor and the recipe makes them int8.
     """
     manifest = bundle.manifest
     if manifest.recipe not in FLOAT_RECIPES:
@@ -64,16 +66,44 @@ def check_source(bundle: Bundle, recipe: Recipe) -> None:
         raise UsageError(
             f"{bundle.path} is in {manifest.precision} already", fix="take the fp32 bundle, or another recipe"
         )
-    if not bundle.has_onnx_graphs:  # which run in onnxruntime, where calibration and guards happen
+    if recipe.for_packages != (manifest.target == PACKAGES):
+        raise UsageError(
+            f"recipe '{recipe.name}' is not for bundles of --target {manifest.target}",
+            fix=f"use {', '.join(names_for(manifest.target))}",
+        )
+    if not (
+        recipe.for_packages or bundle.has_onnx_graphs
+    ):  # the graphs run in onnxruntime, which calibrates and guards
         raise UsageError(f"{bundle.path} is made for {manifest.target}", fix="quantize a bundle of --target onnx")
+    if recipe.keys_values and manifest.kv_layout != PER_BLOCK:
+        raise UsageError(
+            f"{bundle.path} passes keys and values as one tensor, and '{recipe.name}' makes them int8 block by block",
+            fix="export with --kv-layout per-block",
+        )
+    if manifest.target == "tensorrt" and "tensorrt" not in recipe.devices:
+        why = (
+            "its zero points change with the timestep, and TensorRT wants them constant and 0"
+            if recipe.action is Action.INT8_STATIC
+            else "its products are onnxruntime's own operators"
+        )
+        raise UsageError(
+            f"{bundle.path} was exported for TensorRT, which does not take the recipe '{recipe.name}': {why}",
+            fix="use int8-tensorrt, int8-rotated or fp8, or quantize a bundle of --target onnx",
+        )
 
 
 def check_mix(mix: Mix, recipe: Recipe, bundle: Bundle) -> None:
     """Refuse a mix that quantizes nothing.
 
     Raises:
-        UsageError: it does not, and the recipe does not change the graph otherwise.
+        UsageError: it does not, and the recipe does not change the graph otherwise; or packages are to be made by
+            several actions.
     """
+    if recipe.for_packages and (other := set(mix.values()) - {Action.KEEP, recipe.action}):
+        raise UsageError(
+            f"Core ML packages are compressed by one recipe: '{recipe.name}' has no '{min(a.value for a in other)}'",
+            fix="keep these layers",
+        )
     if recipe.half or any(action is not Action.KEEP for action in mix.values()):
         return
     stages = ", ".join(recipe.stages)

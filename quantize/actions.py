@@ -21,6 +21,8 @@ class Action(enum.Enum):
     """8-bit weights in blocks along the inputs; activations stay."""
     WEIGHT_INT4 = "weight-int4"
     """4-bit weights in blocks along the inputs; activations stay."""
+    PALETTE = "palette"
+    """Weights as indices into tables of their values; activations stay. For Core ML packages."""
     FP8 = "fp8"
     """E4M3 weights (per output channel) and activations (ranges from calibration)."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from livemoments.quantize.search.chain import SearchResult
     from livemoments.runtime.image_files.photo import Photo
 
-_TOOLS = ("onnx-ir", "onnxruntime", "numpy", "ml-dtypes")
+_TOOLS = ("onnx-ir", "onnxruntime", "numpy", "ml-dtypes", "coremltools")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,22 +98,28 @@ def quantize(
         CheckFailedError: the result is slower than the source, or no mix keeps the budget.
         OutputError: the destination exists or cannot be written.
         ResourceError: memory or disk ran out.
-        MissingExtraError: the extra ``export`` is not installed.
+        MissingExtraError: the extra ``export``, or for packages ``coreml``, is not installed.
     """
     _need_extra()
     from livemoments.quantize.acceptance import check_mix, check_source, refuse_slower
     from livemoments.quantize.recipes import load_recipe, recipe_mix
     from livemoments.quantize.search.find_mix import check_budget
     from livemoments.quantize.search.trial_photos import read_trial_photos
-    from livemoments.quantize.write_stage import copy_stage, quantize_stage
+    from livemoments.quantize.write_stage import copy_stage, find_writer
 
     if options is None:
         options = QuantizeOptions(**keywords)
     elif keywords:
         raise TypeError("give the options as QuantizeOptions or as keywords, not both")
     recipe, budget = load_recipe(options.recipe), options.limit
+    if recipe.for_packages and importlib.util.find_spec("coremltools") is None:
+        raise MissingExtraError("compressing Core ML packages", "coreml", missing="coremltools")
     source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     check_source(source, recipe)
+    if budget is not None and recipe.for_packages:
+        raise UsageError(
+            "a budget is spent layer by layer on graphs, not on Core ML packages", fix="leave --budget out"
+        )
     mix = recipe_mix(recipe, _find_linears(source)) if options.mix is None else options.mix
     check_mix(mix, recipe, source)
     with _resource_errors(Path(output)), write_bundle(output, overwrite=options.overwrite) as writer:
@@ -131,12 +138,12 @@ def quantize(
             search = _search(source, recipe, observed, photos, options, progress)
             mix = search.mix
         entries = {}
-        touched = _touched(source, recipe, mix)
+        touched, write_stage = _touched(source, recipe, mix), find_writer(source)
         with progress.task("quantizing", total=len(source.manifest.stages)) as task:
             for name, entry in source.manifest.stages.items():
                 if Stage(name) in touched:
                     stats = None if observed is None else observed.stats
-                    entries[name] = quantize_stage(source, writer.folder, Stage(name), recipe, mix, stats)
+                    entries[name] = write_stage(source, writer.folder, Stage(name), recipe, mix, stats)
                 else:
                     copy_stage(source, writer.folder, entry)
                     entries[name] = entry
@@ -189,6 +196,12 @@ def _resource_errors(output: Path) -> Iterator[None]:
 
 def _find_linears(bundle: Bundle) -> list[Linear]:
     """The linears of every stage, from its first graph: other tile sizes have the same."""
+    from livemoments.quantize.recipes import PACKAGES
+
+    if bundle.manifest.target == PACKAGES:
+        from livemoments.quantize.packages.linears import bundle_linears
+
+        return bundle_linears(bundle)
     import onnx_ir as ir
 
     from livemoments.graphs.linears import find_linears
@@ -222,7 +235,7 @@ def _calibration(
         result = CalibrationResult.load(calibration)
     else:
         result = calibrate_for(recipe, bundle, calibration, seed=options.seed, work=options.work, progress=progress)
-    result.check_fits(bundle)
+    result.check_fits(bundle, recipe.rotation)
     return result
 
 
@@ -265,12 +278,12 @@ def _verify(
     progress: Progress,
 ) -> tuple[Manifest, tuple[StageSpeed, ...]]:
     """Compare and time the touched stages; the manifest with what was measured."""
+    from livemoments.graphs.float_keys_values import FloatKeysValues
     from livemoments.quantize.acceptance import compare_stage, time_stage
-    from livemoments.quantize.sample_inputs import SampleInputs
-    from livemoments.runtime.backends.ort import OrtBackend
+    from livemoments.quantize.sample_inputs import SampleInputs, backend_for
 
-    quantized = Bundle(folder, manifest)
-    samples, backend = SampleInputs(source), OrtBackend()
+    quantized, backend = Bundle(folder, manifest), FloatKeysValues(backend_for(source))
+    samples = SampleInputs(source)
     sizes = source.tile_sizes
     smallest = min(sizes, key=lambda size: size.height * size.width)
     entries, speeds = dict(manifest.stages), []

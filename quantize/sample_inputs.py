@@ -11,7 +11,8 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.manifest import Graph
-from livemoments.runtime.backends.base import to_host
+from livemoments.quantize.recipes import PACKAGES
+from livemoments.runtime.backends.base import Backend, to_host
 from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.stage_inputs import draw_input
 from livemoments.types import Size, Stage, TensorSpec
@@ -19,6 +20,15 @@ from livemoments.types import Size, Stage, TensorSpec
 Arrays = Mapping[str, np.ndarray]
 
 _STEPPED = (Stage.REFERENCE, Stage.RESTORATION)
+
+
+def backend_for(bundle: Bundle) -> Backend:
+    """What checks of a bundle run its engines with, on any system: onnxruntime, or the interpreter of packages."""
+    if bundle.manifest.target != PACKAGES:
+        return OrtBackend()
+    from livemoments.coreml.backend import INTERPRETER, CoreMlBackend
+
+    return CoreMlBackend(INTERPRETER)
 
 
 class SampleInputs:
@@ -32,7 +42,7 @@ class SampleInputs:
     """
 
     def __init__(self, bundle: Bundle, seed: int = 0) -> None:
-        self._bundle, self._seed = bundle, seed
+        self._bundle, self._backend, self._seed = bundle, backend_for(bundle), seed
         self._given: dict[tuple[Stage, Size, int | None], Arrays] = {}
 
     def cases(self, stage: Stage, size: Size) -> Iterator[tuple[int | None, Arrays]]:
@@ -64,7 +74,7 @@ class SampleInputs:
             return {}
         if (stage, size, point) not in self._given:
             inputs = self._inputs(self._bundle.graph(stage, size), stage, size, point)
-            with OrtBackend().open(self._bundle, stage, size) as engine:
+            with self._backend.open(self._bundle, stage, size) as engine:
                 outputs = engine.run(engine.cast(inputs))
             self.learn(stage, size, point, {name: to_host(array) for name, array in outputs.items()})
         return self._given[stage, size, point]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +16,29 @@ from livemoments.export.to_onnx import WEIGHTS_NAME, WeightsFile
 from livemoments.graphs.linears import LinearId, find_linears
 from livemoments.graphs.tensors import read_tensor
 from livemoments.manifest import Graph, StageEntry
-from livemoments.quantize.actions import Mix
+from livemoments.quantize.actions import Action, Mix
 from livemoments.quantize.calibrate.result import LinearStats
-from livemoments.quantize.recipes import Recipe
+from livemoments.quantize.recipes import PACKAGES, Recipe
+from livemoments.quantize.rewrite.attention import int8_keys_values, quantize_keys_values, quantize_operands
 from livemoments.quantize.rewrite.half import half_specs, to_fp16
 from livemoments.quantize.rewrite.run import rewrite
 from livemoments.quantize.rewrite.smoothquant import smooth
 from livemoments.types import Stage
+
+StageWriter = Callable[
+    [Bundle, Path, Stage, Recipe, Mix, Mapping[LinearId, LinearStats] | None],
+    StageEntry,
+]
+"""Writes a quantized stage: see :func:`quantize_stage`."""
+
+
+def find_writer(bundle: Bundle) -> StageWriter:
+    """What writes quantized stages of such a bundle."""
+    if bundle.manifest.target != PACKAGES:
+        return quantize_stage
+    from livemoments.quantize.packages.stage import compress_stage
+
+    return compress_stage
 
 
 def copy_stage(bundle: Bundle, folder: Path, entry: StageEntry) -> None:
@@ -63,11 +79,15 @@ def quantize_stage(
             if recipe.smoothquant_alpha is not None and known is not None:
                 known = smooth(model, linears, known, recipe.smoothquant_alpha)
             rewrite(model, linears, mix, recipe, known)
+            if recipe.attention:
+                quantize_operands(model, stage, known, fp8=recipe.action is Action.FP8)
+            if recipe.keys_values:
+                quantize_keys_values(model, stage, known)
             if recipe.half:
                 to_fp16(model)
             path = f"{stage}/{graph.size}.onnx"
             _save(model, folder / path, weights)
-            convert = half_specs if recipe.half else tuple
+            convert = half_specs if recipe.half else int8_keys_values if recipe.keys_values else tuple
             graphs.append(
                 Graph(
                     path=path,

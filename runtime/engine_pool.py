@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -86,6 +86,7 @@ class EnginePool:
         size: the tiles' size in pixels.
         timings: where run and load times go.
         one_phase: opening an engine closes those of the other :data:`PHASES` first.
+        remark: gets what the engines say of themselves (:attr:`Engine.remarks`) when they are opened.
     """
 
     def __init__(
@@ -96,12 +97,14 @@ class EnginePool:
         timings: Timings | None = None,
         *,
         one_phase: bool = False,
+        remark: Callable[[tuple[str, ...]], None] = lambda _: None,
     ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.size = size
         self.timings = timings or Timings()
         self._one_phase = one_phase
+        self._remark = remark
         self._engines: dict[tuple[Stage, tuple[str, str]], Engine] = {}
 
     def graph(self, stage: Stage, size: Size | None = None) -> Graph:
@@ -165,4 +168,5 @@ class EnginePool:
                 self.close(*(other for other in Stage if other not in phase))
             with self.timings.measure(f"load:{stage}"):
                 self._engines[key] = self.backend.open(self.bundle, stage, size)
+            self._remark(self._engines[key].remarks)
         return self._engines[key]

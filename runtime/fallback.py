@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 from livemoments.errors import ResourceError
 from livemoments.runtime.options import RestoreOptions
 
+_CV_NO_MEMORY = -4  # cv2.Error.StsNoMem
+
 
 def is_memory(error: Exception) -> bool:
-    """Whether work that takes less memory could have gone on."""
-    return isinstance(error, MemoryError) or (isinstance(error, ResourceError) and error.of_memory)
+    """Whether work that takes less memory could have gone on.
+
+    numpy raises MemoryError and the back-ends a ResourceError; a system call (mapping a file, opening one) fails with
+    ENOMEM; OpenCV has a code of its own.
+    """
+    if isinstance(error, ResourceError):
+        return error.of_memory
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if type(error).__module__ == "cv2":
+        return getattr(error, "code", 0) == _CV_NO_MEMORY
+    return isinstance(error, MemoryError)
 
 
 def take_less(options: RestoreOptions, *, streams: bool = False) -> tuple[RestoreOptions, str] | None:

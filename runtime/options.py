@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from livemoments.bundle import Bundle
 from livemoments.errors import MissingExtraError, UsageError
 from livemoments.runtime.backends.base import Backend
+from livemoments.runtime.backends.ort_providers import DeviceLimits
 from livemoments.runtime.flow import KINDS, FlowKind, resolve_flow
 from livemoments.runtime.image_files.encode import DEEP_FORMATS, format_of
 from livemoments.runtime.keys_values.codecs import find_codec
@@ -20,8 +21,11 @@ KV_BUDGET_BYTES = 4 << 30
 """Default for phase-split's keys and values: one full-size 1024-pixel tile in float16, six steps (3.7 GiB)."""
 KV_CACHE_BUDGET_BYTES = 64 << 30
 """Default for the folder of a cache: twelve such tiles take 44 GiB, with the policy ``frozen`` 7 GiB."""
-_BUDGETS = {"kv_budget_bytes": "--kv-budget", "kv_cache_budget_bytes": "--kv-cache-budget"}
-_NO_RESULT = ("threads", "residency", "kv_store", "kv_cache", *_BUDGETS, "bit_depth", "quality")
+_BUDGETS = ("kv_budget_bytes", "kv_cache_budget_bytes")
+_NO_RESULT = (
+    *("threads", "gpu_memory_bytes", "cuda_graphs", "residency"),
+    *("kv_store", "kv_cache", *_BUDGETS, "bit_depth", "quality"),
+)
 Residency = Literal["all", "phases", "mapped", "streamed"]
 RESIDENCIES: tuple[Residency, ...] = get_args(Residency)
 """In the order of the memory that they take, the most first."""
@@ -57,7 +61,11 @@ class RestoreOptions:
         kv_store: where ``phase-split`` and ``phases`` keep keys and values.
         kv_dtype: how stored keys and values are kept: ``native``, ``float16``, ``int8`` or ``fp8``.
         kv_budget_bytes: how much of them may be stored at once.
-        provider: what runs the graphs (:class:`livemoments.runtime.backends.ort.OrtBackend`).
+        provider: what runs the graphs (:class:`livemoments.runtime.backends.ort.OrtBackend`), or ``native-tensorrt`` or
+            ``native-rtx`` for the engines built from them (:class:`livemoments.tensorrt.backend.TensorRtBackend`).
+        gpu_memory_bytes: the most that an engine may take of a GPU's memory, where the provider knows a limit
+            (:class:`livemoments.runtime.backends.ort_providers.DeviceLimits`).
+        cuda_graphs: record the kernels of a run once and replay them, on NVIDIA's GPUs.
         threads: within an operator; ``None``: ``OMP_NUM_THREADS``, else one per core.
         kv_cache: a folder in which keys and values outlive the run, found again by content.
         kv_cache_budget_bytes: what the folder may hold; the least recently used entries go first.
@@ -82,6 +90,8 @@ class RestoreOptions:
     kv_dtype: str = "native"
     kv_budget_bytes: int = KV_BUDGET_BYTES
     provider: str = "cpu"
+    gpu_memory_bytes: int | None = None
+    cuda_graphs: bool = False
     threads: int | None = None
     kv_cache: str | os.PathLike[str] | None = None
     kv_cache_budget_bytes: int = KV_CACHE_BUDGET_BYTES
@@ -113,7 +123,7 @@ class RestoreOptions:
         """The same as arguments of ``livemoments restore``; those that are as by default are left out."""
         usual, arguments = RestoreOptions().to_json(), []
         for name, value in self.to_json().items():
-            option = _BUDGETS.get(name, f"--{name.replace('_', '-')}")
+            option = f"--{name.removesuffix('_bytes').replace('_', '-')}"
             if value != usual[name]:
                 arguments += [option] if value is True else [option, str(value)]
         return arguments
@@ -146,6 +156,8 @@ class RestoreOptions:
                 raise UsageError(f"a budget of {budget} bytes holds no keys and values")
         if self.pcr_grid < 1:
             raise UsageError(f"{self.pcr_grid} px are no grid for references", fix="use 1 (none) or more")
+        if self.gpu_memory_bytes is not None and self.gpu_memory_bytes < 1:
+            raise UsageError(f"{self.gpu_memory_bytes} bytes of a GPU's memory hold no engine")
         if not 1 <= self.quality <= 100:
             raise UsageError(f"{self.quality} is no quality", fix="use 1 to 100")
         if self.bit_depth not in (None, 8, 16):
@@ -201,12 +213,17 @@ class RestoreOptions:
 
         Raises:
             UsageError: the installed onnxruntime or PyTorch, or this system, has no such provider; it does not do the
-                residency.
-            MissingExtraError: PyTorch is not installed, and the bundle needs it; streaming needs the extra ``plan``.
+                residency, or knows no such limits.
+            MissingExtraError: PyTorch or TensorRT is not installed, and the bundle or the provider needs it; streaming
+                needs the extra ``plan``.
+            EngineError: the provider is there and does not load.
         """
         if bundle is not None and not bundle.has_onnx_graphs and self.residency not in ("all", "phases"):
             problem = f"networks of the target '{bundle.manifest.target}' are not {self.residency}"
             raise UsageError(problem, fix="use --residency all or phases")
+        limits = DeviceLimits(self.gpu_memory_bytes, self.cuda_graphs)
+        if limits.any_is_set and (self._is_native or (bundle is not None and not bundle.has_onnx_graphs)):
+            raise UsageError("--gpu-memory and --cuda-graphs are for graphs in onnxruntime", fix="leave them out")
         if bundle is not None and bundle.manifest.target == "coreml":
             from livemoments.coreml.backend import CoreMlBackend
 
@@ -219,19 +236,30 @@ class RestoreOptions:
             from livemoments.pytorch.opening import open_torch_backend
 
             return open_torch_backend(self.provider, self.threads)
+        if self._is_native:
+            if self.residency not in ("all", "phases"):
+                raise UsageError(f"TensorRT's engines are not {self.residency}", fix="use --residency all or phases")
+            from livemoments.tensorrt.backend import TensorRtBackend
+
+            return TensorRtBackend(self.provider, self.batch)
         if self.residency == "streamed":
             try:
                 from livemoments.chains.streamed import StreamedBackend
             except ModuleNotFoundError as error:
                 raise MissingExtraError("streaming networks", "plan", missing=error.name) from None
-            return StreamedBackend(self.provider, self.threads)
+            return StreamedBackend(self.provider, self.threads, limits=limits)
         from livemoments.runtime.backends.ort import OrtBackend
 
-        return OrtBackend(self.provider, self.threads, mapped=self.residency == "mapped")
+        return OrtBackend(self.provider, self.threads, limits=limits, mapped=self.residency == "mapped")
+
+    @property
+    def _is_native(self) -> bool:
+        """Whether a bundle's engines are run in place of its graphs."""
+        return self.provider.startswith("native-")
 
     def can_stream(self, bundle: Bundle) -> bool:
         """Whether ``residency="streamed"`` is possible here: with ONNX graphs, and with onnx to cut them."""
-        return bundle.has_onnx_graphs and importlib.util.find_spec("onnx") is not None
+        return bundle.has_onnx_graphs and not self._is_native and importlib.util.find_spec("onnx") is not None
 
 
 def vae_sizes(bundle: Bundle) -> tuple[Size, ...]:

@@ -38,6 +38,7 @@ class Restoration:
         tile_flow: replaces the flow of tiles, for parity with a recording.
         progress: where to report.
         timings: wall time of the stages and tiles so far.
+        remarks: what engines said of themselves so far, each once.
     """
 
     bundle: Bundle
@@ -49,6 +50,7 @@ class Restoration:
     tile_flow: FlowOfTile | None = None
     progress: Progress = SILENT
     timings: Timings = field(default_factory=Timings)
+    remarks: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -73,6 +75,13 @@ class Restoration:
     def like_upstream(self) -> bool:
         """Whether upstream's result is to be reproduced, faults and all."""
         return self.options.compat == "upstream"
+
+    def remark(self, lines: Sequence[str]) -> None:
+        """Tell what an engine says of itself, unless it was said before."""
+        for line in lines:
+            if line not in self.remarks:
+                self.remarks.append(line)
+                self.progress.say(line)
 
     @property
     def one_phase(self) -> bool:

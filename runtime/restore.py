@@ -179,6 +179,10 @@ def restore(
         **describe(run, inputs, plan, corners),
         **({"origin": dict(around.origin)} if around.origin else {}),
     }
+    if run.remarks:
+        metadata["engine_remarks"] = list(run.remarks)
+    if backend.peak_device_bytes is not None:
+        metadata["peak_device_bytes"] = backend.peak_device_bytes
     if done.fallbacks:
         metadata["memory_fallbacks"] = list(done.fallbacks)
     if output is not None:
@@ -279,11 +283,11 @@ def _attempt(
     backend: Backend,
     ordered: OrderedBlender,
     state: _Progressed,
-) -> ResourceError | MemoryError | None:
+) -> Exception | None:
     """Restore the tiles that are left; the error if memory ran out, without the frames that hold tensors."""
     try:
         _restore_left(run, inputs, plan, backend, ordered, state)
-    except (ResourceError, MemoryError) as error:
+    except Exception as error:
         if not is_memory(error):
             raise
         if isinstance(error, ResourceError):
@@ -302,7 +306,9 @@ def _restore_left(
 ) -> None:
     cache = state.cache
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(EnginePool(run.bundle, backend, plan.tile, run.timings, one_phase=run.one_phase))
+        pool = stack.enter_context(
+            EnginePool(run.bundle, backend, plan.tile, run.timings, one_phase=run.one_phase, remark=run.remark)
+        )
         sampler = _make_sampler(run, pool, cache, stack)
         per_group = run.options.batch * sampler.batches_per_group(run.options.batch)
         flow = flow_estimator(run.flow, pool)

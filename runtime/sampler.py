@@ -128,15 +128,58 @@ class Sampler(abc.ABC):
 
 
 class ResidentSampler(Sampler):
-    """Both networks stay loaded; keys and values stay on the device and are renewed when the policy says so."""
+    """Both networks stay loaded; keys and values stay on the device and are renewed when the policy says so.
+
+    With a back-end that queues ahead, the next batch's motion and the next keys and values (the first ones of the next
+    batch, too) are queued before the host waits for a step: they are copied and computed while that step runs, for the
+    memory of a second set.
+    """
 
     def batches_per_group(self, batch: int) -> int:
-        """One: nothing is kept from one batch to the next."""
-        return 1
+        """One, as nothing is kept from one batch to the next; two where the second is begun during the first."""
+        return 2 if self._pool.backend.queues_ahead else 1
 
     def sample(self, batches: Sequence[LatentBatch], task: Task) -> list[np.ndarray]:
         """See :meth:`Sampler.sample`."""
+        if self._pool.backend.queues_ahead:
+            return self._sample_ahead(batches, task)
         return [self._sample(batch, task) for batch in batches]
+
+    def _sample_ahead(self, batches: Sequence[LatentBatch], task: Task) -> list[np.ndarray]:
+        renewals = [
+            (number, step)
+            for number in range(len(batches))
+            for step in range(self.steps)
+            if step == 0 or self._sources[step] != self._sources[step - 1]
+        ]
+        motions: dict[int, dict[str, Array]] = {}
+        ready: dict[tuple[int, int], dict[str, Array]] = {}
+
+        def begin(place: int) -> None:
+            if place < len(renewals):
+                number, step = renewals[place]
+                batch, point = batches[number], self._plan[self._sources[step]]
+                if step == 0:
+                    motions[number] = self._motion(batch)
+                ready[number, step] = self._reference.compute(batch.reference, point, content=batch.content, keep=True)
+
+        results, begun = [], 0
+        begin(0)
+        for number, batch in enumerate(batches):
+            z = batch.latent
+            kv: dict[str, Array] = {}
+            for step in range(self.steps):
+                if (number, step) in ready:
+                    kv = {}  # the old ones go before others come
+                    kv = ready.pop((number, step))
+                    begun += 1
+                    begin(begun)
+                z = self._step(batch, z, step, kv, motions[number])
+                task.advance(len(batch.tiles))
+            del motions[number]
+            self._observe(batch, "z_out", z)
+            results.append(z)
+        return results
 
     def _sample(self, batch: LatentBatch, task: Task) -> np.ndarray:
         motion = self._motion(batch)

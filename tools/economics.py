@@ -108,7 +108,7 @@ def frozen_plan(graphs: Graphs) -> tuple[Profile, Plans, Plan]:
 
 
 def _one_at_a_time(plans: Plans) -> Plan:
-    wanted = {"batch": 1, "residency": "all", "flow": "engine", "kv_store": "host"}
+    wanted = {"batch": 1, "residency": "all", "flow": "engine", "kv_store": "host", "vae_tile": None}
     (plan,) = [plan for plan in plans.plans if all(getattr(plan, key) == value for key, value in wanted.items())]
     return plan
 
@@ -116,11 +116,12 @@ def _one_at_a_time(plans: Plans) -> Plan:
 def _row(what: str, profile: Profile, plans: Plans, plan: Plan) -> tuple[str, ...]:
     fits = "yes" if plan.fits else f"no: {plan.over_bytes / 1e9:.1f} GB too much"
     flow = "RAFT" if plan.flow == "engine" else "DIS"
+    vae = f", VAE in {plan.vae_tile}" if plan.vae_tile else ""
     return (
         what,
         engines_of(profile),
         f"{plan.tiles} of {plan.tile}",
-        f"{plan.reference}, {flow}, engines `{plan.residency}`, batch {plan.batch}",
+        f"{plan.reference}, {flow}, engines `{plan.residency}`, batch {plan.batch}{vae}",
         f"{plan.flops / 1e12:.0f}",
         "unknown" if plan.seconds is None else f"{plan.seconds:.0f}",
         f"{plan.peak_bytes / 1e9:.1f}",

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from livemoments.export.coreml.gate import PartParity
-from livemoments.export.coreml.worker import Answer, Job, answer_for, main, with_parts
+from livemoments.export.coreml.process import Answer, measured, serve
+from livemoments.export.coreml.worker import Job, with_parts
 from livemoments.types import Size
 
 
@@ -46,7 +47,7 @@ def run(job: Job) -> Answer:
             exact = part("fp32")
             convert(exact, twin)
             parity = _check(job, exact, twin)
-    return answer_for(path, started, parity, parameters)
+    return measured(path, started, parity, parameters)
 
 
 def _check(job: Job, exact: Any, package: Path) -> PartParity:
@@ -62,4 +63,4 @@ def _check(job: Job, exact: Any, package: Path) -> PartParity:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:], do=run, feature="export to Core AI", extra="coreai")
+    serve(run, Job, *sys.argv[1:], feature="export to Core AI", extra="coreai")

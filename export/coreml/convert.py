@@ -21,6 +21,8 @@ from livemoments.export.coreml.modules import Part
 LEFT_OUT = frozenset({"common::fuse_elementwise_to_batchnorm"})
 """Passes of the converter that do not run: this one makes batch norms of multiplications and additions, with an epsilon
 of 1e-5 that nobody asked for; the VAE's outputs are then off by 1e-5."""
+CONVERTER_ERRORS = (ValueError, NotImplementedError, TypeError, RuntimeError)
+"""What coremltools raises of programs that it does not take."""
 
 
 def convert(part: Part, path: Path) -> None:
@@ -36,31 +38,48 @@ def convert(part: Part, path: Path) -> None:
     Raises:
         EngineError: the converter does not accept the module.
     """
-    with _quiet():
-        import coremltools as ct
-
+    with converter() as ct:
         lowerings.install()
         program = torch.export.export(part.module, examples(part), strict=False).run_decompositions({})
         kinds = {"float16": np.float16, "float32": np.float32, "int32": np.int32}
-        pipeline = ct.PassPipeline.DEFAULT  # a new one: a pipeline that is used twice silently keeps what it did first
-        pipeline.remove_passes(LEFT_OUT)
         try:
-            model = ct.convert(
+            save_program(
                 program,
+                path,
                 inputs=[
                     ct.TensorType(name=feature_name(spec.name), shape=spec.shape, dtype=kinds[spec.dtype])
                     for spec in part.inputs
                 ],
                 outputs=[ct.TensorType(name=feature_name(spec.name), dtype=kinds[spec.dtype]) for spec in part.outputs],
-                convert_to="mlprogram",
-                minimum_deployment_target=ct.target.iOS18,
-                compute_precision=ct.precision.FLOAT32,
-                pass_pipeline=pipeline,
-                skip_model_load=True,
             )
-        except (ValueError, NotImplementedError, TypeError, RuntimeError) as error:
+        except CONVERTER_ERRORS as error:
             raise EngineError(f"{path.name}: coremltools does not convert the stage ({error})") from error
-        model.save(str(path))
+
+
+def save_program(program: Any, path: Path, *, optimize: bool = True, **features: Any) -> None:
+    """Write a program as a package, its types untouched; within :func:`converter`.
+
+    Args:
+        program: of torch.export, or coremltools' own.
+        path: the package to write.
+        optimize: run the converter's passes; not a second time on a program that was read from a package: one of them
+            adds a treatment of negative indices each time.
+        features: ``inputs`` and ``outputs``, where the program does not say them itself.
+    """
+    import coremltools as ct
+
+    # A new one: a pipeline that is used twice silently keeps what it did first.
+    pipeline = ct.PassPipeline.DEFAULT if optimize else ct.PassPipeline.EMPTY
+    pipeline.remove_passes(LEFT_OUT)
+    ct.convert(
+        program,
+        convert_to="mlprogram",
+        minimum_deployment_target=ct.target.iOS18,
+        compute_precision=ct.precision.FLOAT32,
+        pass_pipeline=pipeline,
+        skip_model_load=True,
+        **features,
+    ).save(str(path))
 
 
 def merge(packages: Mapping[str, str], path: Path) -> None:
@@ -70,9 +89,7 @@ def merge(packages: Mapping[str, str], path: Path) -> None:
         packages: their paths, by the functions' names; the first is what runs unasked.
         path: the package to write.
     """
-    with _quiet():
-        import coremltools as ct
-
+    with converter() as ct:
         together = ct.utils.MultiFunctionDescriptor()
         for function, package in packages.items():
             together.add_function(package, src_function_name="main", target_function_name=function)
@@ -88,14 +105,16 @@ def examples(part: Part) -> tuple[torch.Tensor, ...]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """coremltools reports its progress on standard error, and at import every part that only a Mac has."""
+def converter() -> Iterator[Any]:
+    """coremltools, kept quiet: it reports its progress on standard error, and at import all that only a Mac has."""
     logger: Any = logging.getLogger("coremltools")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     with warnings.catch_warnings(), Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
         try:
-            yield
+            import coremltools
+
+            yield coremltools
         finally:
             logger.setLevel(level)

@@ -14,8 +14,6 @@ import importlib.util
 import itertools
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +24,12 @@ import numpy as np
 
 from livemoments.bundle import BundleWriter
 from livemoments.coreml.backend import INTERPRETER, CoreMlBackend
-from livemoments.coreml.names import ENTRY, PACKAGE, function_name
-from livemoments.errors import EngineError, MissingExtraError, OutputError, ResourceError, UsageError
+from livemoments.coreml.names import ENTRY, PACKAGE, files_of, function_name
+from livemoments.errors import MissingExtraError, OutputError, UsageError
 from livemoments.export import gate
 from livemoments.export.coreml.modules import chunks
-from livemoments.export.coreml.worker import Answer, Job
+from livemoments.export.coreml.process import Answer, run_job
+from livemoments.export.coreml.worker import Job
 from livemoments.export.options import ExportOptions, Verify
 from livemoments.export.plan import Planner
 from livemoments.export.references import Case, References
@@ -44,8 +43,6 @@ from livemoments.types import VAE_STAGES, Size, Stage, TensorSpec
 from livemoments.version import __version__, version_of
 
 TRANSFORMERS = (Stage.REFERENCE, Stage.RESTORATION)
-_OUT_OF_MEMORY_CODE = -9
-"""What a process ends with that the system kills for its memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,20 +324,7 @@ class _Parts:
 
 def _run(job: Job, work: Path, kind: Kind) -> Answer:
     """Do a job in a process of its own."""
-    job_file, answer_file = work / "job.json", work / "answer.json"
-    answer_file.unlink(missing_ok=True)
-    job_file.write_bytes(msgspec.json.encode(job))
-    command = [sys.executable, "-m", kind.worker, str(job_file), str(answer_file)]
-    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    what = f"stage '{job.stage}' ({job.size})"
-    if ended.returncode == _OUT_OF_MEMORY_CODE:
-        raise ResourceError(f"{what}: the converter was killed, most likely for its memory", fix="use smaller tiles")
-    if not answer_file.exists():
-        lines = ended.stderr.strip().splitlines() or ["it said nothing"]
-        raise EngineError(f"{what}: the converter ended with {ended.returncode}: {lines[-1]}")
-    answer = msgspec.json.decode(answer_file.read_bytes(), type=Answer)
-    answer.raise_error()
-    return answer
+    return run_job(kind.worker, job, work, f"stage '{job.stage}' ({job.size})")
 
 
 def _place(package: Path, folder: Path, prefix: str, entry: str) -> list[str]:
@@ -351,8 +335,7 @@ def _place(package: Path, folder: Path, prefix: str, entry: str) -> list[str]:
     target = folder / package.name.removeprefix(f"{prefix}-")
     with output_errors(target):
         shutil.copytree(package, target, copy_function=_link)
-    files = sorted(path.relative_to(folder.parent).as_posix() for path in target.rglob("*") if path.is_file())
-    return sorted(files, key=lambda name: not name.endswith(f"/{entry}"))
+    return files_of(folder.parent, target, entry)
 
 
 def _link(source: str, target: str) -> str:

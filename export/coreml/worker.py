@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from livemoments.errors import EngineError, LiveMomentsError, MissingExtraError, ParityError, ResourceError, UsageError
 from livemoments.export.coreml.gate import PartParity
-from livemoments.heap import peak_resident_bytes
+from livemoments.export.coreml.process import Answer, measured, serve
 from livemoments.types import Size, Stage
-
-_ERRORS = {kind.__name__: kind for kind in (EngineError, ParityError, ResourceError, UsageError)}
-"""Those that end a job and go on as what they are; others, which name a file in their message, as engine errors."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,27 +48,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     merged: tuple[tuple[str, str], ...] = ()
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of it: the measurements, or the error by its class's name.
-
-    ``parameters`` counts the module's elements; ``seconds`` and ``peak_rss_bytes`` are this process'.
-    """
-
-    parity: PartParity | None = None
-    parameters: int = 0
-    package_bytes: int = 0
-    seconds: float = 0.0
-    peak_rss_bytes: int = 0
-    error: str | None = None
-    message: str = ""
-    fix: str | None = None
-
-    def raise_error(self) -> None:
-        """Raise the error that ended the job, if one did."""
-        if self.error is not None:
-            raise _ERRORS.get(self.error, EngineError)(self.message, fix=self.fix)
-
-
 def run(job: Job) -> Answer:
     """Convert, save and check one package.
 
@@ -86,7 +60,7 @@ def run(job: Job) -> Answer:
         from livemoments.export.coreml.convert import merge
 
         merge(dict(job.merged), path)
-        return answer_for(path, started)
+        return measured(path, started)
     from livemoments.export.coreml.convert import convert
     from livemoments.export.coreml.modules import build
     from livemoments.export.opening import open_planner
@@ -103,18 +77,7 @@ def run(job: Job) -> Answer:
         exact = own if all(p.dtype.itemsize != 2 for p in own.module.parameters()) else part("fp32")
         parity = _check(job, path, own, exact)
     parameters = sum(parameter.numel() for parameter in own.module.parameters())
-    return answer_for(path, started, parity, parameters)
-
-
-def answer_for(path: Path, started: float, parity: PartParity | None = None, parameters: int = 0) -> Answer:
-    """What became of a package, with its size, and this process' time since ``started`` and peak of memory."""
-    return Answer(
-        parity=parity,
-        parameters=parameters,
-        package_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        seconds=round(time.monotonic() - started, 2),
-        peak_rss_bytes=peak_resident_bytes(),
-    )
+    return measured(path, started, parity, parameters)
 
 
 def _check(job: Job, path: Path, own: Any, exact: Any) -> PartParity:
@@ -152,25 +115,5 @@ def with_parts(inputs: dict[str, np.ndarray], part: Any) -> dict[str, np.ndarray
     return found
 
 
-def main(
-    job_file: str,
-    answer_file: str,
-    *,
-    do: Callable[[Job], Answer] = run,
-    feature: str = "export to Core ML",
-    extra: str = "coreml",
-) -> None:
-    """Read the job, do it, and write the answer."""
-    job = msgspec.json.decode(Path(job_file).read_bytes(), type=Job)
-    try:
-        answer = do(job)
-    except ModuleNotFoundError as error:
-        missing = MissingExtraError(feature, extra, missing=error.name)
-        answer = Answer(error="UsageError", message=missing.message, fix=missing.fix)
-    except LiveMomentsError as error:
-        answer = Answer(error=type(error).__name__, message=error.message, fix=error.fix)
-    Path(answer_file).write_bytes(msgspec.json.encode(answer))
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(run, Job, *sys.argv[1:])

@@ -4,8 +4,8 @@ TensorRT fuses the standard operation of opset 23 where it has exactly one outpu
 releases only. A bundle that was exported, or quantized, for onnxruntime is so built from without another export.
 
 Requires: MultiHeadAttention nodes whose query, key and value are (B, S, D) each, without masks, biases or caches.
-Ensures: each is one Attention on (B, heads, S, D / heads), exact to rounding, which keeps its name and its module;
-others are left and counted in the note.
+Ensures: each is one Attention on (B, heads, S, D / heads), exact to rounding, which keeps its name and its module, and
+pairs that quantize its operands with one scale stand directly in front of it; others are left and counted in the note.
 """
 
 from __future__ import annotations
@@ -59,9 +59,16 @@ def _unfuse(model: ir.Model, node: ir.Node) -> None:
 
     swap = ir.AttrInt64s("perm", _SWAP_HEADS)
     parts: list[ir.Value | None] = []
+    moved_pairs: list[ir.Node] = []
     for part, value in zip(("query", "key", "value"), node.inputs[:3], strict=True):
-        whole = add("Reshape", [value, split], f"{label}.{part}.split")
-        parts.append(add("Transpose", [whole], f"{label}.{part}", swap))
+        tokens, pair = _quantization(value)
+        whole = add("Reshape", [tokens, split], f"{label}.{part}.split")
+        moved = add("Transpose", [whole], f"{label}.{part}", swap)
+        for step in pair:
+            moved = add(step.op_type, [moved, *step.inputs[1:]], f"{label}.{part}.{step.op_type}")
+            moved.type = step.outputs[0].type
+        parts.append(moved)
+        moved_pairs += reversed(pair)
     attention = add("Attention", parts, label, *([] if scale is None else [ir.AttrFloat32("scale", scale)]))
     attention.name = f"{label}.heads"
     back = add("Transpose", [attention], f"{label}.back", swap)
@@ -71,7 +78,20 @@ def _unfuse(model: ir.Model, node: ir.Node) -> None:
     name = result.name
     ir.convenience.replace_all_uses_with(result, merged, replace_graph_outputs=True)
     model.graph.remove(node, safe=True)
+    for old in moved_pairs:
+        if not any(output.uses() for output in old.outputs):  # other readers keep theirs
+            model.graph.remove(old, safe=True)
     merged.name = name
+
+
+def _quantization(value: ir.Value | None) -> tuple[ir.Value | None, tuple[ir.Node, ...]]:
+    """What a value was before a pair with one scale quantized it, and the pair; itself without one."""
+    wide = value.producer() if value is not None else None
+    codes = wide.inputs[0] if wide is not None and wide.op_type == "DequantizeLinear" else None
+    narrow = codes.producer() if codes is not None else None
+    if wide is None or narrow is None or narrow.op_type != "QuantizeLinear" or "axis" in narrow.attributes:
+        return value, ()
+    return narrow.inputs[0], (narrow, wide)
 
 
 def _shape(model: ir.Model, name: str, shape: tuple[int, ...]) -> ir.Value:

@@ -17,8 +17,6 @@ import msgspec
 from livemoments.bundle import BUNDLES, Bundle, hash_file, rewrite_manifest
 from livemoments.engine_files import TITLES, EngineHost, build_command, refusal
 from livemoments.errors import EngineError, MissingExtraError, UsageError
-from livemoments.export.tensorrt.gpu import Gpu, find_gpu
-from livemoments.export.tensorrt.library import Library, load_library
 from livemoments.export.tensorrt.memory import available_bytes, check_memory
 from livemoments.export.tensorrt.options import BuildOptions, check_options, host_of, sizes_for
 from livemoments.export.tensorrt.protocol import Done, Job
@@ -28,6 +26,8 @@ from livemoments.progress import SILENT, Progress
 from livemoments.store.claims import BusyError, claim, hidden_prefix, only_one, remove_left_behind
 from livemoments.store.errors import output_errors
 from livemoments.store.files import PARTIAL
+from livemoments.tensorrt.gpu import Gpu, find_gpu
+from livemoments.tensorrt.library import Library, load_library
 from livemoments.types import Size, Stage
 
 SUFFIX = ".engine"

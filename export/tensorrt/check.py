@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from livemoments.bundle import Bundle
 from livemoments.engine_files import TITLES
 from livemoments.errors import LiveMomentsError, MissingExtraError
-from livemoments.export.tensorrt.gpu import find_gpu
-from livemoments.export.tensorrt.library import Library, load_library
 from livemoments.export.tensorrt.modules import ModuleNames
 from livemoments.export.tensorrt.options import DEFAULT_SM, BuildOptions, host_of
 from livemoments.export.tensorrt.prepare import PreparedGraph, prepare
@@ -18,6 +16,8 @@ from livemoments.export.tensorrt.protocol import Failed, Job
 from livemoments.export.tensorrt.refusals import Refusal, find_refusals
 from livemoments.manifest import EngineLibrary
 from livemoments.progress import SILENT, Progress
+from livemoments.tensorrt.gpu import find_gpu
+from livemoments.tensorrt.library import Library, load_library
 from livemoments.types import Size, Stage
 
 _NO_NODE = "-"
@@ -31,7 +31,7 @@ class GraphFinding:
         stage: whose.
         graph: its path in the bundle.
         size: the tiles it was checked for.
-        layers: of the parsed network; ``None`` where the library could not be asked.
+        layers: of the parsed network; ``None`` where the library was not asked, or refused it.
         refusals: what is refused; empty: the target takes the graph.
     """
 
@@ -48,13 +48,15 @@ class TargetCheck:
 
     Attributes:
         library: the target.
-        version: of the library that was asked; ``None``: it is not installed, the graphs alone were looked at.
+        version: of the installed library; ``None``: it is not installed.
+        parsed: whether its parser was asked; otherwise the graphs alone were looked at.
         sm: compute capabilities that were checked for.
         graphs: one finding per graph and size.
     """
 
     library: EngineLibrary
     version: str | None
+    parsed: bool
     sm: tuple[str, ...]
     graphs: tuple[GraphFinding, ...]
 
@@ -93,6 +95,7 @@ def check_target(
         targets = host_of(installed, BuildOptions(library, sm), gpu).sm
     elif not targets:
         targets = DEFAULT_SM if library == "rtx" else () if gpu is None else (gpu.sm,)
+    asked = installed if library == "rtx" or gpu is not None else None
     wanted = [s for s in Stage if str(s) in bundle.manifest.stages and (stages is None or s in stages)]
     graphs = [(stage, size) for stage in wanted for size in bundle.tile_sizes]
     found = []
@@ -102,12 +105,13 @@ def check_target(
             prepared = prepare(bundle.path / graph.path, size, batch=1)
             refusals = find_refusals(prepared.model, targets)
             layers = None
-            if installed is not None and (library == "rtx" or gpu is not None):
-                layers, more = _parse(installed, prepared, stage, size, {refusal.module for refusal in refusals})
+            if asked is not None:
+                layers, more = _parse(asked, prepared, stage, size, {refusal.module for refusal in refusals})
                 refusals += more
             found.append(GraphFinding(stage, graph.path, str(size), layers, tuple(refusals)))
             task.advance(note=f"{stage} {size}")
-    return TargetCheck(library, None if installed is None else installed.version, targets, tuple(found))
+    version = None if installed is None else installed.version
+    return TargetCheck(library, version, asked is not None, targets, tuple(found))
 
 
 def _installed(name: EngineLibrary) -> Library | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from livemoments.engine_files import HARDWARE_COMPATIBLE, TITLES, VERSION_COMPATIBLE, EngineHost
 from livemoments.errors import EngineError, UsageError
-from livemoments.export.tensorrt.gpu import Gpu
-from livemoments.export.tensorrt.library import Library
 from livemoments.manifest import EngineLibrary, EngineVia
+from livemoments.tensorrt.gpu import Gpu
+from livemoments.tensorrt.library import Library
 from livemoments.types import Size, Stage
 
 DEFAULT_SM = ("8.6", "8.9", "12.0")

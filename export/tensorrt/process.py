@@ -15,8 +15,8 @@ from typing import IO
 import msgspec
 
 from livemoments.errors import EngineError, LiveMomentsError, ResourceError
-from livemoments.export.tensorrt.gpu import CUDA_ORDER
 from livemoments.export.tensorrt.protocol import Advanced, Done, Event, Failed, Job
+from livemoments.tensorrt.gpu import CUDA_ORDER
 
 _COMMAND = (sys.executable, "-P", "-m", "livemoments.export.tensorrt.worker")
 _TAIL_CHARS = 600

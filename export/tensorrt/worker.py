@@ -18,12 +18,12 @@ import msgspec
 
 from livemoments.engine_files import HARDWARE_COMPATIBLE
 from livemoments.errors import LiveMomentsError
-from livemoments.export.tensorrt.library import Library, load_library
 from livemoments.export.tensorrt.monitor import make_monitor
 from livemoments.export.tensorrt.options import BUILDER_FLAGS
 from livemoments.export.tensorrt.prepare import prepare
 from livemoments.export.tensorrt.protocol import Advanced, Done, Event, Failed, Job, Trouble
 from livemoments.heap import peak_resident_bytes
+from livemoments.tensorrt.library import Library, load_library
 from livemoments.types import Size
 
 _MOST_MESSAGES = 8

@@ -61,6 +61,7 @@ def make_grid(bundles: Sequence[Bundle], axes: Sequence[Axis], base: RestoreOpti
     Raises:
         UsageError: an axis was named twice; a bundle is of another checkpoint than the exact one; a combination that
             ``livemoments restore`` would refuse, or that no exact result can be made for: all of these are named.
+        MissingExtraError: what a target or a residency needs is not installed.
     """
     names = [axis.name for axis in axes]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -81,6 +82,7 @@ def make_grid(bundles: Sequence[Bundle], axes: Sequence[Axis], base: RestoreOpti
             shown = {name: str(value) for name, value in named.items()}
             try:
                 settings = settle(with_values(base, named), bundle)
+                settings.open_backend(bundle)  # which says whether it has the provider and the residency
                 candidate = Candidate(bundle, label, shown, settings, exact_settings(settings, bundle, exact))
             except UsageError as error:
                 point = " ".join([label, *(f"{name}={value}" for name, value in shown.items())])
@@ -107,7 +109,7 @@ def settle(options: RestoreOptions, bundle: Bundle) -> RestoreOptions:
     steps = len(plan_steps(bundle.manifest.schedule, known.steps))
     policy = _settled(known.policy(bundle), steps)
     only_tile = bundle.tile_sizes[0] if len(bundle.tile_sizes) == 1 else None
-    stores_kv = policy.name == "phase-split" or known.residency == "phases"
+    stores_kv = policy.name == "phase-split" or known.residency != "all"
     return replace(
         known,
         reference=str(policy),

@@ -55,7 +55,21 @@ class ImageRun:
     @property
     def key(self) -> str:
         """Equal for runs that give the same pictures and metrics."""
-        return digest_of(run_key(bundle_digest(self.bundle), self.settings, self.compared, self.metrics_key))
+        return digest_of(run_key(bundle_digest(self.bundle), self.settings, None, {**self.metrics_key, **self._others}))
+
+    @property
+    def pictures(self) -> tuple[Any, ...]:
+        """Equal for runs that give the same pictures."""
+        return bundle_digest(self.bundle), self.settings.key(), self._is_mapped
+
+    @property
+    def _is_mapped(self) -> bool:
+        return self.settings.residency == "mapped"  # the one residency that rounds otherwise
+
+    @property
+    def _others(self) -> dict[str, Any]:
+        """What else decides the results."""
+        return {"compared_with": self.compared, "mapped": self._is_mapped}
 
     def results(
         self,
@@ -77,7 +91,7 @@ class ImageRun:
             settings=self.settings,
             options=replace(self.run, metrics=self.metrics, pictures=False, results=is_exact, fresh=False),
             compare_with=exact_photos,
-            key={"compared_with": self.compared},
+            key=self._others,
             progress=progress,
             on_result=on_result,
         )

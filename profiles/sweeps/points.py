@@ -119,7 +119,7 @@ class PointsAtWork:
         _, exact_results = self.exacts[exact.key]
         try:
             work = self._folder.images(run.key)
-            if run.bundle is exact.bundle and run.settings.key() == exact.settings.key():
+            if run.pictures == exact.pictures:
                 work, results = self._folder.images(exact.key), exact_results  # it is the exact result
             else:
                 results = self._restore(run, photos_of(exact_results, self._folder.images(exact.key)), task, parts)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from livemoments.profiles.sweeps.objectives import point_title, value_of, value_text
-from livemoments.profiles.sweeps.report_data import Point, SweepReport
+from livemoments.profiles.sweeps.report_data import SweepReport
 from livemoments.validate.report.numbers import format_count
 
 if TYPE_CHECKING:
@@ -50,11 +50,8 @@ def sweep_lines(report: SweepReport) -> Iterator[str]:
 
 def is_short(report: SweepReport) -> bool:
     """Whether something that was asked for is missing: no point was measured, or none could be picked."""
-    return not _measured(report.points) or (report.pick is not None and report.pick.point is None)
-
-
-def _measured(points: Sequence[Point]) -> list[Point]:
-    return [point for point in points if point.result.status == "ok"]
+    measured = any(point.result.status == "ok" for point in report.points)
+    return not measured or (report.pick is not None and report.pick.point is None)
 
 
 def _listed(names: Sequence[str]) -> str:

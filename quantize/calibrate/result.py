@@ -41,7 +41,7 @@ class LinearStats:
     rows: np.ndarray
 
 
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     schema: str
     images: int
     tiles: int
@@ -52,6 +52,7 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     source_sha256: str
     linears: tuple[tuple[str, str, int], ...]
     """Stage, weight, and the number of its arrays."""
+    rotation: int = 0
 
 
 _ARRAYS = tuple(field.name for field in fields(LinearStats))
@@ -72,6 +73,7 @@ class CalibrationResult:
         observer: what chose the ranges, as ``percentile:99.999``.
         schedule: the points that the statistics are for.
         source_sha256: of the checkpoint's files (:func:`source_digest`); empty: not known.
+        rotation: the blocks that activations were rotated in before they were counted (a recipe's ``rotation``).
     """
 
     stats: dict[LinearId, LinearStats]
@@ -82,13 +84,26 @@ class CalibrationResult:
     observer: str = ""
     schedule: tuple[SchedulePoint, ...] = ()
     source_sha256: str = ""
+    rotation: int = 0
 
-    def check_fits(self, bundle: Bundle) -> None:
+    def check_fits(self, bundle: Bundle, rotation: int = 0) -> None:
         """Refuse a bundle of another checkpoint or schedule; other precisions and tile sizes of the same one fit.
 
+        Args:
+            bundle: what is to be quantized.
+            rotation: the recipe's.
+
         Raises:
-            UsageError: checkpoints or schedules differ.
+            UsageError: checkpoints, schedules or rotations differ.
         """
+        if self.rotation != rotation:
+            seen = f"rotated in blocks of {self.rotation}" if self.rotation else "not rotated"
+            raise UsageError(
+                f"the calibration saw activations that were {seen}, and the recipe wants them in blocks of {rotation}"
+                if rotation
+                else f"the calibration saw activations that were {seen}, and the recipe does not rotate",
+                fix="calibrate for this recipe: pass --calibration DIR",
+            )
         if self.source_sha256 not in ("", source_digest(bundle)):
             raise UsageError(
                 f"the calibration was made with another checkpoint than {bundle.path}",

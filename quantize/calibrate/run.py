@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,7 @@ from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, UsageError
 from livemoments.graphs.linears import LinearId
 from livemoments.graphs.segments import Tap
-from livemoments.graphs.taps import TAPPED_STAGES, TappedBackend
+from livemoments.graphs.taps import TAPPED_STAGES, Listener, TappedBackend
 from livemoments.live_photo import LivePhoto
 from livemoments.progress import SILENT, Progress, Task
 from livemoments.quantize.calibrate.activations import ActivationStats
@@ -32,7 +33,9 @@ from livemoments.quantize.calibrate.result import (
     fill_unseen,
     source_digest,
 )
-from livemoments.quantize.recipes import FLOAT_RECIPES, Recipe
+from livemoments.quantize.recipes import FLOAT_RECIPES, PACKAGES, Recipe
+from livemoments.quantize.rotation import rotate, rotation_block
+from livemoments.runtime.backends.base import Backend
 from livemoments.runtime.backends.ort import import_onnxruntime
 from livemoments.runtime.flow import FlowKind, resolve_flow
 from livemoments.runtime.restore import restore
@@ -142,6 +145,23 @@ class _SharedTask:
         self._shared.advance(amount * self._unit)
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a calibration counts besides the linears' inputs, and in which form.
+
+    Attributes:
+        operands: also what attention reads, and the keys and values between the networks.
+        rotation: activations are rotated first, in blocks of at most this many channels (a recipe's); 0: they are not.
+    """
+
+    operands: bool = False
+    rotation: int = 0
+
+
+LINEARS = Counted()
+"""The linears' inputs alone."""
+
+
 def calibrate(
     bundle: Bundle | str | os.PathLike[str],
     folder: str | os.PathLike[str],
@@ -151,6 +171,7 @@ def calibrate(
     percentile: float = DEFAULT_PERCENTILE,
     steps: Sequence[int] | None = None,
     limit: int | None = None,
+    what: Counted = LINEARS,
     work: str | os.PathLike[str] | None = None,
     flow: FlowKind | None = None,
     threads: int | None = None,
@@ -167,6 +188,7 @@ def calibrate(
         steps: the step counts to sample with; the bundle's default if not given. Points of the schedule that none of
             them samples get their neighbours' ranges.
         limit: use at most this many photos.
+        what: which activations are counted, and how; by default the linears' inputs, as they are.
         work: a folder that keeps the statistics of each photo as it is done. Called again with the same, the photos
             that are there are not restored again; another observer can use them too.
         flow: ``engine`` (RAFT) or ``dis``, which is quicker; by default what ``restore`` uses with this bundle.
@@ -193,7 +215,7 @@ def calibrate(
         raise UsageError(f"the seed {seed} is negative", fix="use 0 or more")
     items = read_set(folder, limit=limit, progress=progress)
     kind = resolve_flow(flow, opened)
-    settings = _settings(opened, counts, seed, kind)
+    settings = _settings(opened, counts, seed, kind, what)
     total = _PhotoStats(len(opened.manifest.schedule.points))
     places = [
         None if work is None else Path(work) / f"{_digest(settings, item.sha256, str(threads))}{_SUFFIX}"
@@ -206,7 +228,8 @@ def calibrate(
             if stats is None:
                 task.advance(0, note=item.name)
                 shared = _Shared(progress, task, 1 / len(counts))
-                stats = _restore_one(opened, item, counts, photo_seed(seed, item), kind, threads, shared)
+                run = _Run(counts, photo_seed(seed, item), kind, threads, what)
+                stats = _restore_one(opened, item, run, shared)
                 if place is not None:
                     stats.save(place)
                 task.advance(1 - shared.done)
@@ -220,6 +243,7 @@ def calibrate(
         observer=chosen.name,
         schedule=opened.manifest.schedule.points,
         source_sha256=source_digest(opened),
+        rotation=what.rotation,
     )
 
 
@@ -232,9 +256,17 @@ def calibrate_for(
     work: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationResult:
-    """:func:`calibrate` with a recipe's observer."""
-    observer, percentile = recipe.observer, recipe.percentile
-    return calibrate(bundle, folder, seed=seed, observer=observer, percentile=percentile, work=work, progress=progress)
+    """:func:`calibrate` as a recipe wants it: its observer, its rotation, and what it quantizes besides linears."""
+    return calibrate(
+        bundle,
+        folder,
+        seed=seed,
+        observer=recipe.observer,
+        percentile=recipe.percentile,
+        what=Counted(recipe.needs_operands, recipe.rotation),
+        work=work,
+        progress=progress,
+    )
 
 
 def _step_counts(bundle: Bundle, steps: Sequence[int] | None) -> tuple[int, ...]:
@@ -251,22 +283,26 @@ def photo_seed(seed: int, item: LivePhoto[Path]) -> int:
     return int(_digest({"seed": seed}, item.sha256)[:8], 16)
 
 
-def _restore_one(
-    bundle: Bundle,
-    item: LivePhoto[Path],
-    counts: Sequence[int],
-    seed: int,
-    flow: FlowKind,
-    threads: int | None,
-    progress: Progress,
-) -> _PhotoStats:
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """How a photo is restored and what is counted of it."""
+
+    counts: Sequence[int]
+    seed: int
+    flow: FlowKind
+    threads: int | None
+    what: Counted
+
+
+def _restore_one(bundle: Bundle, item: LivePhoto[Path], how: _Run, progress: Progress) -> _PhotoStats:
     """Restore a photo with every step count and count what enters the linears."""
     schedule = bundle.manifest.schedule
     stats = _PhotoStats(len(schedule.points))
 
     def listen(tap: Tap, point: int, values: np.ndarray) -> None:
+        block = rotation_block(tap.key, tap.features, how.what.rotation)
         try:
-            stats.add(tap, point, values)
+            stats.add(tap, point, rotate(values, block))
         except ValueError:
             raise EngineError(
                 f"{item.name}: NaN or infinity enters {', '.join(map(str, tap.linears))} at schedule point {point} "
@@ -274,22 +310,30 @@ def _restore_one(
                 fix="check the checkpoint's weights and this photo; a float16 bundle may need --precision fp32",
             ) from None
 
-    for count in counts:
+    for count in how.counts:
         result = restore(
             bundle,
             item.frame,
             item.photo,
             item.photo_frame,
             steps=count,
-            seed=seed,
-            flow=flow,
+            seed=how.seed,
+            flow=how.flow,
             pad_small=True,
             reference="per-step",
             progress=progress,
-            backend=TappedBackend(listen, threads),
+            backend=_tapped(bundle, listen, how),
         )
         stats.tiles += int(result.metadata["tiles"])
     return stats
+
+
+def _tapped(bundle: Bundle, listen: Listener, how: _Run) -> Backend:
+    if bundle.manifest.target != PACKAGES:
+        return TappedBackend(listen, how.threads, operands=how.what.operands)
+    from livemoments.quantize.packages.taps import TappedPackages
+
+    return TappedPackages(listen)
 
 
 def _reduce(total: _PhotoStats, observer: Observer, progress: Progress) -> dict[LinearId, LinearStats]:
@@ -319,9 +363,10 @@ def _linear_stats(stats: ActivationStats, observer: Observer) -> LinearStats:
     )
 
 
-def _settings(bundle: Bundle, counts: Sequence[int], seed: int, flow: FlowKind) -> Mapping[str, object]:
+def _settings(bundle: Bundle, counts: Sequence[int], seed: int, flow: FlowKind, what: Counted) -> Mapping[str, object]:
     """All that a photo's statistics depend on besides the photo."""
-    return {
+    more = {name: value for name, value in (("operands", what.operands), ("rotation", what.rotation)) if value}
+    return more | {
         "graphs": {str(stage): bundle.digest(stage) for stage in bundle.manifest.model.stages},
         "overlap": bundle.manifest.overlap,
         "schedule": bundle.manifest.schedule,

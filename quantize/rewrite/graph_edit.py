@@ -11,18 +11,20 @@ import onnx_ir as ir
 
 from livemoments.graphs.linears import Linear
 from livemoments.graphs.tensors import read_tensor
+from livemoments.quantize.rotation import hadamard, rotate
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A linear to rewrite: the graph's node, its input, its weight."""
+    """A linear to rewrite: the graph's node, its input, its weight; the blocks in which its input is to be rotated."""
 
     linear: Linear
     node: ir.Node
     data: ir.Value
     weight: ir.Value
+    rotation: int = 1
 
     @property
     def name(self) -> str:
@@ -41,8 +43,8 @@ class Target:
         return self.weight.const_value
 
     def read_weight(self) -> np.ndarray:
-        """The weight (K, N) in float32."""
-        return read_tensor(self.stored).astype(np.float32, copy=False)
+        """The weight (K, N) in float32, for the rotated input."""
+        return rotate(read_tensor(self.stored).astype(np.float32, copy=False), self.rotation, axis=0)
 
 
 class LastResult:
@@ -134,6 +136,21 @@ class GraphEditor:
         if value.dtype == dtype:
             return value
         return self.before(place, "Cast", [value], name, dtype, like=like, to=int(dtype))
+
+    def rotated(self, place: ir.Node, value: ir.Value, name: str, block: int) -> ir.Value:
+        """The value (..., K), rotated in blocks of its channels before a node; itself for blocks of 1."""
+        if block == 1:
+            return value
+        dtype, shape = value.dtype, value.shape
+        assert dtype is not None, f"'{value.name}' has no type"
+        assert shape is not None, f"'{value.name}' has no shape"
+        outer = [0] * (len(shape) - 1)
+        matrix = self.constant(f"hadamard.{block}", hadamard(block).astype(dtype.numpy()))
+        to_blocks = self.constant(f"hadamard.{block}.blocks.{len(shape)}", np.array([*outer, -1, block], np.int64))
+        back = self.constant(f"hadamard.whole.{shape[-1]}.{len(shape)}", np.array([*outer, shape[-1]], np.int64))
+        split = self.before(place, "Reshape", [value, to_blocks], f"{name}.blocks", dtype)
+        mixed = self.before(place, "MatMul", [split, matrix], f"{name}.mixed", dtype)
+        return self.before(place, "Reshape", [mixed, back], f"{name}.rotated", dtype, like=value)
 
     def replace(self, old: ir.Node, new: ir.Value) -> None:
         """Let everything read ``new`` instead of what ``old`` gives, and remove ``old``; the name stays."""

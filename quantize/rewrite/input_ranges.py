@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from livemoments.errors import UsageError
-from livemoments.graphs.linears import Linear, LinearId
+from livemoments.graphs.linears import LinearId
 from livemoments.quantize.calibrate.result import LinearStats
 
 UINT8_MAX = 255
@@ -18,7 +18,19 @@ _SMALLEST = float(np.finfo(np.float32).tiny)
 StatsOf = Mapping[LinearId, LinearStats]
 
 
-def input_range(stats: StatsOf | None, linear: Linear, *, per_point: bool) -> tuple[np.ndarray, np.ndarray]:
+def observed_stats(stats: StatsOf | None, of: LinearId) -> LinearStats:
+    """What calibration saw of a linear's input, or of an operand of attention.
+
+    Raises:
+        UsageError: nothing.
+    """
+    found = None if stats is None else stats.get(of)
+    if found is None:
+        raise UsageError(f"the calibration has no range for '{of}'", fix="calibrate on this bundle for this recipe")
+    return found
+
+
+def input_range(stats: StatsOf | None, of: LinearId, *, per_point: bool) -> tuple[np.ndarray, np.ndarray]:
     """The least and the largest value of a linear's input, 0 within: (P,) each, or (1,) over all points.
 
     A point that calibration did not sample gets the range of all the others together.
@@ -26,14 +38,12 @@ def input_range(stats: StatsOf | None, linear: Linear, *, per_point: bool) -> tu
     Raises:
         UsageError: the calibration does not have this linear, or saw nothing of it.
     """
-    observed = None if stats is None else stats.get(linear.id)
-    if observed is None:
-        raise UsageError(f"the calibration has no range for '{linear.id}'", fix="calibrate on this bundle")
+    observed = observed_stats(stats, of)
     low = np.atleast_1d(np.asarray(observed.low, np.float32))
     high = np.atleast_1d(np.asarray(observed.high, np.float32))
     seen = np.isfinite(low) & np.isfinite(high) & (high >= low) & ((high != 0) | (low != 0))
     if not seen.any():
-        raise UsageError(f"the calibration saw nothing but zeros at '{linear.id}'", fix="use photographs")
+        raise UsageError(f"the calibration saw nothing but zeros at '{of}'", fix="use photographs")
     widest = (low[seen].min(), high[seen].max())
     if not per_point:
         low, high = np.array([widest[0]]), np.array([widest[1]])

@@ -16,9 +16,16 @@ from livemoments.quantize.rewrite.graph_edit import Target
 from livemoments.quantize.rewrite.input_ranges import StatsOf
 from livemoments.quantize.rewrite.static import rewrite_static
 from livemoments.quantize.rewrite.weight_only import rewrite_weights
+from livemoments.quantize.rotation import rotation_block
 
 
-def rewrite(model: ir.Model, linears: Sequence[Linear], mix: Mix, recipe: Recipe, stats: StatsOf | None = None) -> bool:
+def rewrite(
+    model: ir.Model,
+    linears: Sequence[Linear],
+    mix: Mix,
+    recipe: Recipe,
+    stats: StatsOf | None = None,
+) -> bool:
     """Quantize linears of one graph; a function of its arguments alone.
 
     Args:
@@ -41,7 +48,9 @@ def rewrite(model: ir.Model, linears: Sequence[Linear], mix: Mix, recipe: Recipe
         linear = known.get(weight.name or "")
         action = Action.KEEP if linear is None else mix.get(linear.id, Action.KEEP)
         if linear is not None and action is not Action.KEEP:
-            wanted.setdefault(action, []).append(Target(linear, node, data, weight))
+            most = recipe.rotation if action.needs_calibration else 0
+            block = rotation_block(linear.id, linear.in_features, most)
+            wanted.setdefault(action, []).append(Target(linear, node, data, weight, block))
     if stats is None and (lacking := [action.value for action in wanted if action.needs_calibration]):
         raise UsageError(f"{', '.join(lacking)} needs a calibration", fix="pass --calibration DIR")
     for action in Action:  # in a fixed order, so that equal mixes give equal bytes

@@ -7,11 +7,14 @@ onnxruntime makes one integer product with float result of it; biases stay as th
 
 Integer inputs are unsigned with a zero point (what VNNI multiplies), or int8 without one if the recipe is symmetric
 (what TensorRT wants). With ``step_ranges`` the parameters are a table that ``step`` indexes, which onnxruntime fuses
-all the same. In a float16 graph the unsigned products are float32 between two casts: onnxruntime has no integer product
-with a float16 result, and would dequantize every weight at every run.
+all the same; zero points that are all 0 stay constants, without which TensorRT does not take them. In a float16 graph
+the unsigned products are float32 between two casts: onnxruntime has no integer product with a float16 result, and would
+dequantize every weight at every run.
 
-E4M3, for tensor cores of Hopper and Ada, has one constant scale for all steps (the largest magnitude becomes 448;
-TensorRT takes no other). onnxruntime computes it on a CPU too: exactly, but slowly, for checking.
+E4M3, for tensor cores of Hopper and Ada, has no zero point either: the largest magnitude becomes 448. onnxruntime
+computes it on a CPU too: exactly, but slowly, for checking.
+
+Targets with a rotation multiply their input by a Hadamard matrix before it is quantized, and hold the rotated weight.
 """
 
 from __future__ import annotations
@@ -39,13 +42,13 @@ def rewrite_static(
 ) -> None:
     """Apply the rewrite, to int8 or to E4M3; ``model`` is changed in place."""
     editor, memory = GraphEditor(model), LastResult()
-    steps = [value for value in model.graph.inputs if value.name == "step"] if recipe.step_ranges and not fp8 else []
-    inputs: dict[str, ir.Value] = {}
+    steps = [value for value in model.graph.inputs if value.name == "step"] if recipe.step_ranges else []
+    inputs: dict[tuple[str, int], ir.Value] = {}
     for target in targets:
-        key, kind, place = target.data.name or "", target.float_type, target.node
+        key, kind, place = (target.data.name or "", target.rotation), target.float_type, target.node
         wide = kind if fp8 or recipe.symmetric else ir.DataType.FLOAT
         if key not in inputs:
-            low, high = input_range(stats, target.linear, per_point=bool(steps))
+            low, high = input_range(stats, target.linear.id, per_point=bool(steps))
             inputs[key] = _quantized_input(editor, target, *_parameters(low, high, recipe, fp8), steps, wide)
         weight = _dequantized_weight(editor, target, memory, wide, fp8)
         if wide == kind:
@@ -71,16 +74,16 @@ def _quantized_input(
 ) -> ir.Value:
     """Quantize a target's input and dequantize it again, in the float type ``kind``; a step picks among P scales."""
     name, place = f"{target.name}.input", target.node
-    data = editor.cast(place, target.data, f"{name}.wide", kind, target.data)
+    data = editor.rotated(place, target.data, name, target.rotation)
+    data = editor.cast(place, data, f"{name}.wide", kind, data)
     arrays = {"scale": as_scale(scale, kind), "zero": zero}
-    if not steps:
-        parameters = [editor.constant(f"{name}.{part}", array.reshape(())) for part, array in arrays.items()]
-    else:
-        tables = {part: editor.constant(f"{name}.{part}s", array) for part, array in arrays.items()}
-        parameters = [
-            editor.before(place, "Gather", [table, *steps], f"{name}.{part}", table.dtype or kind)
-            for part, table in tables.items()
-        ]
+    parameters = []
+    for part, array in arrays.items():
+        if not steps or not array.astype(np.float32).any():
+            parameters.append(editor.constant(f"{name}.{part}", array[0]))
+        else:
+            table = editor.constant(f"{name}.{part}s", array)
+            parameters.append(editor.before(place, "Gather", [table, *steps], f"{name}.{part}", table.dtype or kind))
     codes_type = ir.DataType.from_numpy(zero.dtype)
     codes = editor.before(place, "QuantizeLinear", [data, *parameters], f"{name}.quantized", codes_type, like=data)
     return editor.before(place, "DequantizeLinear", [codes, *parameters], f"{name}.dequantized", kind, like=data)

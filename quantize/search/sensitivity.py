@@ -70,7 +70,12 @@ class SensitivityOptions:
     rewriter: Rewriter | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a recipe that quantizes nothing."""
+        """Refuse a recipe that quantizes nothing, or packages."""
+        if self.recipe.for_packages:
+            raise UsageError(
+                f"the recipe '{self.recipe.name}' compresses Core ML packages, whose layers are not tried one by one",
+                fix="use a recipe for ONNX graphs of the same checkpoint",
+            )
         if self.wanted is Action.KEEP:
             raise UsageError(f"the recipe '{self.recipe.name}' quantizes no layer", fix="use another recipe")
 

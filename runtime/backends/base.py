@@ -60,7 +60,12 @@ class Engine(abc.ABC):
         stage: the stage, for messages.
         inputs: specs of the graph's inputs, from the manifest.
         outputs: specs of its outputs.
+
+    Attributes:
+        remarks: what the user should know of how it runs, a line each.
     """
+
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, stage: Stage, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
         self.stage = stage
@@ -140,6 +145,14 @@ class Backend(abc.ABC):
 
     name: str
     provider: str
+
+    queues_ahead: bool = False
+    """Runs whose outputs are kept are only queued: what can be started early overlaps with what runs."""
+
+    @property
+    def peak_device_bytes(self) -> int | None:
+        """The most device memory that its engines took so far; ``None``: it does not count."""
+        return None
 
     @abc.abstractmethod
     def open(self, bundle: Bundle, stage: Stage, size: Size) -> Engine:

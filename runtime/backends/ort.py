@@ -6,7 +6,7 @@ onnxruntime is imported when the first graph is opened, not with the module.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,29 +15,28 @@ import numpy as np
 from livemoments.bundle import Bundle
 from livemoments.errors import EngineError, ResourceError, UsageError
 from livemoments.heap import give_back_freed
+from livemoments.manifest import Graph
 from livemoments.ort import import_onnxruntime, leave_weights_mapped, open_session, session_options
-from livemoments.runtime.backends.base import Array, Backend, DeviceArray, Engine
+from livemoments.runtime.backends.base import Array, Backend, DeviceArray, Engine, to_host
+from livemoments.runtime.backends.ort_buffers import DeviceBuffers, output_shapes
+from livemoments.runtime.backends.ort_placement import RECORD, placement_remark
+from livemoments.runtime.backends.ort_providers import (
+    DeviceLimits,
+    add_to_options,
+    check_form,
+    find_provider,
+    missing_fix,
+)
 from livemoments.types import TRANSFORMER_STAGES, Size, Stage, TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime
 
-# our name -> onnxruntime's name, the device its outputs may stay on, the providers to fall back to per node
-_PROVIDERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "cpu": ("CPUExecutionProvider", "cpu", ()),
-    "cuda": ("CUDAExecutionProvider", "cuda", ()),
-    "tensorrt": ("TensorrtExecutionProvider", "cuda", ("CUDAExecutionProvider",)),
-    "rocm": ("ROCMExecutionProvider", "cuda", ()),
-    "migraphx": ("MIGraphXExecutionProvider", "cuda", ()),
-    "dml": ("DmlExecutionProvider", "dml", ()),
-    "coreml": ("CoreMLExecutionProvider", "cpu", ()),
-    "openvino": ("OpenVINOExecutionProvider", "cpu", ()),
-    "xnnpack": ("XnnpackExecutionProvider", "cpu", ()),
-}
-_CPU = "CPUExecutionProvider"
 _OUT_OF_MEMORY = re.compile(
     r"bad.?alloc|failed to allocate|out of memory|OUT_OF_MEMORY|not enough memory", re.IGNORECASE
 )
+_GRAPH_ID = "gpu_graph_id"
+"""Run option: which recorded CUDA graph a run is."""
 _ARENA_STAGES = (Stage.MOTION, Stage.REFERENCE, Stage.RESTORATION)
 _MEMORY_FIX = "use a bundle with smaller tiles (export --tile), --batch 1, or --flow dis"
 
@@ -74,6 +73,18 @@ class OrtEngine(Engine):
 
     Without an arena, small tensors that stay (keys and values) lie between those that go: ``gives_back`` returns the
     freed pages to the system after every run. The small network peaked at 535 MB without it, predicted were 416.
+
+    Args:
+        stage: the stage.
+        session: opened.
+        inputs: from the manifest.
+        outputs: from the manifest.
+        path: of the graph, for messages.
+        device: where outputs may stay.
+        buffers: what inputs and outputs are bound to, for sessions on a device; ``None``: onnxruntime's own arena.
+        records_graphs: the session records CUDA graphs, and must be told which run is which.
+        gives_back: see above.
+        remarks: see :class:`Engine`.
     """
 
     def __init__(
@@ -83,19 +94,28 @@ class OrtEngine(Engine):
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         *,
-        device: str,
         path: Path,
+        device: str = "cpu",
+        buffers: DeviceBuffers | None = None,
+        records_graphs: bool = False,
         gives_back: bool = False,
+        remarks: Sequence[str] = (),
     ) -> None:
         super().__init__(stage, inputs, outputs)
+        self.remarks = tuple(remarks)
         self._session: Any = session
         self._device = device
         self._path = path
+        self._buffers = buffers
+        self._records_graphs = records_graphs
         self._gives_back = gives_back
 
     def _run(self, inputs: Mapping[str, Array], keep: frozenset[str]) -> dict[str, Array]:
         on_device = self._device != "cpu" or keep or any(isinstance(a, DeviceArray) for a in inputs.values())
+        shapes = output_shapes(self.outputs, self.inputs, {name: array.shape for name, array in inputs.items()})
         try:
+            if self._buffers is not None and shapes is not None:
+                return self._run_in_place(inputs, keep, shapes, self._buffers)
             return self._run_bound(inputs, keep) if on_device else self._run_plain(inputs)
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise _translated(error, f"stage '{self.stage}' failed in {self._path.name}") from error
@@ -126,18 +146,49 @@ class OrtEngine(Engine):
             for spec, value in zip(self.outputs, values, strict=True)
         }
 
+    def _run_in_place(
+        self,
+        inputs: Mapping[str, Array],
+        keep: frozenset[str],
+        shapes: Mapping[str, tuple[int, ...]],
+        buffers: DeviceBuffers,
+    ) -> dict[str, Array]:
+        given = {n: a.value if isinstance(a, OrtArray) else buffers.given(n, to_host(a)) for n, a in inputs.items()}
+        made = {
+            spec.name: (buffers.kept if spec.name in keep else buffers.returned)(spec, shapes[spec.name])
+            for spec in self.outputs
+        }
+        kept: dict[str, Array] = {}
+        for spec in self.outputs:
+            if spec.name in keep:  # from now on, so that a run that fails gives them back
+                kept[spec.name] = OrtArray(made[spec.name], spec)
+                buffers.lend(kept[spec.name], spec, shapes[spec.name], made[spec.name])
+        binding = self._session.io_binding()
+        for name, value in given.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in made.items():
+            binding.bind_ortvalue_output(name, value)
+        options = import_onnxruntime().RunOptions()
+        if self._records_graphs:
+            graph = buffers.graph_of([*given.values(), *made.values()])
+            options.add_run_config_entry(_GRAPH_ID, str(graph))
+        self._session.run_with_iobinding(binding, options)
+        return {name: kept[name] if name in keep else np.array(value.numpy()) for name, value in made.items()}
+
     def close(self) -> None:
-        """Let go of the session and its memory."""
+        """Let go of the session and its memory; arrays that somebody keeps stay."""
         super().close()
-        self._session = None
+        self._session = self._buffers = None
 
 
 class OrtBackend(Backend):
     """Opens graphs with onnxruntime.
 
     Args:
-        provider: ``cpu``, ``cuda``, ``tensorrt``, ``coreml``, ``dml`` … or onnxruntime's own name of a provider.
+        provider: one of ours (``cpu``, ``cuda``, ``tensorrt``, ``rtx``, ``coreml``, ``dml`` …), or onnxruntime's own
+            name of a provider.
         threads: threads within an operator; ``None``: ``OMP_NUM_THREADS``, else one per physical core.
+        limits: what sessions on a GPU may use.
         memory_arena: keep freed memory for the next run (quicker, holds the peak between runs). ``None``: for the
             transformers, which run many times a tile, and not for the stages that need the most memory and run once.
         memory_pattern: plan all buffers of a run at once (only useful for fixed shapes).
@@ -145,8 +196,9 @@ class OrtBackend(Backend):
             fit; on the CPU alone. Products of unpacked weights are rounded otherwise in float32's last digits.
 
     Raises:
-        UsageError: the installed onnxruntime has no such provider, ``threads`` is not positive, or weights cannot stay
-            mapped with this provider.
+        UsageError: there is no such provider here, it takes no such limits, ``threads`` is not positive, or weights
+            cannot stay mapped with this provider.
+        EngineError: the provider is a plugin that does not load.
     """
 
     name = "onnxruntime"
@@ -156,6 +208,7 @@ class OrtBackend(Backend):
         provider: str = "cpu",
         threads: int | None = None,
         *,
+        limits: DeviceLimits | None = None,
         memory_arena: bool | None = None,
         memory_pattern: bool = True,
         mapped: bool = False,
@@ -172,75 +225,82 @@ class OrtBackend(Backend):
         if mapped:
             self.name = "onnxruntime with mapped weights"  # its last digits differ: keys and values are kept apart
         self._threads = threads
+        self._limits = limits or DeviceLimits()
         self._memory_arena = memory_arena
         self._memory_pattern = memory_pattern
-        self._ort_name, self._device, fallbacks = _find_provider(provider)
-        self._providers = list(dict.fromkeys([self._ort_name, *fallbacks, _CPU]))
+        self._provider = find_provider(provider, self._limits)
 
     def open(self, bundle: Bundle, stage: Stage, size: Size) -> Engine:
-        """Open a session on the stage's graph; see :meth:`Backend.open`."""
-        if not bundle.has_onnx_graphs:
-            target = bundle.manifest.target
-            held = {"coreml": "Core ML packages", "coreai": "Core AI packages", "torch": "PyTorch networks"}.get(
-                target, f"stages for {target}"
-            )
-            raise EngineError(
-                f"{bundle.path} holds {held}, which onnxruntime does not run", fix="export with --target onnx"
-            )
+        """Open a session on the stage's graph; see :meth:`Backend.open`.
+
+        What runs otherwise than it was asked for is in the engine's remarks.
+
+        Raises:
+            EngineError: onnxruntime does not load it, or left the provider out; the graph is of another form than the
+                provider wants.
+        """
+        check_form(self._provider, bundle)
         graph = bundle.graph(stage, size)
         path = bundle.path / graph.path  # by path: external weights lie beside the graph
-        session = self._session(path, self._session_options(stage), path)
+        remarks = []
+        limits = self._limits
+        try:
+            session = self._session(path, self._session_options(stage), path, bundle, graph, limits)
+        except EngineError as error:
+            if not limits.cuda_graphs:
+                raise
+            limits = limits.without_graphs()  # which fails, too, if it is not for the graphs
+            session = self._session(path, self._session_options(stage), path, bundle, graph, limits)
+            remarks.append(f"stage '{stage}' runs without CUDA graphs: {error.message}")
         _check_signature(path, session, graph.inputs, graph.outputs)
-        mapped = self._mapped and stage in TRANSFORMER_STAGES
-        return OrtEngine(stage, session, graph.inputs, graph.outputs, device=self._device, path=path, gives_back=mapped)
+        is_on_cpu = self._provider.device == "cpu"
+        if not is_on_cpu and (remark := placement_remark(session, stage, self.provider)):
+            remarks.append(remark)
+        return OrtEngine(
+            stage,
+            session,
+            graph.inputs,
+            graph.outputs,
+            path=path,
+            device=self._provider.device,
+            buffers=DeviceBuffers("cuda") if self._provider.device == "cuda" else None,
+            records_graphs=limits.cuda_graphs,
+            gives_back=self._mapped and stage in TRANSFORMER_STAGES,
+            remarks=remarks,
+        )
 
-    def _session(self, model: Path | bytes, options: onnxruntime.SessionOptions, path: Path) -> Any:
+    def _session(
+        self,
+        model: Path | bytes,
+        options: onnxruntime.SessionOptions,
+        path: Path,
+        bundle: Bundle,
+        graph: Graph,
+        limits: DeviceLimits,
+    ) -> Any:
         """A session on the provider that was asked for, and on no other; ``path`` is for messages."""
         try:
-            session = open_session(model, options, providers=self._providers)
+            providers = add_to_options(options, self._provider, bundle, graph, limits)
+            session = open_session(model, options, providers=providers)
         except Exception as error:
             raise _translated(error, f"{path}: the engine cannot be loaded") from error
         active = session.get_providers()
-        if active[0] != self._ort_name:
+        if active[0] != self._provider.ort_name:
             raise EngineError(
                 f"onnxruntime did not start the provider '{self.provider}' and fell back to {active[0]}",
-                fix=_fallback_fix(self.provider),
+                fix=missing_fix(self._provider),
             )
         return session
 
     def _session_options(self, stage: Stage) -> onnxruntime.SessionOptions:
         options = session_options(self._threads)
-        wants_arena = stage in _ARENA_STAGES if self._memory_arena is None else self._memory_arena
-        options.enable_cpu_mem_arena = wants_arena
+        options.enable_cpu_mem_arena = stage in _ARENA_STAGES if self._memory_arena is None else self._memory_arena
         options.enable_mem_pattern = self._memory_pattern
+        if self._provider.device != "cpu":
+            options.add_session_config_entry(RECORD, "1")
         if self._mapped and stage in TRANSFORMER_STAGES:
             leave_weights_mapped(options)
         return options
-
-
-def _find_provider(provider: str) -> tuple[str, str, tuple[str, ...]]:
-    onnxruntime = import_onnxruntime()
-    entry = _PROVIDERS.get(provider.lower(), (provider, "cpu", ()))
-    available = onnxruntime.get_available_providers()
-    if entry[0] not in available:
-        short = {ort: ours for ours, (ort, _, _) in _PROVIDERS.items()}
-        names = ", ".join(short[name] for name in available if name in short)
-        raise UsageError(
-            f"the installed onnxruntime has no provider '{provider}'; it has {names}",
-            fix=_fallback_fix(provider) if provider.lower() in _PROVIDERS else f"use one of {names}",
-        )
-    if entry[1] == "cuda" and hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # finds CUDA and cuDNN in the wheels that pip installed
-    return entry
-
-
-def _fallback_fix(provider: str) -> str:
-    if provider.lower() in ("cuda", "tensorrt"):
-        return (
-            "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu "
-            "(never both), with the CUDA and cuDNN that it asks for; or use --provider cpu"
-        )
-    return f"install the onnxruntime wheel that has '{provider}', or use --provider cpu"
 
 
 def _check_signature(

@@ -227,6 +227,11 @@ KV_DTYPES = tuple(_CODECS)
 """The names of all codecs."""
 
 
+def codec_for(codec: Codec, dtype: np.dtype) -> Codec:
+    """The codec for arrays of a type: what engines give in 8 bits already (quantized bundles) is stored as it is."""
+    return codec if dtype.kind == "f" else _CODECS[NativeCodec.name]
+
+
 def find_codec(name: str) -> Codec:
     """The codec of this name.
 

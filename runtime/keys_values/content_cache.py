@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from livemoments.errors import OutputError
-from livemoments.runtime.keys_values.codecs import Codec, NativeCodec
+from livemoments.runtime.keys_values.codecs import Codec, NativeCodec, codec_for
 from livemoments.store.claims import claim, remove_left_behind
 from livemoments.store.errors import output_errors
 from livemoments.store.files import PARTIAL
@@ -111,13 +111,14 @@ class KvCache:
             OutputError: the folder cannot be written.
             ResourceError: the disk is full.
         """
-        stored = {name: np.ascontiguousarray(self.codec.encode(array)) for name, array in arrays.items()}
         dtypes = {name: array.dtype for name, array in arrays.items()}
+        codecs = {name: codec_for(self.codec, dtype) for name, dtype in dtypes.items()}
+        stored = {name: np.ascontiguousarray(codecs[name].encode(array)) for name, array in arrays.items()}
         needed = sum(array.nbytes for array in stored.values())
         if self._budget_bytes is None or needed <= self._budget_bytes:
             self._make_room(needed)
             self._save(self._path(key, point), stored, dtypes)
-        return {name: self.codec.decode(array, dtypes[name]) for name, array in stored.items()}
+        return {name: codecs[name].decode(array, dtypes[name]) for name, array in stored.items()}
 
     def _make_room(self, needed_bytes: int) -> None:
         """Drop entries until as many bytes fit into the budget."""
@@ -172,7 +173,7 @@ class KvCache:
         for name, stored_dtype, shape, dtype in json.loads(body[start:end].tobytes()):
             length = math.prod(shape) * np.dtype(stored_dtype).itemsize
             data = np.frombuffer(body[end : end + length].tobytes(), dtype=stored_dtype).reshape(shape)
-            arrays[name] = self.codec.decode(data, np.dtype(dtype))
+            arrays[name] = codec_for(self.codec, np.dtype(dtype)).decode(data, np.dtype(dtype))
             end += length
         return arrays
 

@@ -10,7 +10,7 @@ from livemoments.errors import EngineError
 from livemoments.manifest import Graph
 from livemoments.runtime.backends.base import Array, batch_axis, to_host
 from livemoments.runtime.engine_pool import EnginePool
-from livemoments.runtime.keys_values.codecs import Codec
+from livemoments.runtime.keys_values.codecs import Codec, codec_for
 from livemoments.runtime.keys_values.content_cache import KvCache
 from livemoments.types import Stage, TensorSpec
 
@@ -82,7 +82,8 @@ def tensor_bytes_per_tile(specs: Sequence[TensorSpec], codec: Codec) -> int | No
         shape = tuple(1 if place == axis else length for place, length in enumerate(spec.shape))
         if any(isinstance(length, str) for length in shape):
             return None
-        total += codec.stored_bytes(tuple(map(int, shape)), np.dtype(spec.dtype))
+        dtype = np.dtype(spec.dtype)
+        total += codec_for(codec, dtype).stored_bytes(tuple(map(int, shape)), dtype)
     return total
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from livemoments.errors import ResourceError, UsageError
 from livemoments.runtime.backends.base import Array, to_host
-from livemoments.runtime.keys_values.codecs import Codec, find_codec
+from livemoments.runtime.keys_values.codecs import Codec, codec_for, find_codec
 from livemoments.store.claims import Claim, claim, remove_left_behind
 from livemoments.store.errors import is_full, output_errors
 
@@ -50,7 +50,7 @@ class KvStore(abc.ABC):
         """
         self.discard(key)
         host = {name: to_host(array) for name, array in arrays.items()}
-        stored = {name: self.codec.encode(array) for name, array in host.items()}
+        stored = {name: codec_for(self.codec, array.dtype).encode(array) for name, array in host.items()}
         self._write(key, stored)
         self._sizes[key] = sum(array.nbytes for array in stored.values())
         self._dtypes[key] = {name: array.dtype for name, array in host.items()}
@@ -58,7 +58,8 @@ class KvStore(abc.ABC):
     def get(self, key: KvKey) -> dict[str, np.ndarray]:
         """The arrays stored under a key, in the dtypes they came in. A missing key is a KeyError."""
         dtypes = self._dtypes[key]
-        return {name: self.codec.decode(array, dtypes[name]) for name, array in self._read(key).items()}
+        stored = self._read(key)
+        return {n: codec_for(self.codec, dtypes[n]).decode(array, dtypes[n]) for n, array in stored.items()}
 
     def discard(self, key: KvKey) -> None:
         """Forget one key; nothing happens if it is not there."""

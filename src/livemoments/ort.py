@@ -11,6 +11,8 @@ from typing import Any
 TELEMETRY_SWITCH = "ORT_DISABLE_TELEMETRY"
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 CPU_PROVIDER = "CPUExecutionProvider"
+ProviderChoice = str | tuple[str, dict[str, str]]
+"""A provider's name, or its name and settings."""
 EXACT_INTEGERS = "session.x64quantprecision"
 """Session option (``1``: on). x86 processors without VNNI add pairs of 8-bit products u8 x s8 in 16 bits, which
 saturates without a word: 1.1 % of the norm of a random 512 x 512 product. With the option onnxruntime moves constant
@@ -69,13 +71,15 @@ def _threads_of_environment() -> int | None:
     return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
-def open_session(model: str | Path | bytes, options: Any = None, *, providers: Sequence[str] = (CPU_PROVIDER,)) -> Any:
+def open_session(
+    model: str | Path | bytes, options: Any = None, *, providers: Sequence[ProviderChoice] = (CPU_PROVIDER,)
+) -> Any:
     """An ``onnxruntime.InferenceSession``; whatever onnxruntime raises passes through (it shares no base class).
 
     Args:
         model: a graph's path, or the graph itself.
         options: made by :func:`session_options`, which is the default.
-        providers: execution providers, in order of preference.
+        providers: execution providers, in order of preference; none where the options hold a plugin.
     """
     graph = model if isinstance(model, bytes) else str(model)
-    return import_onnxruntime().InferenceSession(graph, options or session_options(), providers=list(providers))
+    return import_onnxruntime().InferenceSession(graph, options or session_options(), providers=list(providers) or None)

@@ -12,6 +12,8 @@ FREE_SIZE = Size(128, 128)
 IMAGE_STD = 0.5
 _OTHER_STD = 0.3
 """Of what earlier stages give: keys, values, motion's bias."""
+_INT8_SPAN = 64
+"""Keys and values in int8: within half of their range, as most of the real ones."""
 
 
 def draw_input(
@@ -30,6 +32,8 @@ def draw_input(
     shape = tuple(free.get(axis, FREE_SIZE.height) if isinstance(axis, str) else axis for axis in spec.shape)
     if spec.dtype == "int64":
         return np.full(shape, point, np.int64)
+    if spec.dtype == "int8":
+        return rng.integers(-_INT8_SPAN, _INT8_SPAN, shape, np.int8, endpoint=True)
     if len(shape) != 4 or not spec.name.startswith(("image", "latent", "flow")):
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(_OTHER_STD)
     drawn = natural_image(rng, shape[0], shape[1], Size(shape[2], shape[3]))

@@ -58,6 +58,14 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+_KEYS_VALUES = re.compile(r"reference_[kv]\.\d+")
+
+
+def is_keys_values(name: str) -> bool:
+    """Whether a tensor of this name passes the keys or values of one block from ReferenceNet to RestorationNet."""
+    return _KEYS_VALUES.fullmatch(name) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     """Height and width in pixels. Written ``WxH``, as photographers do: ``Size.parse("1024x768").height == 768``."""

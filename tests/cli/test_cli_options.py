@@ -133,6 +133,8 @@ def test_restore_passes_everything_on(
         "compat": None,
         "provider": "cpu",
         "threads": None,
+        "gpu_memory_bytes": None,
+        "cuda_graphs": False,
         "reference": None,
         "flow": None,
         "tile_plan": None,
@@ -156,6 +158,7 @@ def test_restore_passes_everything_on(
         "--photo-frame v.png --steps 3 --seed 9 --compat upstream --provider cuda --threads 2 --reference frozen@1 "
         "--flow dis --tile-plan upstream --tile 128x64 --batch 4 --pad-small --no-pcr --kv-store disk "
         "--kv-dtype float16 --kv-budget 1.5GB --kv-cache cache --bit-depth 16 --quality 80 --residency phases "
+        "--gpu-memory 6GiB --cuda-graphs "
         "--vae-tile 64x32 --pcr-grid 16 --kv-cache-budget 2GiB"
     )
     assert run("restore", bundle.path, *images, "-o", tmp_path / "x.png", *options.split()).exit_code == 0
@@ -167,6 +170,8 @@ def test_restore_passes_everything_on(
         "compat": "upstream",
         "provider": "cuda",
         "threads": 2,
+        "gpu_memory_bytes": 6 << 30,
+        "cuda_graphs": True,
         "reference": ReferencePolicy("frozen", frozen_step=1),
         "flow": "dis",
         "tile_plan": "upstream",

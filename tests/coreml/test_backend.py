@@ -13,6 +13,8 @@ import pytest
 from livemoments.coreml import backend as module
 from livemoments.coreml.backend import CoreMlBackend, CoreMlEngine
 from livemoments.coreml.names import feature_name, packages_of, parse_slice, slice_name
+from livemoments.coreml.package import Package
+from livemoments.coreml.program import Function, ValueType, Variable
 from livemoments.errors import EngineError, MissingExtraError, UsageError
 from livemoments.manifest import Graph
 from livemoments.types import Stage, TensorSpec
@@ -148,9 +150,9 @@ def test_on_a_mac_the_frameworks_model_is_fed_and_asked(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "coremltools", stand_in)  # type: ignore[arg-type]
     monkeypatch.setattr(module.platform, "system", lambda: "Darwin")
     graph = Graph(path="a.mlpackage/Manifest.json", size="64x64", weights=(), inputs=INPUTS, outputs=OUTPUTS)
-    taken = types.SimpleNamespace(inputs=[types.SimpleNamespace(name=n) for n in ("latent", "step", "motion_bias")])
-    functions: dict[str, Any] = {"main": taken}
-    opened = types.SimpleNamespace(functions=functions, default="main")
+    features = tuple(Variable(name, ValueType("float32", ())) for name in ("latent", "step", "motion_bias"))
+    functions = {"main": Function("main", "CoreML8", features, (), (), ())}
+    opened = Package(tmp_path, functions, "main")
     monkeypatch.setattr("livemoments.coreml.package.Package.open", lambda path: opened)
     for provider, unit in (("cpu", "gpu!"), ("cpu-only", "cpu!"), ("ane", "ane!"), ("all", "all!")):
         engine = CoreMlBackend(provider).open_files(tmp_path, Stage.RESTORATION, graph)
@@ -159,7 +161,8 @@ def test_on_a_mac_the_frameworks_model_is_fed_and_asked(tmp_path: Path, monkeypa
     got = engine.run(engine.cast(inputs))
     np.testing.assert_array_equal(got["velocity"], inputs["latent"] + 1)
     np.testing.assert_array_equal(got["stack.a"], inputs["motion_bias"][:2])
-    functions |= {"size_64x64": taken, "size_96x64": taken}
+    for size in ("64x64", "96x64"):
+        functions[f"size_{size}"] = Function(f"size_{size}", "CoreML8", features, (), (), ())
     CoreMlBackend("gpu").open_files(tmp_path, Stage.RESTORATION, graph)
     assert asked.pop() == (str(tmp_path / "a.mlpackage"), "gpu!", "size_64x64")
     with pytest.raises(EngineError, match="Core ML failed"):

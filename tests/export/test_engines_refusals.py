@@ -22,13 +22,13 @@ from livemoments.export.passes.name_modules import MODULE
 from livemoments.export.tensorrt import worker
 from livemoments.export.tensorrt.build import build_engines
 from livemoments.export.tensorrt.check import check_target
-from livemoments.export.tensorrt.library import load_library
 from livemoments.export.tensorrt.modules import ModuleNames
 from livemoments.export.tensorrt.options import DEFAULT_SM, BuildOptions
 from livemoments.export.tensorrt.prepare import prepare
 from livemoments.export.tensorrt.process import RefusedError, run_job
 from livemoments.export.tensorrt.protocol import Done, Failed, Job
 from livemoments.export.tensorrt.refusals import find_refusals
+from livemoments.tensorrt.library import load_library
 from livemoments.types import Size
 
 MODULE_NAME = "transformer_blocks.0.attn.to_q"

@@ -17,15 +17,15 @@ from cli_support import error_of, run
 from engine_support import check_engines, check_numerics, needs_rtx
 from fake_bundle import make_fake_bundle
 
-from livemoments.bundle import Bundle
+from livemoments.bundle import Bundle, rewrite_manifest
 from livemoments.errors import EngineError, MissingExtraError, ResourceError
 from livemoments.export.tensorrt import process
 from livemoments.export.tensorrt.build import build_engines
 from livemoments.export.tensorrt.check import check_target
-from livemoments.export.tensorrt.library import load_library
 from livemoments.export.tensorrt.options import DEFAULT_SM, BuildOptions
-from livemoments.export.tensorrt.protocol import Job
+from livemoments.export.tensorrt.protocol import Done, Failed, Job
 from livemoments.manifest import EngineLibrary
+from livemoments.tensorrt.library import load_library
 from livemoments.types import Size, Stage
 
 TRANSFORMERS = (Stage.REFERENCE, Stage.RESTORATION)
@@ -73,13 +73,15 @@ def test_raft_builds_once_for_all_consumer_gpus(half_bundle: Path, tmp_path: Pat
 @needs_rtx
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "sm"), [("int8-tensorrt", DEFAULT_SM), ("fp8", ("8.9", "12.0"))], ids=["int8", "fp8"]
+    ("recipe", "sm"), [("int8-tensorrt", DEFAULT_SM), ("int8-rotated", DEFAULT_SM), ("fp8", ("8.9", "12.0"))]
 )
 def test_quantized_transformers_build(half_bundle: Path, tmp_path: Path, recipe: str, sm: tuple[str, ...]) -> None:
     from livemoments.quantize.pipeline import quantize_bundle
 
     photos = write_photos(tmp_path / "photos", ("a",))
-    quantize_bundle(half_bundle, tmp_path / "bundle", recipe=recipe, calibration=photos, verify=False)
+    quantize_bundle(half_bundle, tmp_path / "bundle", recipe=recipe, calibration=photos)
+    between = Bundle.open(tmp_path / "bundle").graph(Stage.REFERENCE, TILE).outputs
+    assert {spec.dtype for spec in between} == {"int8"}
     assert check_target(Bundle.open(tmp_path / "bundle"), "rtx", sm=sm, stages=TRANSFORMERS).passed
     check_engines(tmp_path / "bundle", TRANSFORMERS, sm)
     for stage in TRANSFORMERS:
@@ -92,11 +94,39 @@ def test_quantized_transformers_build(half_bundle: Path, tmp_path: Path, recipe:
 
 @needs_rtx
 @pytest.mark.slow
-def test_a_range_for_each_timestep_is_refused_by_module(half_bundle: Path, tmp_path: Path) -> None:
+def test_a_scale_for_each_timestep_builds(half_bundle: Path, tmp_path: Path) -> None:
+    """Where only the scale is looked up; no shipped recipe asks for it."""
+    from livemoments.quantize.pipeline import quantize_bundle
+    from livemoments.quantize.recipes import load_recipe
+
+    photos = write_photos(tmp_path / "photos", ("a",))
+    recipe = msgspec.structs.replace(load_recipe("int8-tensorrt"), name="stepped", step_ranges=True)
+    quantize_bundle(half_bundle, tmp_path / "bundle", recipe=recipe, calibration=photos, verify=False)
+    check_engines(tmp_path / "bundle", (Stage.RESTORATION,), DEFAULT_SM)
+
+
+def test_recipes_of_onnxruntime_are_refused_for_a_bundle_that_was_exported_for_tensorrt(tmp_path: Path) -> None:
+    bundle = make_fake_bundle(tmp_path / "bundle").path
+    opened = Bundle.open(bundle)
+    rewrite_manifest(bundle, msgspec.structs.replace(opened.manifest, target="tensorrt", recipe=None))
+    for recipe, why in (
+        ("int8", "zero points change with the timestep"),
+        ("int4-weights", "onnxruntime's own operators"),
+    ):
+        result = run("quantize", bundle, "-o", tmp_path / "out", "--recipe", recipe, "--json")
+        assert result.exit_code == 2
+        assert why in error_of(result)["message"]
+        assert "int8-tensorrt, int8-rotated or fp8" in error_of(result)["fix"]
+        assert not (tmp_path / "out").exists()
+
+
+@needs_rtx
+@pytest.mark.slow
+def test_a_range_for_each_timestep_is_refused_by_module(tiny_bundle: Path, tmp_path: Path) -> None:
     from livemoments.quantize.pipeline import quantize_bundle
 
     photos = write_photos(tmp_path / "photos", ("a",))
-    quantize_bundle(half_bundle, tmp_path / "bundle", recipe="int8", calibration=photos, verify=False)
+    quantize_bundle(tiny_bundle, tmp_path / "bundle", recipe="int8", calibration=photos, verify=False)
     found = check_target(Bundle.open(tmp_path / "bundle"), "rtx", stages=(Stage.MOTION, Stage.RESTORATION))
     assert [bool(graph.refusals) for graph in found.graphs] == [False, True]
     modules = {refusal.module for refusal in found.graphs[1].refusals}
@@ -147,6 +177,21 @@ def test_check_asks_the_parser_and_says_so(tmp_path: Path) -> None:
     assert "its parser read the graphs" in result.stdout
     assert "layers" in result.stdout
     assert "every graph can be taken" in result.stdout
+
+
+@needs_rtx
+def test_check_says_that_the_parser_was_asked_where_it_took_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(job: Job, what: str) -> Done:
+        raise process.RefusedError("it", Failed("parsing", ("no such thing",)))
+
+    monkeypatch.setattr("livemoments.export.tensorrt.check.run_job", refuse)
+    bundle = make_fake_bundle(tmp_path / "bundle").path
+    result = run("check", bundle, "--target", "rtx", "--stages", "motion")
+    assert result.exit_code == 1
+    assert "its parser read the graphs" in result.stdout
+    assert "no such thing" in result.stdout
 
 
 def test_check_says_where_no_parser_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

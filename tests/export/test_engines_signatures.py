@@ -22,8 +22,8 @@ from livemoments.export.tensorrt.options import BUILDER_FLAGS
 
 RECORDS = sorted((ROOT / "tests" / "golden" / "tensorrt").glob("*.json"))
 SOURCES = [
-    ROOT / "export" / "tensorrt" / name
-    for name in ("worker.py", "monitor.py", "library.py", "options.py", "torch_network.py")
+    ROOT / "src" / "livemoments" / "tensorrt" / "library.py",
+    *(ROOT / "export" / "tensorrt" / f"{name}.py" for name in ("worker", "monitor", "options", "torch_network")),
 ]
 KINDS = {
     "builder": "Builder",

@@ -14,7 +14,7 @@ from livemoments.checkpoints import trained_bundle
 from livemoments.export.tensorrt.check import check_target
 from livemoments.export.tensorrt.options import DEFAULT_SM
 from livemoments.quantize.calibrate.result import CalibrationResult
-from livemoments.quantize.calibrate.run import calibrate
+from livemoments.quantize.calibrate.run import Counted, calibrate
 from livemoments.quantize.pipeline import quantize_bundle
 from livemoments.types import Stage
 
@@ -30,7 +30,8 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranges(tmp_path_factory: pytest.TempPathFactory) -> CalibrationResult:
-    return calibrate(trained_bundle(), write_photos(tmp_path_factory.mktemp("photos"), ("a",)))
+    photos = write_photos(tmp_path_factory.mktemp("photos"), ("a",))
+    return calibrate(trained_bundle(), photos, what=Counted(operands=True))
 
 
 def test_every_stage_builds_in_half_precision(half_bundle: Path) -> None:

@@ -191,7 +191,7 @@ def test_an_import_that_fails_is_one_error_that_names_the_fix(tmp_path: Path, mo
 
 def test_export_says_so_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
-    monkeypatch.setattr("livemoments.export.tensorrt.library.load_library", library)
+    monkeypatch.setattr("livemoments.tensorrt.library.load_library", library)
     arguments = ["export", tmp_path, "-o", tmp_path / "o", "--via", "torch-tensorrt", "--json"]
     result = run(*arguments, "--target", "tensorrt", "--engine", "rtx")
     assert result.exit_code == 2

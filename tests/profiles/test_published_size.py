@@ -52,7 +52,7 @@ def plans(recipe: str | None, **request: object) -> Plans:
     bundle, costs = counted()
     known = [*costs["none"], *(costs[recipe] if recipe else [])]
     wanted = PlanRequest(PHOTO, frame=FRAME, steps=STEPS, **request)  # type: ignore[arg-type]
-    return make_plans(bundle, load_profile("rtx-4060-8gb"), wanted, Costs(bundle, recipe, known))
+    return make_plans(bundle, load_profile("rtx-4060-8gb"), wanted, costs=Costs(bundle, recipe, known))
 
 
 def least(found: Plans, residency: str) -> Plan:
@@ -88,7 +88,7 @@ def test_windows_shrink_the_vae_and_are_no_exact_plan() -> None:
         max(segment.device_bytes for segment in plan.segments if segment.label == "vae_decoder")
         for plan in (of[None], of[str(SMALL_TILE)])
     )
-    assert windows < whole / 3
+    assert windows < 0.4 * whole
     assert not of[str(SMALL_TILE)].exact
     assert of[str(SMALL_TILE)].flops > of[None].flops
     assert "--vae-tile" in of[str(SMALL_TILE)].arguments

@@ -138,6 +138,11 @@ def test_impossible_points_are_all_named(exact: Bundle, half: Bundle) -> None:
     assert "or leave them out" in str(caught.value.fix)
 
 
+def test_a_provider_that_is_not_there_is_known_beforehand(exact: Bundle) -> None:
+    with pytest.raises(UsageError, match=r"2 of 2 points cannot be measured: exact steps=6: .*nosuch"):
+        make_grid([exact], [parse_axis("steps=6,1")], replace(ONE_THREAD, provider="nosuch"), exact)
+
+
 def test_a_tile_must_be_in_both_bundles(exact: Bundle, tmp_path: Path) -> None:
     large = make_fake_bundle(tmp_path / "large", tiles=(Size(96, 96), TILE))
     with pytest.raises(UsageError, match="it has 96x96, 64x64 tiles, the exact bundle 64x64"):
@@ -261,10 +266,10 @@ def test_points_with_the_same_pictures_share_them(
     exact: Bundle, photos: Path, tmp_path: Path, without_processes: list[str]
 ) -> None:
     report = sweep(
-        [exact], photos, [parse_axis("residency=all,phases"), parse_axis("steps=3")], tmp_path / "out", QUICK
+        [exact], photos, [parse_axis("residency=all,phases,mapped"), parse_axis("steps=3")], tmp_path / "out", QUICK
     )
-    assert len(report.points) == len(without_processes) == 2
-    assert len(list((tmp_path / "out" / "images").iterdir())) == 2  # the exact one, and that of three steps
+    assert len(report.points) == len(without_processes) == 3
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 3  # the exact one, that of three steps, and mapped
 
 
 def test_a_sweep_that_was_ended_goes_on(

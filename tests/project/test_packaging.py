@@ -47,6 +47,7 @@ MODULES = {
     "coreai-core": "coreai",
     "coreai-opt": "coreai_opt",
     "coreai-torch": "coreai_torch",
+    "cuda-bindings": "cuda",
     "coremltools": "coremltools",
     "diffusers": "diffusers",
     "huggingface_hub": "huggingface_hub",
@@ -190,9 +191,8 @@ def test_runtime_never_imports_what_an_extra_brings() -> None:
 def test_the_root_package_imports_extras_only_at_the_edges() -> None:
     for path in python_files("src"):
         at_edge = path.parent.name == "livemoments" and path.name.startswith("demo")
-        if {"chains", "coreai", "coreml", "graphs", "pytorch", "weights"} & {
-            *path.parts
-        }:  # optional packages are what they are about
+        about = {"chains", "coreai", "coreml", "graphs", "pytorch", "tensorrt", "weights"}
+        if about & {*path.parts}:  # optional packages are what they are about
             continue
         found = roots(imports(path, inside_functions=not at_edge)) & OPTIONAL_MODULES
         assert not found, f"{path.relative_to(ROOT)} imports {found}"
@@ -206,6 +206,9 @@ def test_dependencies_point_one_way() -> None:
             *("coreml", "graphs", "reference", "export", "quantize", "validate", "profiles", "cli")
         },
         "src/livemoments/coreml": {"graphs", "reference", "export", "quantize", "validate", "profiles", "cli"},
+        "src/livemoments/tensorrt": {
+            *("coreai", "coreml", "graphs", "reference", "export", "quantize", "validate", "profiles", "cli")
+        },
         "src/livemoments/coreai": {"graphs", "reference", "export", "quantize", "validate", "profiles", "cli"},
         "src/livemoments/graphs": {"coreml", "reference", "export", "quantize", "validate", "profiles", "cli"},
         "runtime": {"graphs", "reference", "export", "quantize", "validate", "profiles", "cli"},

@@ -22,7 +22,7 @@ from livemoments.quantize import acceptance
 from livemoments.quantize.acceptance import StageSpeed, compare_stage, refuse_slower
 from livemoments.quantize.actions import Action
 from livemoments.quantize.calibrate.result import CalibrationResult
-from livemoments.quantize.calibrate.run import calibrate
+from livemoments.quantize.calibrate.run import Counted, calibrate
 from livemoments.quantize.pipeline import quantize, quantize_bundle
 from livemoments.quantize.recipes import load_recipe
 from livemoments.quantize.sample_inputs import SampleInputs
@@ -37,6 +37,7 @@ HALF_LIMIT = 2e-3
 LEAST_PHOTO_DB = {
     "int8": 38.0,
     "int8-tensorrt": 38.0,
+    "int8-rotated": 38.0,
     "int8-dynamic": 38.0,
     "int8-weights": 45.0,
     "int4-weights": 32.0,
@@ -58,12 +59,20 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def calibration(tiny_bundle: Path, photos: Path) -> CalibrationResult:
-    return calibrate(tiny_bundle, photos, flow="dis")
+    return calibrate(tiny_bundle, photos, flow="dis", what=Counted(operands=True))
+
+
+@pytest.fixture(scope="module")
+def rotated(tiny_bundle: Path, photos: Path) -> CalibrationResult:
+    return calibrate(tiny_bundle, photos, flow="dis", what=Counted(True, load_recipe("int8-rotated").rotation))
 
 
 @pytest.fixture(scope="module")
 def make(
-    tiny_bundle: Path, calibration: CalibrationResult, tmp_path_factory: pytest.TempPathFactory
+    tiny_bundle: Path,
+    calibration: CalibrationResult,
+    rotated: CalibrationResult,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], Bundle]:
     """The tiny bundle by a recipe's name, made once."""
     made: dict[str, Bundle] = {}
@@ -71,7 +80,8 @@ def make(
     def of(name: str) -> Bundle:
         if name not in made:
             place = tmp_path_factory.mktemp("made") / name
-            given = calibration if load_recipe(name).needs_calibration else None
+            recipe = load_recipe(name)
+            given = (rotated if recipe.rotation else calibration) if recipe.needs_calibration else None
             made[name] = quantize_bundle(tiny_bundle, place, recipe=name, calibration=given, allow_slower=True)
         return made[name]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from restore_images import FRAME, KEY_FRAME, PHOTO
 from livemoments.bundle import Bundle
 from livemoments.errors import ResourceError
 from livemoments.runtime import restore
-from livemoments.runtime.fallback import take_less
+from livemoments.runtime.fallback import is_memory, take_less
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import RestoreResult
 from livemoments.types import Stage
@@ -63,6 +64,27 @@ def memory_error() -> ResourceError:
 
 def never_together(backend: Small, stage: Stage, runs: int) -> bool:
     return not {Stage.REFERENCE, Stage.RESTORATION} <= backend.open_now
+
+
+def opencv_error(size: int) -> Exception:
+    """What OpenCV raises for a picture that no memory holds, or that has no pixels."""
+    import cv2
+
+    try:
+        cv2.copyMakeBorder(np.zeros((4, 4), np.uint8), size, size, size, size, cv2.BORDER_CONSTANT)
+    except cv2.error as error:
+        return error
+    raise AssertionError("OpenCV had the memory")
+
+
+def test_what_counts_as_memory() -> None:
+    assert is_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert is_memory(MemoryError())
+    assert is_memory(opencv_error(500_000_000))
+    assert not is_memory(opencv_error(-1))
+    assert not is_memory(OSError(errno.ENOENT, "No such file"))
+    assert not is_memory(ResourceError("the disk is full"))
+    assert not is_memory(ValueError("a bug"))
 
 
 @pytest.mark.parametrize("error", [memory_error(), MemoryError("no more")])

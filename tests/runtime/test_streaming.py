@@ -88,8 +88,8 @@ def test_one_block_is_loaded_at_a_time(bundle: Bundle, monkeypatch: pytest.Monke
 
     opened = StreamedBackend._open_segment
 
-    def open_segment(self: StreamedBackend, part: Segment, path: Path, stage: Stage) -> Any:
-        return Session(opened(self, part, path, stage))
+    def open_segment(self: StreamedBackend, part: Segment, *where: Any) -> Any:
+        return Session(opened(self, part, *where))
 
     monkeypatch.setattr(StreamedBackend, "_open_segment", open_segment)
     run(StreamedBackend("cpu", 1), bundle, Stage.RESTORATION, inputs_of(bundle, Stage.RESTORATION, 1))

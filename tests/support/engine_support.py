@@ -9,19 +9,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
+import numpy as np
 import pytest
 from graph_runs import farthest, random_feeds, run_graph
 
 import livemoments.export.tensorrt.build as build
 import livemoments.export.tensorrt.process as process
 from livemoments.bundle import Bundle, hash_file, rewrite_manifest
-from livemoments.export.tensorrt.gpu import Gpu
-from livemoments.export.tensorrt.library import Library
 from livemoments.export.tensorrt.options import BuildOptions
 from livemoments.export.tensorrt.prepare import prepare
 from livemoments.export.tensorrt.protocol import Done, Job
+from livemoments.graphs.float_keys_values import keys_values_scales
 from livemoments.limits import load_limits
 from livemoments.manifest import EngineLibrary
+from livemoments.tensorrt.gpu import Gpu
+from livemoments.tensorrt.library import Library
 from livemoments.types import Stage
 
 EXACT = {"disable_quant_qdq": "1"}
@@ -109,10 +111,23 @@ def check_numerics(source: Bundle, quantized: Bundle, stage: Stage) -> None:
     takes of the same recipe: as near as the precision allows, and not nearer than rounding to 8 bits can be."""
     size = quantized.tile_sizes[0]
     graph = quantized.graph(stage, size)
-    feeds, weights = random_feeds(graph.inputs, 1), (quantized.path / graph.path).parent
-    prepared = run_graph(prepare(quantized.path / graph.path, size, 1).serialize(), feeds, weights, **EXACT)
+    scales = keys_values_scales(quantized, stage, size)
+    exact = random_feeds(source.graph(stage, size).inputs, 1)
+    feeds = {
+        name: np.clip(np.rint(array / scales[name]), -128, 127).astype(np.int8) if name in scales else array
+        for name, array in exact.items()
+    }
+    weights = (quantized.path / graph.path).parent
+
+    def run(model: Path | bytes) -> list[np.ndarray]:
+        outputs = run_graph(model, feeds, weights, **EXACT)
+        return [
+            array * scales.get(spec.name, np.float32(1)) for spec, array in zip(graph.outputs, outputs, strict=True)
+        ]
+
+    prepared = run(prepare(quantized.path / graph.path, size, 1).serialize())
     limit = load_limits(quantized.stage(stage).precision).stage_rel_l2[str(stage)]
     own = source.path / source.graph(stage, size).path
-    assert 1e-3 < farthest(prepared, run_graph(own, feeds, own.parent)) < limit
+    assert 1e-3 < farthest(prepared, run_graph(own, exact, own.parent)) < limit
     # attention's sums in another order move values over rounding edges
-    assert farthest(prepared, run_graph(quantized.path / graph.path, feeds, weights, **EXACT)) < limit
+    assert farthest(prepared, run(quantized.path / graph.path)) < limit

@@ -337,7 +337,8 @@ def test_on_macos_the_footprint_is_asked_for(bundle: Bundle, tmp_path: Path, mon
 
     def measured(command: list[str], watch: Any = None, show_progress: bool = False) -> ProcessCost:
         commands.append(command)
-        document = '{"seconds": 2.5, "width": 64, "height": 64, "timings": {"tile_seconds": [0.5], "stages": {}}}'
+        timings = '"timings": {"tile_seconds": [0.5], "stages": {}}'
+        document = f'{{"seconds": 2.5, "width": 64, "height": 64, "metadata": {{}}, {timings}}}'
         return ProcessCost(0, 3.0, 200 * MB, document, "  300000000  peak memory footprint\n")
 
     monkeypatch.setattr(memory, "measure_process", measured)
@@ -384,8 +385,10 @@ def test_the_cost_of_a_run_that_was_wanted_anyway(tmp_path: Path) -> None:
 
 
 def test_the_whole_cost(bundle: Bundle, nvml: FakeNvml) -> None:
-    backend = LoggingBackend()
-    backend.peak_device_bytes = lambda: 123 * MB  # type: ignore[attr-defined]
+    class Counting(LoggingBackend):
+        peak_device_bytes = 123 * MB
+
+    backend = Counting()
     settings = RestoreOptions(tile=str(WIDE), batch=2, reference="every-2")
     cost = measure_cost(bundle, settings, backend=backend, runs=2, tile_runs=2, warmup=1)
     assert {stage.size for stage in cost.stages} == {str(WIDE)}

@@ -207,4 +207,5 @@ def run_for(command: list[str], time_s: float, environment: Mapping[str, str]) -
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the step's processes end too
     sys.exit(main())

@@ -178,13 +178,12 @@ def restore_afresh(
 
 
 def runtime_memory(backend: Backend) -> Memory:
-    """The runtime's own count of device memory: a back-end that has one gives it as ``peak_device_bytes()``."""
-    peak = getattr(backend, "peak_device_bytes", None)
-    peak_bytes = peak() if peak is not None else None
+    """The runtime's own count of device memory, see :attr:`Backend.peak_device_bytes`."""
+    peak_bytes = backend.peak_device_bytes
     if peak_bytes is None:
         method = f"{backend.name} has no counter of its own in Python"
         return Memory(kind="runtime_vram", bytes=None, method=method)
-    return Memory(kind="runtime_vram", bytes=int(peak_bytes), method=f"{backend.name}'s own counter")
+    return Memory(kind="runtime_vram", bytes=peak_bytes, method=f"{backend.name}'s own counter")
 
 
 def read_footprint(stderr: str) -> int | None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
-GPU_PROVIDERS = ("cuda", "tensorrt")
+GPU_PROVIDERS = ("cuda", "tensorrt", "rtx", "native-tensorrt", "native-rtx")
 """Providers that compute on an NVIDIA GPU."""
 _Value = TypeVar("_Value")
 

@@ -29,6 +29,7 @@ class KeptEngines(Backend):
     def __init__(self, inner: Backend, policy: ReferencePolicy) -> None:
         self.name = inner.name
         self.provider = inner.provider
+        self.queues_ahead = inner.queues_ahead
         self.broken: LiveMomentsError | None = None
         self._inner = inner
         self._kept: dict[tuple[Stage, str], Engine] = {}
@@ -50,6 +51,11 @@ class KeptEngines(Backend):
         self._lent.add(key)
         return _LentEngine(self._kept[key], self, key)
 
+    @property
+    def peak_device_bytes(self) -> int | None:
+        """See :class:`Backend`."""
+        return self._inner.peak_device_bytes
+
     def give_back(self, key: tuple[Stage, str]) -> None:
         """The engine is idle again."""
         self._lent.discard(key)
@@ -68,6 +74,7 @@ class _LentEngine(Engine):
 
     def __init__(self, inner: Engine, owner: KeptEngines, key: tuple[Stage, str]) -> None:
         super().__init__(inner.stage, inner.inputs, inner.outputs)
+        self.remarks = inner.remarks
         self._inner = inner
         self._owner = owner
         self._key = key

@@ -25,6 +25,7 @@ from livemoments.errors import (
     UsageError,
 )
 from livemoments.progress import SILENT, Progress
+from livemoments.validate.cost.nvml import GPU_PROVIDERS
 from livemoments.validate.harness.image_inputs import ImageInputs
 from livemoments.validate.harness.image_worker import FinishedImage, ImageWorker, RunSpec
 from livemoments.version import __version__
@@ -39,7 +40,7 @@ Failure = tuple[str, str, str | None]
 """An error's class, message and fix."""
 _CONNECT_LIMIT_S = 10.0
 _START = "start one with 'ray start --head' on this machine, and name its address"
-_GPU_PROVIDERS = ("cuda", "tensorrt", "rocm", "migraphx")
+_GPU_PROVIDERS = (*GPU_PROVIDERS, "rocm", "migraphx")
 
 
 def run_on_ray(

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from livemoments.bundle import Bundle, hash_file
 from livemoments.errors import BundleError
 from livemoments.export.references import Case, References
+from livemoments.graphs.float_keys_values import FloatKeysValues
 from livemoments.limits import PrecisionLimits
 from livemoments.progress import SILENT, Progress
 from livemoments.reference.checkpoint import read_configs, read_prompt
@@ -88,7 +89,7 @@ def all_points(
 
 def _worst_output(bundle: Bundle, stage: Stage, size: Size, cases: Iterable[Case], backend: Backend) -> WorstDistance:
     worst = WorstDistance()
-    with backend.open(bundle, stage, size) as engine:
+    with FloatKeysValues(backend).open(bundle, stage, size) as engine:
         for case in cases:
             outputs = engine.run(engine.cast(case.inputs))
             for name, expected in case.outputs.items():

@@ -10,6 +10,7 @@ import numpy as np
 
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
+from livemoments.graphs.float_keys_values import FloatKeysValues
 from livemoments.limits import PrecisionLimits, load_limits
 from livemoments.progress import SILENT, Progress
 from livemoments.runtime.backends.base import Backend, to_host
@@ -113,7 +114,7 @@ def networks(
             all_runs = recorded_runs(recording, image, bundle, stage)
             runs = list(all_runs if stage in STEPPED else islice(all_runs, _RUNS_PER_NETWORK))
             if runs:
-                with backend.open(bundle, stage, size) as engine:
+                with FloatKeysValues(backend).open(bundle, stage, size) as engine:
                     for run in runs:
                         outputs = engine.run(engine.cast(run.case.inputs))
                         for name, expected in run.case.outputs.items():

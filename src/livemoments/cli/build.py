@@ -72,7 +72,7 @@ def command(
 ) -> None:
     """Build engines from BUNDLE's graphs; they are put beside the graphs, and the manifest says what each one fits.
 
-    Any bundle will do, also a quantized one (int8-tensorrt, fp8); 'livemoments check' says what cannot be taken.
+    Any bundle will do, also one in int8-tensorrt, int8-rotated or fp8; 'livemoments check' says what cannot be taken.
     Shapes are fixed: one engine for each stage and tile size. Each is built in a process of its own and entered in the
     manifest at once; a command that was interrupted goes on where it was. Engines that are there and fit are kept. One
     whose graph, library, GPU, driver or options are not what they were is an error that says so, unless --rebuild.

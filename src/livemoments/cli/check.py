@@ -42,13 +42,14 @@ def command(
     """Say what TARGET cannot take of BUNDLE, by PyTorch module, before anything is built.
 
     Every graph is looked at: operators, types, ranges of quantized layers, what the GPUs of --sm can compute. Where the
-    library is installed its own parser reads every graph as well; the answer says whether it did. A bundle that passed
-    can still be refused while it is built.
+    library is installed (TensorRT: on a machine with a GPU) its own parser reads every graph as well; the answer says
+    whether it did. Nothing is built: a bundle that passed can still be refused while it is. What torch-tensorrt would
+    make of the checkpoint is not looked at.
 
     Needs the extra 'rtx' or 'tensorrt'; 'export' is enough to look at the graphs.
 
-    Exit code 1 if something cannot be taken. With --json: {"target", "version", "sm", "passed", "graphs": [{"stage",
-    "graph", "size", "layers", "refusals": [{"module", "operator", "reason"}]}]}.
+    Exit code 1 if something cannot be taken. With --json: {"target", "version", "parsed", "sm", "passed", "graphs":
+    [{"stage", "graph", "size", "layers", "refusals": [{"module", "operator", "reason"}]}]}.
 
     \b
     Example:
@@ -81,6 +82,7 @@ def _document(found: TargetCheck) -> dict[str, Any]:
     return {
         "target": found.library,
         "version": found.version,
+        "parsed": found.parsed,
         "sm": found.sm,
         "passed": found.passed,
         "graphs": graphs,
@@ -90,7 +92,7 @@ def _document(found: TargetCheck) -> dict[str, Any]:
 def _lines(found: TargetCheck) -> list[str]:
     title = TITLES[found.library]
     served = f" for SM {', '.join(found.sm)}" if found.sm else ""
-    if any(graph.layers is not None for graph in found.graphs):
+    if found.parsed:
         lines = [f"{title} {found.version}{served}: its parser read the graphs"]
     else:
         lines = [f"{title}{served}: only the graphs were looked at, no parser of the library read them here"]

@@ -76,10 +76,10 @@ def check_engine(engine: str, sm: tuple[str, ...], via: str) -> None:
         MissingExtraError: the library, or torch-tensorrt, is not installed.
         UsageError, EngineError: it does not build for these GPUs, or not here.
     """
-    from livemoments.export.tensorrt.gpu import find_gpu
-    from livemoments.export.tensorrt.library import load_library
     from livemoments.export.tensorrt.options import BuildOptions, host_of
     from livemoments.export.tensorrt.torch_road import check_road
+    from livemoments.tensorrt.gpu import find_gpu
+    from livemoments.tensorrt.library import load_library
 
     options = BuildOptions(engine, sm)  # type: ignore[arg-type]  # click has checked it
     host_of(load_library(options.library), options, find_gpu())

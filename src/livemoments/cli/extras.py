@@ -16,6 +16,7 @@ OPTIONAL_MODULES = frozenset(
         "coreai_opt",
         "coreai_torch",
         "coremltools",
+        "cuda",
         "diffusers",
         "huggingface_hub",
         "jinja2",

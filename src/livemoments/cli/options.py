@@ -190,10 +190,11 @@ def provider_option(function: Function) -> Function:
         default="cpu",
         show_default=True,
         metavar="NAME",
-        help="onnxruntime's execution provider: cpu, cuda, coreml, … One that is not there is an error, "
-        "never a silent fall back to the CPU. Only cpu was measured so far. Of bundles of Core ML packages: "
-        "interpreter, and on a Mac gpu, ane, all, cpu-only. Of PyTorch networks: a device and words, as in "
-        "cuda+fp8-linears+compile.",
+        help="onnxruntime's execution provider: cpu, cuda, tensorrt, rtx (a plugin), coreml, … One that is not there "
+        "is an error, never a silent fall back to the CPU, and nodes left to the CPU are named. Only cpu was "
+        "measured so far. native-tensorrt, native-rtx: the bundle's engines, without onnxruntime. Of bundles of Core "
+        "ML packages: interpreter, and on a Mac gpu, ane, all, cpu-only. Of PyTorch networks: a device "
+        "and words, as in cuda+fp8-linears+compile.",
     )(function)
 
 

@@ -26,15 +26,17 @@ if TYPE_CHECKING:
     "--recipe",
     metavar="NAME",
     required=True,
-    help="fp16, int8, int8-dynamic, int8-weights, int4-weights, int8-tensorrt, fp8, or a recipe of your own (a .toml "
-    "file).",
+    help="fp16, int8, int8-dynamic, int8-weights, int4-weights, int8-tensorrt, int8-rotated, fp8; of a bundle of Core "
+    "ML packages int8-weights-coreml, int4-weights-coreml, palette8-coreml, palette6-coreml, palette4-coreml, "
+    "int8-coreml; or a recipe of your own (a .toml file).",
 )
 @click.option(
     "--calibration",
     metavar="DIR",
     type=PATH,
     help="Photos like those to be restored: frames in DIR/lr, photos of the same names in DIR/ref, and perhaps frames "
-    "at the photos' instants in DIR/ref_lr; or the file of a saved calibration. int8, int8-tensorrt and fp8 need it.",
+    "at the photos' instants in DIR/ref_lr; or the file of a saved calibration. int8, int8-tensorrt, int8-rotated, fp8 "
+    "and int8-coreml need it.",
 )
 @click.option(
     "--budget",
@@ -88,20 +90,23 @@ def command(
     """Quantize the transformers of BUNDLE to a new bundle.
 
     Both transformers' matrix products are quantized; everything else stays as it is, and fp16 converts all stages but
-    the flow network. int8, int8-tensorrt and fp8 restore the calibration photos with BUNDLE first, at every timestep,
-    to see what the activations' ranges are. Weights are read and written one at a time.
+    the flow network. int8, int8-tensorrt, int8-rotated, fp8 and int8-coreml restore the calibration photos with BUNDLE
+    first, at every timestep, to see what the activations' ranges are. TensorRT takes fp16, int8-tensorrt, int8-rotated
+    and fp8. Weights are read and written one at a time; packages are compressed by coremltools, each in a process of
+    its own, and run by the interpreter.
 
     The new engines are run beside BUNDLE's: outputs that are dead, saturated or too far off end the command, and so do
     engines that are slower here (exit code 1); then nothing is left behind. The manifest records recipe, calibration
     set, seed and the error that was measured.
 
-    Needs the extra 'export'. With --json: the document of 'livemoments inspect --json', and `quantized` with the
-    number of layers per action and the seconds a stage takes before and after.
+    Needs the extra 'export', for packages 'coreml'. With --json: the document of 'livemoments inspect --json', and
+    `quantized` with the number of layers per action and the seconds a stage takes before and after.
 
     \b
     Examples:
       livemoments quantize bundle -o bundle-int8 --recipe int8 --calibration photos
       livemoments quantize bundle -o bundle-int4 --recipe int4-weights --allow-slower
+      livemoments quantize packages -o packages-int4 --recipe int4-weights-coreml
     """
     with stdout_is_ours(), needs_extra("quantizing", "export"):
         from livemoments.quantize.options import QuantizeOptions

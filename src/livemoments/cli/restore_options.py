@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from livemoments.cli.options import POLICY, SIZE, Function, provider_option, threads_option
+from livemoments.cli.options import BYTES, POLICY, SIZE, Function, provider_option, threads_option
 
 if TYPE_CHECKING:
     from livemoments.runtime.options import RestoreOptions
@@ -18,8 +18,8 @@ _COUNT, _FROM_ZERO = click.IntRange(min=1), click.IntRange(min=0)
 
 def restore_options(*, default_seed: str) -> Callable[[Function], Function]:
     """``--seed``, ``--steps``, ``--reference``, ``--flow``, ``--tile``, ``--vae-tile``, ``--batch``, ``--pad-small``,
-    ``--no-pcr``, ``--pcr-grid``, ``--provider`` and ``--threads``; :func:`read_restore_options` makes them into
-    ``RestoreOptions``.
+    ``--no-pcr``, ``--pcr-grid``, ``--provider``, ``--gpu-memory``, ``--cuda-graphs`` and ``--threads``;
+    :func:`read_restore_options` makes them into ``RestoreOptions``.
 
     Args:
         default_seed: what the help says about the seed that is used where none is named.
@@ -68,6 +68,18 @@ def restore_options(*, default_seed: str) -> Callable[[Function], Function]:
             "--kv-cache finds their keys and values.  [default: 1, where the flow says]",
         ),
         provider_option,
+        click.option(
+            "--gpu-memory",
+            "gpu_memory_bytes",
+            type=BYTES,
+            help="The most that an engine may take of an NVIDIA GPU's memory, e.g. 6GiB: onnxruntime's arena, "
+            "TensorRT's workspace.  [default: no limit]",
+        ),
+        click.option(
+            "--cuda-graphs",
+            is_flag=True,
+            help="Record the kernels of a run once and replay them, on NVIDIA's GPUs; a stage that cannot says so.",
+        ),
         threads_option,
     )
 

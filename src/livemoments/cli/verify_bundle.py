@@ -11,14 +11,16 @@ import msgspec
 
 from livemoments.bundle import Bundle
 from livemoments.cli.bundles import bundle_bytes, open_checked, stages_of
+from livemoments.cli.extras import needs_extra
 from livemoments.cli.options import PATH, provider_option, result_options, threads_option
 from livemoments.cli.output import human_bytes, human_seconds, plural, stdout_is_ours, write_json
-from livemoments.errors import EngineError
+from livemoments.errors import CheckFailedError, EngineError
 from livemoments.manifest import Graph
 from livemoments.progress import Progress
 from livemoments.types import Size, Stage
 
 if TYPE_CHECKING:
+    from livemoments.coreml.comparison import DeviceReport
     from livemoments.runtime.backends.base import Backend, Engine
 
 
@@ -40,10 +42,24 @@ class GraphCheck(msgspec.Struct, frozen=True):
     show_default=True,
     help="files: sizes and SHA-256 only. load: also load every graph. run: also run each once.",
 )
+@click.option(
+    "--compute-unit",
+    type=click.Choice(["gpu", "ane", "all", "cpu-only"]),
+    help="On a Mac, of bundles of Core ML packages: run every graph there and in the interpreter, on the same inputs, "
+    "and compare. Prints what to send back.",
+)
 @provider_option
 @threads_option
 @result_options
-def command(bundle: Path, level: str, provider: str, threads: int | None, as_json: bool, progress: Progress) -> None:
+def command(
+    bundle: Path,
+    level: str,
+    compute_unit: str | None,
+    provider: str,
+    threads: int | None,
+    as_json: bool,
+    progress: Progress,
+) -> None:
     """Check that a bundle is whole and runs on this machine.
 
     Every file is read and its SHA-256 compared with the manifest; every graph is loaded, one at a time, and run once
@@ -51,13 +67,27 @@ def command(bundle: Path, level: str, provider: str, threads: int | None, as_jso
     is not checked here: 'livemoments validate' compares them with the reference. A file or graph that fails is named;
     the exit code is then 2.
 
-    With --json: {"bundle", "files", "bytes", "level", "provider", "graphs": [{"stage", "size", "load_s", "run_s"}]}.
+    With --compute-unit, a Mac's own answers are held against the interpreter's, which computes what the packages say;
+    the exit code is 1 where one is further off than its stage's limit. Do this first on any Mac.
+
+    With --json: {"bundle", "files", "bytes", "level", "provider", "graphs": [{"stage", "size", "load_s", "run_s"}]};
+    with --compute-unit the report on the device in the place of the last two, as `device`.
 
     \b
     Examples:
       livemoments verify bundle
       livemoments verify bundle --level files
+      livemoments verify packages --compute-unit gpu
     """
+    if compute_unit is not None and (level != "run" or provider != "cpu"):
+        raise click.UsageError("--compute-unit runs every graph there: leave --level and --provider out")
+    if compute_unit is not None:
+        with stdout_is_ours(), needs_extra("the interpreter", "coreml"):
+            from livemoments.coreml.comparison import compare_with_interpreter
+
+            report = compare_with_interpreter(open_checked(bundle, progress), compute_unit, progress=progress)
+        show_device(report, as_json)
+        return
     with stdout_is_ours():
         opened = open_checked(bundle, progress)
         graphs = [] if level == "files" else check_graphs(opened, provider, threads, level == "run", progress)
@@ -70,6 +100,34 @@ def command(bundle: Path, level: str, provider: str, threads: int | None, as_jso
     for graph in graphs:
         ran = "" if graph.run_s is None else f", ran in {human_seconds(graph.run_s)}, outputs finite and alive"
         click.echo(f"  {graph.stage:12} {graph.size:>9}  loaded in {human_seconds(graph.load_s)}{ran}")
+
+
+def show_device(report: DeviceReport, as_json: bool) -> None:
+    """Print what a device of this Mac answers, and what to send back.
+
+    Raises:
+        CheckFailedError: an answer is further off than its limit; after the report was printed.
+    """
+    if as_json:
+        write_json({"bundle": report.bundle, "device": report})
+    else:
+        for graph in report.graphs:
+            if graph.rel_l2 is None:
+                click.echo(f"  {graph.stage:12} {graph.size:>9}  no answer: {graph.error}")
+                continue
+            placed = ", ".join(f"{count} {device}" for device, count in sorted(graph.placement.items()))
+            click.echo(
+                f"  {graph.stage:12} {graph.size:>9}  {graph.rel_l2:.1e} from the interpreter ('{graph.output}', limit "
+                f"{graph.limit:.0e}), loaded in {human_seconds(graph.load_s)}, ran in {human_seconds(graph.first_s)}, "
+                f"then {human_seconds(graph.second_s)}; operators on {placed or 'devices that were not told'}"
+            )
+        click.echo("please send this back, with the Mac's model and memory (docs/coreml.md):")
+        click.echo(msgspec.json.encode(report).decode())
+    if failed := [graph.stage for graph in report.graphs if not graph.passed]:
+        raise CheckFailedError(
+            f"{report.compute_unit} does not answer what the packages say: {', '.join(dict.fromkeys(failed))}",
+            fix="use another compute unit, and send the report",
+        )
 
 
 def check_graphs(bundle: Bundle, provider: str, threads: int | None, run: bool, progress: Progress) -> list[GraphCheck]:

@@ -145,6 +145,10 @@ class LoadedPackage:
             raise EngineError(f"{self._path}: Core AI failed ({error})") from error
         return {name: np.array(value.numpy()) for name, value in found.items()}  # the buffers go with the call
 
+    def placement(self) -> dict[str, int]:
+        """Nothing: the runtime does not say where operators run."""
+        return {}
+
     def close(self) -> None:
         """Free the program; a second call does nothing."""
         self._function = None

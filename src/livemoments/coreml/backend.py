@@ -6,6 +6,7 @@ The framework's side was written after coremltools' documentation and never run:
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +25,7 @@ Values = dict[str, np.ndarray]
 TARGET = "coreml"
 """What a bundle's manifest says of its packages."""
 INTERPRETER = "interpreter"
-_UNITS = {"gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE", "all": "ALL", "cpu-only": "CPU_ONLY"}
+UNITS = {"gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE", "all": "ALL", "cpu-only": "CPU_ONLY"}
 """Our names of Core ML's compute units. The Neural Engine is never chosen unasked: where it does not compile a program,
 the process is killed at its first prediction (apple/coremltools issue 2758)."""
 _DEFAULT = "cpu"
@@ -39,6 +40,9 @@ class Program(Protocol):
 
     def run(self, values: Values) -> Values:
         """Compute the outputs."""
+
+    def placement(self) -> dict[str, int]:
+        """How many operators the system means to run on each device; empty where there is no such plan."""
 
 
 class CoreMlBackend(Backend):
@@ -57,7 +61,7 @@ class CoreMlBackend(Backend):
     def __init__(self, provider: str = _DEFAULT) -> None:
         is_mac = platform.system() == "Darwin"
         found = ("gpu" if is_mac else INTERPRETER) if provider == _DEFAULT else provider
-        known = (INTERPRETER, *_UNITS) if is_mac else (INTERPRETER,)
+        known = (INTERPRETER, *UNITS) if is_mac else (INTERPRETER,)
         if found not in known:
             raise UsageError(
                 f"a bundle of Core ML packages has no provider '{provider}' on this system",
@@ -87,7 +91,7 @@ class CoreMlBackend(Backend):
         try:
             if self.provider == INTERPRETER:
                 return _Interpreted(path, function)
-            return _Predicted(path, function, _UNITS[self.provider])
+            return _Predicted(path, function, UNITS[self.provider])
         except ModuleNotFoundError as error:
             raise MissingExtraError("a bundle of Core ML packages", "coreml", missing=error.name) from None
 
@@ -139,6 +143,10 @@ class CoreMlEngine(Engine):
             raise EngineError(f"stage '{self.stage}': nothing makes '{name}'", fix="export the bundle again")
         return np.ascontiguousarray(values[part[0]][part[1] : part[2]])
 
+    def placement(self) -> dict[str, int]:
+        """How many operators the system means to run on each device, all packages together; empty off the Mac."""
+        return dict(sum((Counter(program.placement()) for program in self._programs), Counter()))
+
     def close(self) -> None:
         """See :meth:`Engine.close`."""
         super().close()
@@ -162,11 +170,14 @@ class _Interpreted:
         from livemoments.coreml.package import Package
 
         package = Package.open(path)
-        self._interpreter = Interpreter(package, function if len(package.functions) > 1 else None)
+        self._interpreter = Interpreter(package, package.function_for(function).name)
         self.inputs = tuple(variable.name for variable in self._interpreter.function.inputs)
 
     def run(self, values: Values) -> Values:
         return self._interpreter.run(values)
+
+    def placement(self) -> dict[str, int]:
+        return {}
 
 
 class _Predicted:
@@ -178,17 +189,16 @@ class _Predicted:
         from livemoments.coreml.package import Package
 
         found = Package.open(path)
-        several = len(found.functions) > 1
-        extra = {"function_name": function} if several else {}
+        chosen = found.function_for(function)
+        extra = {"function_name": chosen.name} if len(found.functions) > 1 else {}
         try:
             self._model: Any = coremltools.models.MLModel(
                 str(path), compute_units=coremltools.ComputeUnit[units], **extra
             )
         except Exception as error:  # the framework's errors come as they are
             raise EngineError(f"{path}: Core ML does not load the package ({error})") from error
-        chosen = found.functions[function if several else found.default]
         self.inputs = tuple(variable.name for variable in chosen.inputs)
-        self._path = path
+        self._path, self._function = path, chosen.name
 
     def run(self, values: Values) -> Values:
         try:
@@ -196,3 +206,11 @@ class _Predicted:
         except Exception as error:
             raise EngineError(f"{self._path}: Core ML failed ({error})") from error
         return {name: np.asarray(value) for name, value in found.items()}
+
+    def placement(self) -> dict[str, int]:
+        from livemoments.coreml.placement import find_placement
+
+        try:
+            return find_placement(self._model, self._function)
+        except Exception as error:  # as above; systems before macOS 14.4 have no plan
+            raise EngineError(f"{self._path}: Core ML gives no compute plan ({error})") from error

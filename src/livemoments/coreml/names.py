@@ -45,3 +45,9 @@ def packages_of(bundle: Path, files: Sequence[str], ending: str = f"{PACKAGE}/{E
         ending: of a package's folder and its file in the manifest.
     """
     return [(bundle / name).parent for name in files if name.endswith(ending)]
+
+
+def files_of(bundle: Path, package: Path, entry: str = ENTRY) -> list[str]:
+    """A package's files by their paths in the bundle, the one that stands for it first: what a graph lists."""
+    files = sorted(path.relative_to(bundle).as_posix() for path in package.rglob("*") if path.is_file())
+    return sorted(files, key=lambda name: not name.endswith(f"/{entry}"))

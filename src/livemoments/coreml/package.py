@@ -66,6 +66,18 @@ class Package:
             raise FileError(file, f"has no function '{default}'; it has {', '.join(functions)}", fix=_AGAIN)
         return cls(folder, functions, default)
 
+    def function_for(self, name: str) -> Function:
+        """The function of a name where there are several, else the only one, whatever its name.
+
+        Raises:
+            EngineError: there are several, and none of that name.
+        """
+        if len(self.functions) == 1:
+            return self.functions[self.default]
+        if name not in self.functions:
+            raise EngineError(f"{self.path}: there is no function '{name}'; it has {', '.join(self.functions)}")
+        return self.functions[name]
+
 
 def model_proto() -> Any:
     """Core ML's ``Model`` message.

@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from livemoments.chains.blocks import Wires, block_starts, places
 from livemoments.chains.chain import Segment, given_to, segment, wires_of
-from livemoments.graphs.linears import Linear, LinearId, find_linears
+from livemoments.graphs.linears import LinearId, find_linears
+from livemoments.graphs.operands import find_keys_values, find_operands
 
 _EXAMPLE_BATCH = 1
 
@@ -24,7 +25,7 @@ class Tap:
 
     Attributes:
         value: its name in the graph.
-        linears: the linears that it feeds, in the graph's order; never empty.
+        linears: the linears that it feeds, in the graph's order, then the operands that it is; never empty.
         features: its last axis.
         elements: the number of its elements for one tile.
     """
@@ -40,16 +41,27 @@ class Tap:
         return self.linears[0]
 
 
-def find_taps(model: ir.Model, stage: str) -> list[Tap]:
-    """Every activation that feeds a linear of the transformer, in the graph's order."""
-    shared: dict[str, list[Linear]] = {}
-    for linear in find_linears(model, stage):
-        shared.setdefault(linear.input_value, []).append(linear)
+def find_taps(model: ir.Model, stage: str, *, operands: bool = False) -> list[Tap]:
+    """Every activation that feeds a linear of the transformer, in the graph's order.
+
+    Args:
+        model: the graph.
+        stage: its stage.
+        operands: also what attention reads and the keys and values that the network gives, under the names of
+            :mod:`livemoments.graphs.operands`.
+    """
+    feeds: dict[str, list[LinearId]] = {}
+    widths: dict[str, int] = {}
+    found = [(linear.input_value, linear.id, linear.in_features) for linear in find_linears(model, stage)]
+    if operands:
+        found += [(o.tokens.name or "", o.id, o.width) for o in find_operands(model, stage)]
+        found += [(o.tokens.name or "", o.id, o.width) for o in find_keys_values(model, stage)]
+    for name, fed, width in found:
+        feeds.setdefault(name, []).append(fed)
+        widths[name] = width
     values = {value.name: value for node in model.graph for value in node.outputs}
     return [
-        Tap(name, tuple(linear.id for linear in linears), linears[0].in_features, _elements(values[name]))
-        for name, linears in shared.items()
-        if name in values
+        Tap(name, tuple(fed), widths[name], _elements(values[name])) for name, fed in feeds.items() if name in values
     ]
 
 

@@ -24,6 +24,7 @@ from livemoments.chains.chain import Segment
 from livemoments.errors import EngineError
 from livemoments.graphs.taps import open_segment
 from livemoments.graphs.tensors import read_tensor
+from livemoments.types import is_keys_values
 
 _HALF, _FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 
@@ -46,6 +47,7 @@ class Network:
         self._threads = threads
         self._model = onnx.load(path, load_external_data=False)
         graph = self._model.graph
+        _float_keys_values(graph)
         self.nodes: list[onnx.NodeProto] = list(graph.node)
         self.weights = {tensor.name: tensor for tensor in graph.initializer}
         self.inputs = tuple(value.name for value in graph.input if value.name not in self.weights)
@@ -175,6 +177,26 @@ class Network:
             info.CopyFrom(self._types[name])
         info.name = given
         return info
+
+
+def _float_keys_values(graph: onnx.GraphProto) -> None:
+    """Let int8 keys and values be floats at the graph's edges, in place, so that what the reference computed fits."""
+    scales = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    edges = {value.name: value for value in (*graph.input, *graph.output) if is_keys_values(value.name)}
+    renamed: dict[str, str] = {}
+    for node in list(graph.node):
+        if node.op_type == "DequantizeLinear" and node.input[0] in edges:
+            name, inner = node.input[0], node.output[0]
+        elif node.op_type == "QuantizeLinear" and node.output[0] in edges:
+            name, inner = node.output[0], node.input[0]
+        else:
+            continue
+        renamed[inner] = name
+        edges[name].type.tensor_type.elem_type = scales[node.input[1]]
+        graph.node.remove(node)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
 
 
 def _renamed(node: onnx.NodeProto, names: Mapping[str, str], given: Collection[str], mark: str = "") -> onnx.NodeProto:

@@ -38,6 +38,7 @@ class TappedBackend(Backend):
     Args:
         listener: gets every activation; what it raises ends the run.
         threads: threads within an operator.
+        operands: also show what attention reads, and the keys and values that leave ReferenceNet.
         taps_budget_bytes: activations of a tile held at once; a single block's are always.
         resident_bytes: stages of larger weights are loaded a segment at a time.
     """
@@ -50,11 +51,13 @@ class TappedBackend(Backend):
         listener: Listener,
         threads: int | None = None,
         *,
+        operands: bool = False,
         taps_budget_bytes: int = TAPS_BUDGET_BYTES,
         resident_bytes: int = RESIDENT_BYTES,
     ) -> None:
         self._listener = listener
         self._threads = threads
+        self._operands = operands
         self._taps_budget_bytes = taps_budget_bytes
         self._resident_bytes = resident_bytes
         self._plain = OrtBackend("cpu", threads)
@@ -67,7 +70,7 @@ class TappedBackend(Backend):
         graph = bundle.graph(stage, size)
         path = bundle.path / graph.path
         if path not in self._cut:
-            self._cut[path] = segments_of(path, stage, self._taps_budget_bytes)
+            self._cut[path] = segments_of(path, stage, self._taps_budget_bytes, operands=self._operands)
         weights_bytes = sum(bundle.manifest.files[name].bytes for name in graph.weights)
         resident = weights_bytes <= self._resident_bytes
         return TappedEngine(
@@ -101,14 +104,14 @@ class TappedEngine(ChainEngine):
                 )
 
 
-def segments_of(path: Path, stage: Stage, taps_budget_bytes: int) -> list[Segment]:
-    """Cut a bundle's graph; its weights are not read.
+def segments_of(path: Path, stage: Stage, taps_budget_bytes: int, *, operands: bool = False) -> list[Segment]:
+    """Cut a bundle's graph; its weights are not read. ``operands``: see :func:`find_taps`.
 
     Raises:
         EngineError: the graph has no linears to tap.
     """
     model = ir.load(path)
-    taps = find_taps(model, str(stage))
+    taps = find_taps(model, str(stage), operands=operands)
     if not taps:
         raise EngineError(f"{path}: there are no matrix products with float weights in this graph")
     return cut(model, taps, budget_bytes=taps_budget_bytes)

@@ -69,7 +69,7 @@ def load_library(name: EngineLibrary) -> Library:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != MODULES[name]:
             raise EngineError(f"{TITLES[name]} cannot be imported ({error})", fix=_INSTALL[name]) from None
-        raise MissingExtraError(f"building {TITLES[name]} engines", name, missing=MODULES[name]) from None
+        raise MissingExtraError(f"building or running {TITLES[name]} engines", name, missing=MODULES[name]) from None
     except (ImportError, OSError, RuntimeError) as error:  # a shared library that is not there
         raise EngineError(f"{TITLES[name]} cannot be imported ({error})", fix=_INSTALL[name]) from None
     if not hasattr(module, "Builder"):

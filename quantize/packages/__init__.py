@@ -1,0 +1,1 @@
+"""Core ML packages quantized: their linears found, coremltools' compression applied, and what it wrote checked."""
