@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from economics import FRAME, PHOTO, ROOT, Graphs
 from livemoments.bundle import Bundle
 from livemoments.profiles.planner.graph import read_graph
 from livemoments.profiles.planner.packed import is_linear
-from livemoments.profiles.planner.plan import Costs, Plan, PlanRequest, make_plans
+from livemoments.profiles.planner.plan import BATCHES, Costs, Plan, PlanRequest, make_plans
 from livemoments.profiles.read import load_profile
 from livemoments.types import TRANSFORMER_STAGES, Size, Stage
 
@@ -111,32 +112,31 @@ def _peak(plan: Plan) -> str:
 
 def make_rows() -> list[Row]:
     """Every recipe with every tile size."""
-    profile = load_profile(PROFILE)
-    rows = []
     with tempfile.TemporaryDirectory(prefix="livemoments-graphs-") as name:
         graphs = Graphs(Path(name))
-        for recipe in BITS:
-            for side in TILES_PX:
-                tile = Size(side, side)
-                plain = graphs.costs("fp16", tile)
-                weights = measured_weights(recipe) or derived_weights(plain.bundle, tile, recipe)
-                known = [plain.of(stage, tile) for stage in Stage]
-                known = [
-                    msgspec.structs.replace(
-                        cost, weight_bytes=int(weights.of.get(Stage(cost.stage), cost.weight_bytes))
-                    )
-                    for cost in known
-                ]
-                request = PlanRequest(PHOTO, frame=FRAME, tile=tile)
-                found = make_plans(plain.bundle, profile, request, costs=Costs(plain.bundle, known=known)).plans
-                single = [plan for plan in found if plan.batch == 1]
-                least = {
-                    flow: min((plan for plan in single if plan.flow == flow), key=lambda plan: plan.peak_bytes)
-                    for flow in ("engine", "dis")
-                }
-                total = sum(cost.weight_bytes for cost in known)
-                rows.append(Row(recipe, total, weights.measured, least["engine"], least["dis"]))
-    return rows
+        rows = [row for side in TILES_PX for row in _rows(graphs, Size(side, side))]
+    return sorted(rows, key=lambda row: list(BITS).index(row.recipe))
+
+
+def _rows(graphs: Graphs, tile: Size) -> Iterator[Row]:
+    profile, plain = load_profile(PROFILE), graphs.costs("fp16", tile)
+    counted = [plain.of(stage, tile, batch) for stage in Stage for batch in BATCHES]
+    for recipe in BITS:
+        weights = measured_weights(recipe) or derived_weights(plain.bundle, tile, recipe)
+        known = [
+            msgspec.structs.replace(cost, weight_bytes=int(weights.of.get(Stage(cost.stage), cost.weight_bytes)))
+            for cost in counted
+        ]
+        costs = Costs(plain.bundle, known=[*known, plain.of(Stage.FLOW, FRAME)])
+        plans = make_plans(plain.bundle, profile, PlanRequest(PHOTO, frame=FRAME, tile=tile), costs=costs).plans
+        least = {
+            flow: min(
+                (plan for plan in plans if (plan.batch, plan.flow) == (1, flow)), key=lambda plan: plan.peak_bytes
+            )
+            for flow in ("engine", "dis")
+        }
+        total = sum(cost.weight_bytes for cost in known if cost.batch == 1)
+        yield Row(recipe, total, weights.measured, least["engine"], least["dis"])
 
 
 def make_table() -> str:
