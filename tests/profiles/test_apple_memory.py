@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,12 @@ def test_the_derivation_agrees_with_what_was_measured(tmp_path: Path, recipe: st
     assert (derived.measured, measured.measured) == (False, True)
     for stage in TRANSFORMER_STAGES:
         assert derived.of[stage] == pytest.approx(measured.of[stage], rel=DERIVED_REL)
+
+
+@pytest.mark.parametrize(("limit_bytes", "expected"), [(5, "yes"), (4, "DIS"), (3, "DIS"), (2, "no")])
+def test_a_device_takes_what_fits(limit_bytes: int, expected: str) -> None:
+    exact, with_dis = (types.SimpleNamespace(peak_bytes=peak) for peak in (5, 3))
+    assert apple_memory.Row("fp16", 1.0, True, exact, with_dis).fits(limit_bytes) == expected
 
 
 @pytest.mark.slow
