@@ -95,6 +95,8 @@ class Restore(_Table):
     reference: str = "per-step"
     steps: Count | None = None
     tile: str | None = None
+    vae_tile: str | None = None
+    pcr_grid: Count = 1
     residency: Literal["all", "phases", "mapped", "streamed"] = "all"
     kv_dtype: Literal["native", "float16", "int8", "fp8"] = "native"
     kv_store: Literal["host", "disk"] = "host"
