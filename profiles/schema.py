@@ -60,7 +60,7 @@ class Memory(_Table):
 
 
 class Engine(_Table):
-    """What runs the graphs: the export's ``target``, onnxruntime's ``provider``, and its threads."""
+    """What runs the graphs: the export's ``target``, onnxruntime's ``provider`` or Core ML's compute unit; threads."""
 
     target: Literal["onnx", "tensorrt", "coreml", "coreai", "torch"] = "onnx"
     provider: Annotated[str, Meta(min_length=1, max_length=100)] = "cpu"
