@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 rtx: $(READY)  ## add TensorRT for RTX, whose tests are skipped without it: 95 MB to download, 240 MB on the disk
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt tensorrt-rtx cuda-bindings
 
-modelopt: $(READY)  ## add nvidia-modelopt, whose tests are skipped without it
+modelopt: $(READY)  ## add nvidia-modelopt, whose tests are skipped without it: 75 MB on the disk
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[modelopt]'
 
 coreai: $(READY)  ## add Apple's tools for Core AI, whose tests are skipped without: 65 MB to download, 223 MB on the disk

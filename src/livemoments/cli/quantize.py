@@ -111,8 +111,9 @@ def command(
     engines that are slower here (exit code 1); then nothing is left behind. The manifest records recipe, calibration
     set, seed and the error that was measured.
 
-    Needs the extra 'export', for packages 'coreml'. With --json: the document of 'livemoments inspect --json', and
-    `quantized` with the number of layers per action and the seconds a stage takes before and after.
+    Needs the extra 'export', for packages 'coreml', for --via and --autotune 'modelopt'. With --json: the document of
+    'livemoments inspect --json', and `quantized` with the number of layers per action and the seconds a stage takes
+    before and after.
 
     \b
     Examples:
