@@ -80,8 +80,9 @@ lint: $(READY)  ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/typecheck.py
 
-economics: $(READY)  ## whether the document's table of a 12-megapixel photo is what the planner says today
+economics: $(READY)  ## whether the documents' tables of a 12-megapixel photo are what the planner says today
 	$(BIN)/python tools/economics.py --check
+	$(BIN)/python tools/apple_memory.py --check
 
 readme: $(READY)  ## run the README's commands
 	$(BIN)/python tools/readme_commands.py README.md

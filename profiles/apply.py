@@ -51,6 +51,8 @@ def option_defaults(profile: Profile, command: str) -> Mapping[str, Any]:
             # balanced is the default, which --compat upstream changes
             "tile_plan": None if profile.tiles.plan == "balanced" else profile.tiles.plan,
             "residency": restore.residency,
+            "vae_tile": restore.vae_tile,
+            "pcr_grid": restore.pcr_grid,
             "kv_dtype": restore.kv_dtype,
             "kv_store": restore.kv_store,
             "kv_budget_bytes": int(restore.kv_budget_gb * 1e9),

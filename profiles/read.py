@@ -124,8 +124,9 @@ def _check(profile: Profile) -> None:
     """
     _check_precision(profile)
     sizes = {f"$.tiles.sizes[{number}]": size for number, size in enumerate(profile.tiles.sizes)}
-    if profile.restore.tile is not None:
-        sizes["$.restore.tile"] = profile.restore.tile
+    for key in ("tile", "vae_tile"):
+        if (size := getattr(profile.restore, key)) is not None:
+            sizes[f"$.restore.{key}"] = size
     for path, size in sizes.items():
         try:
             Size.parse(size)

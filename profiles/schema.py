@@ -60,7 +60,7 @@ class Memory(_Table):
 
 
 class Engine(_Table):
-    """What runs the graphs: the export's ``target``, onnxruntime's ``provider``, and its threads."""
+    """What runs the graphs: the export's ``target``, onnxruntime's ``provider`` or Core ML's compute unit; threads."""
 
     target: Literal["onnx", "tensorrt", "coreml", "coreai", "torch"] = "onnx"
     provider: Annotated[str, Meta(min_length=1, max_length=100)] = "cpu"
@@ -95,6 +95,8 @@ class Restore(_Table):
     reference: str = "per-step"
     steps: Count | None = None
     tile: str | None = None
+    vae_tile: str | None = None
+    pcr_grid: Count = 1
     residency: Literal["all", "phases", "mapped", "streamed"] = "all"
     kv_dtype: Literal["native", "float16", "int8", "fp8"] = "native"
     kv_store: Literal["host", "disk"] = "host"

@@ -13,25 +13,23 @@ Planned from the full-size networks' graphs in benchmarks/graphs/, which ``tools
 
 from __future__ import annotations
 
-import argparse
 import tarfile
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+from document_table import DocumentTable, markdown
 
 from livemoments.bundle import Bundle
 from livemoments.profiles.planner.plan import Costs, Plan, PlanRequest, Plans, make_plans
 from livemoments.profiles.read import NAMES, load_profile
 from livemoments.profiles.schema import Profile
-from livemoments.store.files import write_file
 from livemoments.types import Size
 
 ROOT = Path(__file__).parent.parent
 GRAPHS = ROOT / "benchmarks" / "graphs"
-DOCUMENT = ROOT / "docs" / "planning.md"
-BEGIN, END = "<!-- tools/economics.py -->\n", "<!-- end -->\n"
+TABLE = DocumentTable(ROOT / "docs" / "planning.md", "tools/economics.py")
 PHOTO = Size(3072, 4096)
 FRAME = Size(1080, 1440)
 """A phone's video beside a 4:3 photo."""
@@ -133,7 +131,7 @@ def _row(what: str, profile: Profile, plans: Plans, plan: Plan) -> tuple[str, ..
 
 def make_table() -> str:
     """The table as Markdown."""
-    rows = [_HEAD, ("---",) * len(_HEAD)]
+    rows = [_HEAD]
     with tempfile.TemporaryDirectory(prefix="livemoments-graphs-") as name:
         graphs = Graphs(Path(name))
         for profile in NAMES:
@@ -141,45 +139,8 @@ def make_table() -> str:
         rows.append(_row(f"upstream's way, on `{UPSTREAM_ON}`", *upstream_plan(graphs)))
         rows.append(_row(f"least work, on `{UPSTREAM_ON}`", *frozen_plan(graphs)))
     rows += [(*row, "published") for row in PUBLISHED]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def table_in(document: str) -> str:
-    """The table that a document has between the marks.
-
-    Raises:
-        ValueError: it has no marks.
-    """
-    try:
-        return document.split(BEGIN, 1)[1].split(END, 1)[0]
-    except IndexError:
-        raise ValueError(f"{DOCUMENT.name} lacks the mark {BEGIN.strip()}") from None
-
-
-def differences(table: str, document: str) -> list[str]:
-    """The lines by which a document's table differs from this one: ``-`` the document's, ``+`` this one's."""
-    old, new = table_in(document).splitlines(), table.splitlines()
-    return [f"- {line}" for line in old if line not in new] + [f"+ {line}" for line in new if line not in old]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into the document")
-    parser.add_argument("--check", action="store_true", help="compare it with the document's")
-    options = parser.parse_args()
-    table = make_table()
-    document = DOCUMENT.read_text("utf-8")
-    if options.write:
-        old = f"{BEGIN}{table_in(document)}{END}"
-        write_file(DOCUMENT, document.replace(old, f"{BEGIN}{table}{END}").encode())
-    elif options.check:
-        if drift := differences(table, document):
-            print(f"{DOCUMENT.name} has another table (python tools/economics.py --write):", *drift, sep="\n")
-            return 1
-    else:
-        print(table, end="")
-    return 0
+    return markdown(*rows)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(TABLE.main(__doc__, make_table))

@@ -9,6 +9,7 @@ from pathlib import Path
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.runtime.options import RestoreOptions
+from livemoments.validate.device_checks import check_provider
 from livemoments.validate.harness.image_metrics import StandardMetrics
 from livemoments.validate.harness.options import RunOptions
 from livemoments.validate.report.write import FORMATS, check_formats
@@ -54,6 +55,7 @@ class ValidateOptions:
         levels: rungs of the parity ladder.
         find_fault: bisect: name the first block, module and ONNX node that leaves the reference.
         check_itself: checks that need no reference: batches, tile order, repetition.
+        compare_interpreter: of Core ML packages on a Mac: hold the device's answers against the interpreter's.
         prompt: another prompt's folder, as ``livemoments make-prompt`` writes it: what it would change of the
             checkpoint's photo is reported; needs a checkpoint.
         cost_runs: timed runs of each stage; 0 measures no cost.
@@ -67,6 +69,7 @@ class ValidateOptions:
     levels: tuple[Level, ...] = LEVELS
     find_fault: bool = False
     check_itself: bool = True
+    compare_interpreter: bool = False
     prompt: Path | None = None
     cost_runs: int = 0
     baseline: str | os.PathLike[str] | None = None
@@ -91,11 +94,13 @@ class ValidateOptions:
         check_formats(self.formats)
 
     def check_for(self, bundle: Bundle, *, has_data: bool) -> None:
-        """Refuse what a bundle of fewer stages cannot give.
+        """Refuse what this bundle cannot give, or this system.
 
         Raises:
-            UsageError: a stage is missing.
+            UsageError: a stage is missing; the interpreter has no device to be compared with.
         """
+        if self.compare_interpreter:
+            check_provider(bundle, self.restore.provider)
         if bundle.missing_stages and (has_data or self.cost_runs):
             raise UsageError(
                 f"{bundle.path} has no stage '{bundle.missing_stages[0]}', so no photo can be "

@@ -25,6 +25,7 @@ from livemoments.validate.cost.machine import machine_record
 from livemoments.validate.cost.total import cost_checks, measure_cost
 from livemoments.validate.datasets.descriptors import paper_rows
 from livemoments.validate.datasets.index import open_dataset
+from livemoments.validate.device_checks import device_checks
 from livemoments.validate.harness.run import run_images
 from livemoments.validate.harness.run_key import bundle_digest
 from livemoments.validate.harness.run_store import has_results
@@ -122,7 +123,8 @@ def validate_bundle(
     origin = None if checkpoint is None else Path(checkpoint)
     validation = _Validation(opened, options, recorded, live_photo, backend, progress)
     ladder, bisection = validation.compare_with_reference(origin)
-    checks = [*validation.check_itself(), *validation.check_policy(), *validation.check_prompt(origin)]
+    checks = [*validation.check_itself(), *validation.check_device()]
+    checks += [*validation.check_policy(), *validation.check_prompt(origin)]
     with _report_folder(output) as folder:
         results = _DataResults() if images is None else validation.restore_images(images, folder)
         cost = cost or validation.measure_cost()
@@ -230,6 +232,15 @@ class _Validation:
         own = self_checks(self.bundle, backend=self.backend, seed=seed, limits=limits, progress=self.progress)
         checks = (check_integer_products(), *own)
         self.progress.say(f"self-checks: {checks_line(checks)}")
+        return checks
+
+    def check_device(self) -> tuple[Check, ...]:
+        """A Mac's answers against the interpreter's, if that was asked for."""
+        if not self.options.compare_interpreter:
+            return ()
+        limits, provider = self.options.limits, self.settings.provider
+        checks = device_checks(self.bundle, provider, limits=limits, progress=self.progress)
+        self.progress.say(f"device: {checks_line(checks)}")
         return checks
 
     def check_policy(self) -> tuple[Check, ...]:

@@ -129,7 +129,8 @@ def engine_model(profile: Profile) -> EngineModel:
     """What runs a profile's graphs."""
     if profile.engine.provider == "cpu":
         return OrtCpu()
-    return Accelerator(f"onnxruntime, {profile.engine.provider}", unified=profile.memory.unified)
+    by = "Core ML" if profile.engine.target == "coreml" else "onnxruntime"
+    return Accelerator(f"{by}, {profile.engine.provider}", unified=profile.memory.unified)
 
 
 @dataclass(frozen=True, slots=True)

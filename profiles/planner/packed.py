@@ -29,7 +29,7 @@ def as_packed(graph: CostGraph, bits: int) -> CostGraph:
     """
     tensors, weights, nodes = dict(graph.tensors), set(graph.weights), []
     for node in graph.nodes:
-        if not (node.op in ("MatMul", "Gemm") and _is_linear(node.inputs[1], graph)):
+        if not (node.op in ("MatMul", "Gemm") and is_linear(node.inputs[1], graph)):
             nodes.append(node)
             continue
         weight = node.inputs[1]
@@ -46,5 +46,6 @@ def as_packed(graph: CostGraph, bits: int) -> CostGraph:
     return CostGraph(tuple(nodes), tensors, graph.inputs, graph.outputs, frozenset(weights))
 
 
-def _is_linear(name: str, graph: CostGraph) -> bool:
+def is_linear(name: str, graph: CostGraph) -> bool:
+    """Whether a tensor is the weight of a linear in a block: what weight-only recipes pack."""
     return name in graph.weights and name.startswith(_BLOCKS) and len(graph.tensors[name].shape) == len(("in", "out"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import msgspec
 from livemoments.bundle import Bundle
 from livemoments.errors import UsageError
 from livemoments.profiles.planner.cost import StageCost, cost_of_stage
-from livemoments.profiles.planner.engines import engine_model, rates_of
+from livemoments.profiles.planner.engines import ARENA_STAGES, EngineModel, engine_model, rates_of
 from livemoments.profiles.planner.packed import RECIPES
 from livemoments.profiles.planner.timeline import Segment, Work, timeline
 from livemoments.profiles.schema import BASES, Profile
@@ -23,6 +24,8 @@ from livemoments.types import ReferencePolicy, Size, Stage
 
 BATCHES = (1, 2, 4, 8)
 """Tiles at once that are tried besides the profile's."""
+MARGIN = 0.1
+"""Of a predicted peak, kept free beside it: how far predictions are allowed to be off."""
 _FRAME_LONGER_SIDE = 1920  # of a phone's video
 _FLOW_MULTIPLE_PX = 8
 _AS_FAST = 1.02  # a prediction tells no more apart
@@ -45,6 +48,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             rounds float32's last digits otherwise.
         peak_bytes: of the memory that the budget is for.
         host_peak_bytes: of the process.
+        needs_bytes: the peak and the margin: the least budget that the plan is said to fit.
+        data_bytes: the least limit of the process' private memory (``ulimit -d``, RLIMIT_DATA) that it is said to fit.
+            That counts what engines' arenas reserve and never touch as well; a control group does not.
         seconds: in all; ``None`` where the profile has no rate.
         flops: of all products.
         fits: within the budget and the time.
@@ -64,6 +70,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool
     peak_bytes: int
     host_peak_bytes: int
+    needs_bytes: int
+    data_bytes: int
     seconds: float | None
     flops: int
     fits: bool
@@ -200,7 +208,7 @@ def make_plans(bundle: Bundle, profile: Profile, request: PlanRequest, *, costs:
             if stage is not Stage.FLOW or work.flow_on_engine
         }
         segments = timeline(work, per_stage, model, rates, photo_flow if work.flow_on_engine else None)
-        plan = _plan(work, per_stage, segments, budget, request.max_seconds, on_host=model.shares_host)
+        plan = _plan(work, per_stage, segments, budget, request.max_seconds, model)
         found.append(msgspec.structs.replace(plan, exact=plan.exact and plan.flow == flow))
     fitting = [plan for plan in found if plan.fits]
     chosen = _choose(fitting)
@@ -311,14 +319,14 @@ def _plan(
     segments: Sequence[Segment],
     budget_bytes: int | None,
     max_seconds: float | None,
-    *,
-    on_host: bool,
+    model: EngineModel,
 ) -> Plan:
     host = max(segment.host_bytes for segment in segments)
-    peak = host if on_host else max(segment.device_bytes for segment in segments)
+    peak = host if model.shares_host else max(segment.device_bytes for segment in segments)
     times = [segment.seconds for segment in segments]
     seconds = None if any(value is None for value in times) else sum(value for value in times if value is not None)
-    over = 0 if budget_bytes is None else max(0, peak - budget_bytes)
+    needs = _with_margin(peak)
+    over = 0 if budget_bytes is None else max(0, needs - budget_bytes)
     in_time = max_seconds is None or (seconds is not None and seconds <= max_seconds)
     per_tile = {
         Stage.FLOW: 1,
@@ -341,12 +349,27 @@ def _plan(
         exact=work.policy.exact and work.vae_tile is None,
         peak_bytes=peak,
         host_peak_bytes=host,
+        needs_bytes=needs,
+        data_bytes=_with_margin(host) + (_reserved_bytes(work, costs, model) if model.shares_host else 0),
         seconds=seconds,
         flops=sum(per_tile[stage] * cost.flops for stage, cost in costs.items()) * work.tiles // work.batch,
         fits=over == 0 and in_time,
         over_bytes=over,
         segments=tuple(segments),
     )
+
+
+def _with_margin(peak_bytes: int) -> int:
+    return math.ceil(peak_bytes * (1 + MARGIN))
+
+
+def _reserved_bytes(work: Work, costs: Mapping[Stage, StageCost], model: EngineModel) -> int:
+    """What arenas may reserve beyond what they hold: a new region is as large as all before, so up to as much again.
+
+    Those of networks that were closed are counted as well: what is opened after them lies beside the holes they leave.
+    """
+    arenas = [stage for stage in costs if stage in ARENA_STAGES and work.keeping(stage) == "usual"]
+    return sum(model.running_bytes(costs[stage], 2) for stage in arenas)
 
 
 def _arguments(work: Work) -> tuple[str, ...]:

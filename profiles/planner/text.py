@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from livemoments.profiles.planner.plan import Plan, Plans
+from livemoments.profiles.planner.plan import MARGIN, Plan, Plans
 from livemoments.profiles.planner.timeline import Segment
 
 _SHOWN = 8
@@ -49,9 +49,9 @@ def shortfall(plans: Plans) -> str:
     """Why nothing fits, and what would; for the case that nothing does."""
     nearest = plans.nearest
     reasons = []
-    if plans.budget_bytes is not None and nearest.peak_bytes > plans.budget_bytes:
+    if plans.budget_bytes is not None and nearest.needs_bytes > plans.budget_bytes:
         reasons.append(
-            f"no plan fits {_bytes(plans.budget_bytes)}: the smallest takes {_bytes(nearest.peak_bytes)}, "
+            f"no plan fits {_bytes(plans.budget_bytes)}: the smallest needs {_bytes(nearest.needs_bytes)}, "
             f"{nearest.over_bytes:,} bytes more"
         )
     if plans.max_seconds is not None:
@@ -69,7 +69,7 @@ def what_would_fit(plans: Plans) -> str:
     """What the user can do about :func:`shortfall`."""
     nearest = plans.nearest
     biggest = max(nearest.segments, key=lambda segment: _held(segment, nearest))
-    ways = [f"allow {_bytes(nearest.peak_bytes)} (the peak is in '{biggest.label}')"]
+    ways = [f"allow {_bytes(nearest.needs_bytes)} (the peak is in '{biggest.label}')"]
     ways.append("export smaller tiles (export --tile)")
     if biggest.label in ("reference", "restoration"):
         ways.append("quantize the bundle (int8-weights, int4-weights)")
@@ -84,6 +84,8 @@ def _verdict(plans: Plans) -> list[str]:
     return [
         f"fits: {_bytes(plan.peak_bytes)}{room}, {_seconds(plan.seconds)}, {_flops(plan.flops)} in {plan.tiles} tiles",
         f"  {_words(plan)}",
+        f"  needs {_bytes(plan.needs_bytes)}: the peak and {MARGIN:.0%} for what a prediction is off"
+        + ("" if plan.peak_bytes != plan.host_peak_bytes else f"; under 'ulimit -d', {_bytes(plan.data_bytes)}"),
         *(
             []
             if plan.exact

@@ -21,6 +21,7 @@ from livemoments.types import TRANSFORMER_STAGES, VAE_STAGES, ReferencePolicy, S
 _PHOTO_BYTES_PX = 3 + 16 + 3  # the photo, the blended sums and weights, the result; per pixel of the photo
 _FRAME_BYTES_PX = 3 * 2 + 8 + 24  # two frames, their flow, both as the flow network takes them; per pixel of the frame
 _TILE_FLOATS_PX = 3 * 3 + 2 + 3  # three windows, the flow, the decoded tile
+_CUTTING_BYTES = 16 << 20  # the package onnx, which cuts graphs into blocks; measured
 _LOAD_BYTES_S = 1e9  # files in the system's cache to packed weights; assumed
 
 
@@ -159,7 +160,8 @@ class _Run:
 
     def add(self, label: str, group: int | None, seconds: float | None, engines: dict[str, int]) -> None:
         """Write a segment down."""
-        host = {"process": self.model.process_bytes, "images": self._image_bytes()}
+        cutting = _CUTTING_BYTES if self.work.residency == "streamed" else 0
+        host = {"process": self.model.process_bytes + cutting, "images": self._image_bytes()}
         if self.stored_bytes and not self.work.kv_on_disk:
             host["keys and values"] = self.stored_bytes
         if self.waiting_bytes:

@@ -87,6 +87,8 @@ READERS: Mapping[str, Callable[[str], Any]] = MappingProxyType(
         "flow": _one_of(*KINDS),
         "batch": _count,
         "residency": _one_of(*RESIDENCIES),
+        "vae-tile": Size.parse,
+        "pcr-grid": _count,
     }
 )
 """How each axis' values are read; what it refuses, it names."""

@@ -109,12 +109,14 @@ def settle(options: RestoreOptions, bundle: Bundle) -> RestoreOptions:
     steps = len(plan_steps(bundle.manifest.schedule, known.steps))
     policy = _settled(known.policy(bundle), steps)
     only_tile = bundle.tile_sizes[0] if len(bundle.tile_sizes) == 1 else None
+    tile = known.tile or only_tile
     stores_kv = policy.name == "phase-split" or known.residency != "all"
     return replace(
         known,
         reference=str(policy),
         steps=steps,
-        tile=known.tile or only_tile,
+        tile=tile,
+        vae_tile=None if known.vae_tile == tile else known.vae_tile,  # a window as large as the tile is the tile
         kv_dtype=known.kv_dtype if stores_kv else "native",
     )
 
@@ -151,7 +153,17 @@ def exact_settings(settings: RestoreOptions, bundle: Bundle, exact: Bundle) -> R
             f"the exact bundle {exact.path} has no graphs for {settings.tile} tiles",
             fix=f"export it again with --tile {settings.tile}",
         )
-    wanted = replace(settings, steps=None, reference=_EXACT, flow=None, kv_dtype="native", batch=1, residency="all")
+    wanted = replace(
+        settings,
+        steps=None,
+        reference=_EXACT,
+        flow=None,
+        kv_dtype="native",
+        batch=1,
+        residency="all",
+        vae_tile=None,
+        pcr_grid=1,
+    )
     return settle(wanted, exact)
 
 

@@ -56,6 +56,8 @@ def profile_of(point: Point, bundle: Bundle, settings: RestoreOptions, machine: 
             "reference": settings.reference,
             "steps": settings.steps,
             "tile": str(settings.tile) if several else None,
+            "vae_tile": None if settings.vae_tile is None else str(settings.vae_tile),
+            "pcr_grid": settings.pcr_grid,
             "residency": settings.residency,
             "kv_dtype": settings.kv_dtype,
             "kv_store": settings.kv_store,

@@ -66,5 +66,7 @@ def _apply(model: ir.Model, action: Action, targets: list[Target], recipe: Recip
         rewrite_static(model, targets, recipe, stats, fp8=action is Action.FP8)
     elif action is Action.INT8_DYNAMIC:
         rewrite_dynamic(model, targets)
+    elif action is Action.PALETTE:
+        raise UsageError("ONNX graphs have no palettes", fix="use a recipe of whole weights, or a bundle of packages")
     else:
         rewrite_weights(model, targets, recipe, stats, bits=8 if action is Action.WEIGHT_INT8 else 4)

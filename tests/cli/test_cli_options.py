@@ -265,7 +265,17 @@ def test_validate_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: 
         "--pad-small",
         "--no-pcr",
     )
-    which = ("--levels", "photo,step", "--bisect", "--no-self-checks", "--runs", 7, "--limits", "l.toml")
+    which = (
+        "--levels",
+        "photo,step",
+        "--bisect",
+        "--no-self-checks",
+        "--compare-interpreter",
+        "--runs",
+        7,
+        "--limits",
+        "l.toml",
+    )
     rest = ("--provider", "cuda", "--threads", 2, "--baseline", "old.json", "-o", tmp_path / "report")
     result = run("validate", bundle.path, "--checkpoint", "c", *clip, *data, *work, *how, *which, *rest)
     assert result.exit_code == 0, result.output
@@ -291,6 +301,7 @@ def test_validate_passes_everything_on(monkeypatch: pytest.MonkeyPatch, bundle: 
             levels=("step", "photo"),
             find_fault=True,
             check_itself=False,
+            compare_interpreter=True,
             prompt=Path("q"),
             cost_runs=7,
             baseline=Path("old.json"),

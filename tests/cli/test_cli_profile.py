@@ -37,7 +37,7 @@ def test_restore_takes_a_profile(monkeypatch: pytest.MonkeyPatch, bundle: Bundle
         "kv_store": "disk",
         "kv_budget_bytes": 1_000_000_000,
         "flow": "dis",
-        "provider": "coreml",
+        "provider": "gpu",
     }
     assert found == RestoreOptions(**wanted)
     assert options_of(monkeypatch, bundle) == RestoreOptions(), "a profile does not outlive its command"
@@ -64,6 +64,8 @@ def test_export_takes_a_profile(monkeypatch: pytest.MonkeyPatch, bundle: Bundle)
         run("export", "weights", "-o", "out", "--profile", "h20", "--tile", "64", "--precision", "fp32").exit_code == 0
     )
     assert (backend.options["precision"], backend.options["tiles"]) == ("fp32", (Size(64, 64),))
+    assert run("export", "weights", "-o", "out", "--profile", "m2-16gb").exit_code == 0
+    assert (backend.options["target"], backend.options["precision"]) == ("coreml", "fp16")
 
 
 def test_quantize_takes_the_recipe(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:

@@ -7,6 +7,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,14 +16,20 @@ pytest.importorskip("coremltools", reason="the extra 'coreml' is not installed")
 from cli_support import run as cli
 from coreml_programs import ct, mb, save
 
+from livemoments.bundle import MANIFEST_NAME, Bundle
+from livemoments.checkpoints import trained_bundle
 from livemoments.cli import verify_bundle
 from livemoments.coreml import comparison
 from livemoments.coreml.comparison import compare_with_interpreter
 from livemoments.coreml.interpreter import Interpreter
 from livemoments.coreml.package import Package
 from livemoments.errors import UsageError
-from livemoments.manifest import Graph
+from livemoments.manifest import FileEntry, Graph
+from livemoments.runtime.options import RestoreOptions
 from livemoments.types import TensorSpec
+from livemoments.validate.options import ValidateOptions
+from livemoments.validate.report_data import Check
+from livemoments.validate.run import validate_bundle
 
 SHAPE = (1, 4, 8, 8)
 SPECS = (
@@ -137,10 +144,10 @@ def test_the_call_signatures_are_coremltools_own() -> None:
 
 def test_off_a_mac_and_without_packages_it_is_one_clear_error(bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison.platform, "system", lambda: "Linux")
-    with pytest.raises(UsageError, match="a compute unit is part of a Mac, and this system is Linux"):
+    with pytest.raises(UsageError, match="Core ML's devices are a Mac's, and this system is Linux"):
         compare_with_interpreter(bundle, "gpu")
     bundle.manifest.target = "onnx"
-    with pytest.raises(UsageError, match="made for onnx, a compute unit is Core ML's"):
+    with pytest.raises(UsageError, match="made for onnx, and only Core ML packages run both"):
         compare_with_interpreter(bundle, "gpu")
 
 
@@ -148,3 +155,59 @@ def test_it_excludes_the_options_that_it_decides(tmp_path: Path) -> None:
     ended = cli("verify", tmp_path, "--compute-unit", "gpu", "--level", "files")
     assert ended.exit_code == 2
     assert "leave --level and --provider out" in ended.stderr
+
+
+def device_check(bundle: Any, provider: str = "cpu", **options: Any) -> Check:
+    """The one check of a whole validation with --compare-interpreter, of a bundle with that one stage."""
+    manifest = Bundle.open(trained_bundle(), verify_hashes=False).manifest
+    stages = {
+        name: msgspec.structs.replace(manifest.stages[name], precision=entry.precision, graphs=entry.graphs)
+        for name, entry in bundle.manifest.stages.items()
+    }
+    files = {graph.path: FileEntry("0" * 64, 1) for entry in stages.values() for graph in entry.graphs}
+    opened = Bundle(bundle.path, msgspec.structs.replace(manifest, target="coreml", files=files, stages=stages))
+    (bundle.path / MANIFEST_NAME).write_bytes(msgspec.json.encode(opened.manifest))
+    options |= {"check_itself": False, "compare_interpreter": True, "restore": RestoreOptions(provider=provider)}
+    (check,) = validate_bundle(opened, options=ValidateOptions(**options)).checks
+    return check
+
+
+def test_validate_makes_a_check_of_every_graph(
+    bundle: Any, mac: type[Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = device_check(bundle)
+    assert (check.name, check.value, check.status) == ("device.vae_decoder.8x8.rel_l2", 0.0, "pass")
+    assert "CPU_AND_GPU, output 'image'" in check.detail
+    monkeypatch.setattr(mac, "factor", 1.02)
+    check = device_check(bundle)
+    assert (check.value, check.status) == (pytest.approx(0.02, rel=1e-3), "fail")
+    wide = tmp_path / "wide.toml"
+    wide.write_text(
+        "[fp16]\nphoto_psnr_db = 1.0\nstage_rel_l2 = { vae_decoder = 0.1 }\n"
+        "[fp32]\nphoto_psnr_db = 1.0\nstage_rel_l2 = {}\n"
+    )
+    assert device_check(bundle, limits=wide).status == "pass"
+    monkeypatch.setattr(mac, "factor", np.nan)
+    check = device_check(bundle)
+    assert (check.value, check.status) == (None, "fail")
+    assert "has no answer" in check.detail
+
+
+def test_validate_takes_the_compute_unit_that_the_provider_names(
+    bundle: Any, mac: type[Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "get_compiled_model_path", lambda self: 1 / 0)  # no plan: an answer all the same
+    assert "CPU_AND_NE has no answer" in device_check(bundle, provider="ane").detail
+    assert mac.opened == ["CPU_AND_NE"]
+    with pytest.raises(UsageError, match="the interpreter compared with itself says nothing"):
+        device_check(bundle, provider="interpreter")
+
+
+def test_validate_off_a_mac_is_one_clear_error_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = cli("validate", trained_bundle(), "--compare-interpreter", "-o", tmp_path / "report")
+    assert (ended.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert "made for onnx, and only Core ML packages" in ended.stderr
+    monkeypatch.setattr(comparison.platform, "system", lambda: "Linux")
+    manifest = msgspec.structs.replace(Bundle.open(trained_bundle(), verify_hashes=False).manifest, target="coreml")
+    with pytest.raises(UsageError, match="Core ML's devices are a Mac's, and this system is Linux"):
+        validate_bundle(Bundle(tmp_path, manifest), options=ValidateOptions(compare_interpreter=True))

@@ -209,3 +209,13 @@ def test_profiles_give_options_that_the_commands_have(name: str) -> None:
     for command in ("export", "quantize", "restore", "validate"):
         known = {parameter.name for parameter in cli.commands[command].params}
         assert option_defaults(load_profile(name), command).keys() <= known
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if load_profile(name).kind == "coreml"])
+def test_apples_profiles_choose_compute_units_of_their_packages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from livemoments.coreml import backend
+
+    monkeypatch.setattr(backend.platform, "system", lambda: "Darwin")
+    target, provider = (option_defaults(load_profile(name), command) for command in ("export", "restore"))
+    assert target["target"] == backend.TARGET
+    assert backend.UNITS[backend.CoreMlBackend(provider["provider"]).provider] == "CPU_AND_GPU"

@@ -15,7 +15,7 @@ MOST_OF_UPSTREAM = 0.5
 
 @pytest.fixture(scope="module")
 def document() -> str:
-    return economics.DOCUMENT.read_text("utf-8")
+    return economics.TABLE.document.read_text("utf-8")
 
 
 def rows(table: str) -> list[list[str]]:
@@ -23,7 +23,7 @@ def rows(table: str) -> list[list[str]]:
 
 
 def test_every_profile_has_a_row_that_says_where_it_is_from(document: str) -> None:
-    found = rows(economics.table_in(document))
+    found = rows(economics.TABLE.read(document))
     assert [row[0].strip("`") for row in found[: len(NAMES)]] == list(NAMES)
     assert {row[-1] for row in found} == {"predicted", "published"}
     published = [row for row in found if row[-1] == "published"]
@@ -31,21 +31,21 @@ def test_every_profile_has_a_row_that_says_where_it_is_from(document: str) -> No
 
 
 def test_another_table_is_told_apart(document: str) -> None:
-    table = economics.table_in(document)
-    assert economics.differences(table, document) == []
+    table = economics.TABLE.read(document)
+    assert economics.TABLE.differences(table, document) == []
     line = table.splitlines()[2]
     number = rows(table)[0][4]
     changed = table.replace(line, line.replace(f"| {number} |", f"| {int(number) + 1} |"))
-    assert economics.differences(changed, document) == [f"- {line}", f"+ {changed.splitlines()[2]}"]
+    assert economics.TABLE.differences(changed, document) == [f"- {line}", f"+ {changed.splitlines()[2]}"]
     without = "".join(table.splitlines(keepends=True)[:-1])
-    assert economics.differences(without, document) == [f"- {table.splitlines()[-1]}"]
+    assert economics.TABLE.differences(without, document) == [f"- {table.splitlines()[-1]}"]
     with pytest.raises(ValueError, match="lacks the mark"):
-        economics.table_in("no table")
+        economics.TABLE.read("no table")
 
 
 @pytest.mark.slow
 def test_the_table_is_what_the_planner_says(document: str) -> None:
-    assert economics.differences(economics.make_table(), document) == []
+    assert economics.TABLE.differences(economics.make_table(), document) == []
 
 
 @pytest.mark.slow

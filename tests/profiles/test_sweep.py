@@ -432,6 +432,26 @@ def test_a_picked_tile_size_is_kept_where_there_are_several(tmp_path: Path) -> N
         parse_profile(wrong, "picked.toml")
 
 
+def test_windows_and_grids_are_points_of_their_own_and_are_kept(tmp_path: Path) -> None:
+    """They are held against whole tiles and exact references, and a picked profile has them."""
+    both = make_fake_bundle(tmp_path / "both", tiles=(Size(96, 96), TILE), precision="fp32")
+    axes = [parse_axis(text) for text in ("tile=96", "vae-tile=64,96", "pcr-grid=1,4")]
+    grid = make_grid([both], axes, ONE_THREAD, both)
+    found = [(one.settings.vae_tile, one.settings.pcr_grid) for one in grid.candidates]
+    assert found == [(TILE, 1), (TILE, 4), (None, 1), (None, 4)]
+    assert {(one.exact.vae_tile, one.exact.pcr_grid) for one in grid.candidates} == {(None, 1)}
+    candidate = grid.candidates[1]
+    profile = profile_of(sample_point("a"), both, candidate.settings, load_profile("cpu-avx2"), "a processor")
+    assert parse_profile(profile_toml(profile), "picked.toml") == profile
+    defaults = option_defaults(profile, "restore")
+    assert (defaults["tile"], defaults["vae_tile"], defaults["pcr_grid"]) == ("96x96", "64x64", 4)
+    wrong = profile_toml(profile).replace(b'vae_tile = "64x64"', b'vae_tile = "large"')
+    with pytest.raises(FileError, match=r"line \d+, restore\.vae_tile: 'large' is not a size"):
+        parse_profile(wrong, "picked.toml")
+    with pytest.raises(UsageError, match="the bundle's VAE has no graphs for 32x32"):
+        make_grid([both], [parse_axis("vae-tile=32")], ONE_THREAD, both)
+
+
 # The command, with real processes
 
 

@@ -27,6 +27,8 @@ from livemoments.types import Size
         ("tile=64,128x96", "tile", (Size(64, 64), Size(96, 128))),
         ("flow=engine,dis", "flow", ("engine", "dis")),
         ("residency=phases", "residency", ("phases",)),
+        ("vae-tile=64,96x128", "vae-tile", (Size(64, 64), Size(128, 96))),
+        ("pcr-grid=1,8", "pcr-grid", (1, 8)),
     ],
 )
 def test_an_axis_is_read(text: str, name: str, values: tuple[object, ...]) -> None:
@@ -46,6 +48,8 @@ def test_an_axis_is_read(text: str, name: str, values: tuple[object, ...]) -> No
         ("reference=froze", "'froze' is not a reference policy"),
         ("kv-dtype=int4", "'int4' is not one of native"),
         ("tile=64y64", "'64y64' is not a size"),
+        ("vae-tile=whole", "'whole' is not a size"),
+        ("pcr-grid=0", "'0' is not a whole number"),
         ("flow=raft", "'raft' is not one of engine, dis"),
     ],
 )

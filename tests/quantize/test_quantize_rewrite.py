@@ -133,7 +133,12 @@ def test_fp8(case: dict[str, np.ndarray]) -> None:
     _assert_close(z, x @ dequantized(fp8_channels(case["second"])))
 
 
-@pytest.mark.parametrize("action", [a for a in Action if a is not Action.KEEP])
+def test_graphs_have_no_palettes(case: dict[str, np.ndarray]) -> None:
+    with pytest.raises(UsageError, match="no palettes"):
+        _rewritten(case, _recipe(Action.PALETTE), _seen([-4.0], [4.0]))
+
+
+@pytest.mark.parametrize("action", [a for a in Action if a not in (Action.KEEP, Action.PALETTE)])
 def test_a_half_precision_graph_stays_in_half_precision(case: dict[str, np.ndarray], action: Action) -> None:
     model = _rewritten(case, _recipe(action), _seen([-4.0], [4.0]), half=True)
     y, z = run_model(model, case["x"].astype(np.float16))

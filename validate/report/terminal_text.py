@@ -37,7 +37,7 @@ def parity_line(rungs: Sequence[Rung]) -> str:
 
 
 def checks_line(checks: Sequence[Check]) -> str:
-    """The engine's checks of itself in one line."""
+    """The engine's checks of itself, or of a device, in one line."""
     failed = [check for check in checks if check.status == "fail"]
     parts = [f"{len(checks) - len(failed)} of {len(checks)} kept"]
     return "; ".join([*parts, *(f"{check.name} is not: {check.detail or check.value}" for check in failed)])

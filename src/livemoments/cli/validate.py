@@ -91,6 +91,12 @@ class _LevelsType(click.ParamType):
 @click.option(
     "--self-checks/--no-self-checks", default=True, show_default=True, help="Batches, tile order, repetition."
 )
+@click.option(
+    "--compare-interpreter",
+    is_flag=True,
+    help="On a Mac, of bundles of Core ML packages: run every graph on the --provider's compute unit and in the "
+    "interpreter, on the same inputs; a check for each.",
+)
 @click.option("--cost/--no-cost", default=True, show_default=True, help="Latency and memory.")
 @click.option(
     "--runs", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Timed runs of a stage."
@@ -139,6 +145,7 @@ def command(
                                   reference
     --dataset                     every image restored and measured; a run that was killed goes on where it stopped
     without --no-self-checks      the engines against themselves
+    --compare-interpreter         on a Mac: its devices' answers against the interpreter's
     without --no-cost             latency of stages and tiles, peak memory of a fresh process, energy where a GPU tells
 
     REPORT becomes a folder with report.html (one page, no network), report.json, images.csv, summary.md and junit.xml.
@@ -188,6 +195,7 @@ def command(
                 levels=options["levels"],
                 find_fault=options["find_fault"],
                 check_itself=options["self_checks"],
+                compare_interpreter=options["compare_interpreter"],
                 prompt=options["prompt"],
                 cost_runs=options["runs"] if options["cost"] else 0,
                 baseline=options["baseline"],

@@ -115,10 +115,11 @@ def show_device(report: DeviceReport, as_json: bool) -> None:
             if graph.rel_l2 is None:
                 click.echo(f"  {graph.stage:12} {graph.size:>9}  no answer: {graph.error}")
                 continue
+            limit = "no limit" if graph.limit is None else f"limit {graph.limit:.0e}"
             placed = ", ".join(f"{count} {device}" for device, count in sorted(graph.placement.items()))
             click.echo(
-                f"  {graph.stage:12} {graph.size:>9}  {graph.rel_l2:.1e} from the interpreter ('{graph.output}', limit "
-                f"{graph.limit:.0e}), loaded in {human_seconds(graph.load_s)}, ran in {human_seconds(graph.first_s)}, "
+                f"  {graph.stage:12} {graph.size:>9}  {graph.rel_l2:.1e} from the interpreter ('{graph.output}', "
+                f"{limit}), loaded in {human_seconds(graph.load_s)}, ran in {human_seconds(graph.first_s)}, "
                 f"then {human_seconds(graph.second_s)}; operators on {placed or 'devices that were not told'}"
             )
         click.echo("please send this back, with the Mac's model and memory (docs/coreml.md):")

@@ -6,6 +6,7 @@ any number of speed or quality from a device is believed, its answers must be th
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 
@@ -30,7 +31,8 @@ class DeviceGraph(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         stage, size: which one.
-        limit: what the distance may be: that of the stage's precision against its reference.
+        limit: what the distance may be: that of the stage's precision against its reference; ``None`` where a user's
+            limits have none.
         load_s: loading its packages, which the system compiles for the device then.
         first_s, second_s: two runs of one tile; the first may still compile.
         output: the worst output.
@@ -41,7 +43,7 @@ class DeviceGraph(msgspec.Struct, frozen=True, kw_only=True):
 
     stage: str
     size: str
-    limit: float
+    limit: float | None
     load_s: float = 0.0
     first_s: float = 0.0
     second_s: float = 0.0
@@ -52,8 +54,8 @@ class DeviceGraph(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Whether the device's answers are the interpreter's, within the limit."""
-        return self.rel_l2 is not None and self.rel_l2 <= self.limit
+        """Whether the device answers, and as the interpreter does, within the limit."""
+        return self.rel_l2 is not None and (self.limit is None or self.rel_l2 <= self.limit)
 
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +75,33 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
         return all(graph.passed for graph in self.graphs)
 
 
-def compare_with_interpreter(bundle: Bundle, compute_unit: str, *, progress: Progress = SILENT) -> DeviceReport:
+def check_comparable(bundle: Bundle) -> None:
+    """Refuse what cannot be compared.
+
+    Raises:
+        UsageError: the bundle has no Core ML packages, or this is no Mac.
+    """
+    if bundle.manifest.target != TARGET:
+        raise UsageError(
+            f"{bundle.path} is made for {bundle.manifest.target}, and only Core ML packages run both on a Mac and in "
+            "the interpreter",
+            fix="leave --compute-unit and --compare-interpreter out, or export with --target coreml",
+        )
+    if platform.system() != "Darwin":
+        raise UsageError(
+            f"Core ML's devices are a Mac's, and this system is {platform.system()}",
+            fix="run the command on a Mac with macOS 15 or later; without --compute-unit and --compare-interpreter the "
+            "interpreter runs here",
+        )
+
+
+def compare_with_interpreter(
+    bundle: Bundle,
+    compute_unit: str,
+    *,
+    limits: str | os.PathLike[str] | None = None,
+    progress: Progress = SILENT,
+) -> DeviceReport:
     """Run every graph of a bundle on a device of this Mac and in the interpreter, one after the other, on equal inputs.
 
     Each stage's packages are loaded, run and unloaded before the next one's.
@@ -81,32 +109,25 @@ def compare_with_interpreter(bundle: Bundle, compute_unit: str, *, progress: Pro
     Args:
         bundle: of Core ML packages.
         compute_unit: ``gpu``, ``ane``, ``all`` or ``cpu-only``.
+        limits: a limits file instead of the shipped one.
         progress: a bar over the graphs.
 
     Raises:
         UsageError: the bundle has no Core ML packages, or this is no Mac.
+        FileError: the limits cannot be read.
         EngineError: the interpreter does not run a package.
     """
-    if bundle.manifest.target != TARGET:
-        raise UsageError(
-            f"{bundle.path} is made for {bundle.manifest.target}, a compute unit is Core ML's",
-            fix="leave --compute-unit out, or export with --target coreml",
-        )
-    if platform.system() != "Darwin":
-        raise UsageError(
-            f"a compute unit is part of a Mac, and this system is {platform.system()}",
-            fix="run the command on a Mac with macOS 15 or later; without --compute-unit the interpreter runs here",
-        )
+    check_comparable(bundle)
     device, interpreter = CoreMlBackend(compute_unit), CoreMlBackend(INTERPRETER)
     graphs = [
-        (Stage(name), entry.precision, graph)
+        (Stage(name), load_limits(entry.precision, limits).stage_rel_l2.get(name), graph)
         for name, entry in bundle.manifest.stages.items()
         for graph in entry.graphs
     ]
     found = []
     with progress.task(f"comparing {compute_unit} with the interpreter", total=len(graphs)) as task:
-        for stage, precision, graph in graphs:
-            found.append(_compare(bundle, device, interpreter, stage, precision, graph))
+        for stage, limit, graph in graphs:
+            found.append(_compare(bundle, device, interpreter, stage, limit, graph))
             task.advance(note=f"{stage} {graph.size}")
     return DeviceReport(
         bundle=bundle.path.name,
@@ -120,11 +141,11 @@ def compare_with_interpreter(bundle: Bundle, compute_unit: str, *, progress: Pro
 
 
 def _compare(
-    bundle: Bundle, device: CoreMlBackend, interpreter: CoreMlBackend, stage: Stage, precision: str, graph: Graph
+    bundle: Bundle, device: CoreMlBackend, interpreter: CoreMlBackend, stage: Stage, limit: float | None, graph: Graph
 ) -> DeviceGraph:
     rng = np.random.default_rng(0)
     inputs = {spec.name: draw_input(spec, rng) for spec in graph.inputs}
-    named = DeviceGraph(stage=str(stage), size=graph.size, limit=load_limits(precision).stage_rel_l2[str(stage)])
+    named = DeviceGraph(stage=str(stage), size=graph.size, limit=limit)
     with interpreter.open_files(bundle.path, stage, graph) as engine:
         wanted = engine.run(engine.cast(inputs))
     started = time.perf_counter()
