@@ -12,7 +12,7 @@ TEST ?=
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup rtx torch-tensorrt coreai swift test test-threads test-all coverage lint fix types editor economics readme bench clean
+.PHONY: help demo setup rtx modelopt torch-tensorrt coreai swift test test-threads test-all coverage lint fix types editor economics readme bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ $(READY): pyproject.toml constraints.txt
 
 rtx: $(READY)  ## add TensorRT for RTX, whose tests are skipped without it: 95 MB to download, 240 MB on the disk
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt tensorrt-rtx cuda-bindings
+
+modelopt: $(READY)  ## add nvidia-modelopt, whose tests are skipped without it: 75 MB on the disk
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[modelopt]'
 
 coreai: $(READY)  ## add Apple's tools for Core AI, whose tests are skipped without: 65 MB to download, 223 MB on the disk
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[coreai]'

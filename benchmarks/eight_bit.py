@@ -1,6 +1,6 @@
 """8-bit products for TensorRT: rotation against SmoothQuant, and what holds 2 % (int8) and 5 % (fp8) a step.
 
-    python benchmarks/eight_bit.py {small,mid} [--work DIR]
+    python benchmarks/eight_bit.py {small,mid,modelopt} [--work DIR]
 
 Method. `small` begins with one product: 4096 Gaussian tokens of 512 channels, with outliers 60 times as large in four
 channels of every token (the same ones), or in one channel of each token (another each), or none; signal to noise of
@@ -9,8 +9,10 @@ and rotated. Then the trained checkpoint in this package restores three photogra
 relative L2 of each transformer's outputs over the steps, the worst one, with the float32 engines' own inputs. The same
 with outliers planted in four channels of every modulated norm, which changes no function. `mid`: random weights,
 256-pixel tile, likewise, every step of RestorationNet, with some kinds of linears kept; and relative L2 of the latent
-after the step, which the velocity's error enters times the step's length. All in onnxruntime on a CPU, Q/DQ pairs
-computed as written (`session.disable_quant_qdq`): what TensorRT's arithmetic adds to it is not measured here.
+after the step, which the velocity's error enters times the step's length. `modelopt`: the trained checkpoint again,
+with several observers, ours and nvidia-modelopt's (`make modelopt`), on the same calibration photographs. All in
+onnxruntime on a CPU, Q/DQ pairs computed as written (`session.disable_quant_qdq`): what TensorRT's arithmetic adds to
+it is not measured here.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from livemoments.distances import relative_l2, sqnr_db
 from livemoments.graphs.linears import LinearId, find_linears
 from livemoments.ort import open_session, session_options
 from livemoments.quantize.actions import Action
+from livemoments.quantize.calibrate.modelopt_observers import FP8_OBSERVERS, METHODS, modelopt_observer
+from livemoments.quantize.calibrate.observers import Observer
 from livemoments.quantize.calibrate.result import CalibrationResult
 from livemoments.quantize.calibrate.run import calibrate_for
 from livemoments.quantize.recipes import Recipe, load_recipe, recipe_mix
@@ -93,6 +97,12 @@ MID_VARIANTS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
         {"attention": False},
     ),
 }
+OBSERVED: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
+    "int8, SmoothQuant 0.8": ("int8-tensorrt", ("percentile",), {}),
+    "fp8": ("fp8", FP8_OBSERVERS, {}),
+    "int8": ("int8-tensorrt", tuple(METHODS), {"smoothquant_alpha": None}),
+}
+"""A recipe, observers and changes."""
 BARS = {Action.INT8_STATIC: 0.02, Action.FP8: 0.05}
 
 
@@ -139,9 +149,9 @@ class Case:
     work: Path
     size: Size
 
-    def calibration(self, recipe: Recipe) -> CalibrationResult:
+    def calibration(self, recipe: Recipe, observer: Observer | None = None) -> CalibrationResult:
         """As a recipe wants it; photos that were restored before are not restored again."""
-        return calibrate_for(recipe, self.bundle, self.photos, work=self.work)
+        return calibrate_for(recipe, self.bundle, self.photos, observer=observer, work=self.work)
 
     def errors(
         self,
@@ -246,6 +256,23 @@ def compare_small(work: Path) -> dict[str, dict[str, dict[str, float]]]:
     return table
 
 
+def compare_observers(work: Path) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Relative L2 of the worst step of each transformer, by variant, observer, and who computed it."""
+    case = open_case(Bundle.open(trained_bundle()), work / "small")
+    table: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for variant, (base, names, changes) in OBSERVED.items():
+        table[variant] = {}
+        for name in names:
+            recipe = msgspec.structs.replace(load_recipe(base), observer=name, percentile=99.999, **changes)
+            row = table[variant][name] = {}
+            for who, observer in (("ours", None), ("modelopt", modelopt_observer(recipe))):
+                stats = case.calibration(recipe, observer).stats
+                for stage in TRANSFORMERS:
+                    row[f"{stage}, {who}"] = round(max(case.errors(stage, recipe, stats, outputs_error)), 4)
+            print(f"{variant:<24} {name:<12} {row}", flush=True)
+    return table
+
+
 def compare_mid(work: Path) -> dict[str, dict[str, Any]]:
     """Relative L2 of every step of RestorationNet, by variant."""
     from livemoments.export.pipeline import export_bundle
@@ -293,7 +320,7 @@ def narrow_share(case: Case, recipe: Recipe) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=["small", "mid"])
+    parser.add_argument("case", choices=["small", "mid", "modelopt"])
     parser.add_argument("--work", type=Path, help="keep checkpoint, bundle and calibrations here")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
@@ -301,6 +328,8 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         if options.case == "mid":
             record: dict[str, Any] = {"mid": compare_mid(work)}
+        elif options.case == "modelopt":
+            record = {"observers": compare_observers(work)}
         else:
             record = {"planted_sqnr_db": planted(), "small": compare_small(work)}
     for name, row in record.get("planted_sqnr_db", {}).items():

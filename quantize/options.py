@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from livemoments.errors import UsageError
 from livemoments.quantize.search.budget import Budget, Goal
@@ -28,6 +28,9 @@ class QuantizeOptions:
             photos of the set; ``None``: all that the recipe quantizes.
         goal: what a budget is spent on: the ``size`` in bytes, or the ``speed`` by a rough model of the products' time.
         photos: how many photos of the set the loss is measured on.
+        via: ``modelopt``: nvidia-modelopt computes the observer that the recipe names; ``None``: this project does.
+        autotune: keep the linears in floating point that TensorRT does not run faster quantized, as nvidia-modelopt's
+            Autotune measures on this machine's GPU.
         mix: what happens to each linear; ``None``: what the recipe or the search for the budget says.
         seed: the seed of the noise that photos are restored with.
         allow_slower: accept engines that are slower than the source's.
@@ -37,7 +40,8 @@ class QuantizeOptions:
         overwrite: replace an older bundle.
 
     Raises:
-        UsageError: the seed is negative, the budget cannot be read, or it has no photos to be measured on.
+        UsageError: the seed is negative, ``via`` is something else, the budget cannot be read or has no photos to be
+            measured on, or it and Autotune are to choose the layers.
     """
 
     recipe: str | os.PathLike[str] | Recipe
@@ -45,6 +49,8 @@ class QuantizeOptions:
     budget: str | Budget | None = None
     goal: Goal = "size"
     photos: int = 2
+    via: Literal["modelopt"] | None = None
+    autotune: bool = False
     mix: Mix | None = None
     seed: int = 0
     allow_slower: bool = False
@@ -57,6 +63,12 @@ class QuantizeOptions:
         """Check what can be checked without the bundle."""
         if self.seed < 0:
             raise UsageError(f"the seed {self.seed} is negative", fix="use 0 or more")
+        if self.via not in (None, "modelopt"):
+            raise UsageError(f"via='{self.via}' is no source of ranges", fix="use 'modelopt', or leave it out")
+        if self.autotune and (self.budget is not None or self.mix is not None):
+            raise UsageError(
+                "a budget and Autotune each choose which layers are quantized", fix="leave --budget or --autotune out"
+            )
         if self.limit is not None and not isinstance(self.calibration, str | os.PathLike):
             raise UsageError(
                 "a budget needs a calibration set: the loss is measured on its photos", fix="pass --calibration DIR"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from livemoments.live_photo import LivePhoto
     from livemoments.quantize.acceptance import StageSpeed
     from livemoments.quantize.actions import Mix
+    from livemoments.quantize.calibrate.observers import Observer
     from livemoments.quantize.calibrate.result import CalibrationResult
     from livemoments.quantize.recipes import Recipe
     from livemoments.quantize.search.chain import SearchResult
@@ -98,10 +99,13 @@ def quantize(
         CheckFailedError: the result is slower than the source, or no mix keeps the budget.
         OutputError: the destination exists or cannot be written.
         ResourceError: memory or disk ran out.
-        MissingExtraError: the extra ``export``, or for packages ``coreml``, is not installed.
+        MissingExtraError: the extra ``export``, for packages ``coreml``, or for ``via`` and ``autotune`` ``modelopt``,
+            is not installed.
     """
     _need_extra()
     from livemoments.quantize.acceptance import check_mix, check_source, refuse_slower
+    from livemoments.quantize.autotune import autotuned_mix, check_autotune
+    from livemoments.quantize.calibrate.modelopt_observers import PACKAGE, modelopt_observer
     from livemoments.quantize.recipes import load_recipe, recipe_mix
     from livemoments.quantize.search.find_mix import check_budget
     from livemoments.quantize.search.trial_photos import read_trial_photos
@@ -114,12 +118,15 @@ def quantize(
     recipe, budget = load_recipe(options.recipe), options.limit
     if recipe.for_packages and importlib.util.find_spec("coremltools") is None:
         raise MissingExtraError("compressing Core ML packages", "coreml", missing="coremltools")
+    observer = modelopt_observer(recipe) if options.via == "modelopt" else None
     source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     check_source(source, recipe)
     if budget is not None and recipe.for_packages:
         raise UsageError(
             "a budget is spent layer by layer on graphs, not on Core ML packages", fix="leave --budget out"
         )
+    if options.autotune:
+        check_autotune(source, recipe)
     mix = recipe_mix(recipe, _find_linears(source)) if options.mix is None else options.mix
     check_mix(mix, recipe, source)
     with _resource_errors(Path(output)), write_bundle(output, overwrite=options.overwrite) as writer:
@@ -132,7 +139,10 @@ def quantize(
                 seed=options.seed,
                 progress=progress,
             )
-        observed = _calibration(source, recipe, mix, options, progress)
+        observed = _calibration(source, recipe, mix, options, observer, progress)
+        if options.autotune:
+            mix = autotuned_mix(source, recipe, mix, progress=progress)
+            check_mix(mix, recipe, source)
         search = None
         if budget is not None:
             search = _search(source, recipe, observed, photos, options, progress)
@@ -153,7 +163,8 @@ def quantize(
             producer=f"livemoments-deploy {__version__}",
             precision=recipe.precision,
             stages=entries,
-            toolchain=source.manifest.toolchain | _toolchain(),
+            toolchain=source.manifest.toolchain
+            | _toolchain(*([PACKAGE] if options.autotune or observer is not None else [])),
             recipe=recipe.name,
             smoothed=recipe.smoothquant_alpha is not None,
             calibration_sha256=None if observed is None else observed.sha256,
@@ -214,7 +225,12 @@ def _find_linears(bundle: Bundle) -> list[Linear]:
 
 
 def _calibration(
-    bundle: Bundle, recipe: Recipe, mix: Mix, options: QuantizeOptions, progress: Progress
+    bundle: Bundle,
+    recipe: Recipe,
+    mix: Mix,
+    options: QuantizeOptions,
+    observer: Observer | None,
+    progress: Progress,
 ) -> CalibrationResult | None:
     from livemoments.quantize.calibrate.result import CalibrationResult
     from livemoments.quantize.calibrate.run import calibrate_for
@@ -234,7 +250,14 @@ def _calibration(
     elif Path(calibration).is_file():
         result = CalibrationResult.load(calibration)
     else:
-        result = calibrate_for(recipe, bundle, calibration, seed=options.seed, work=options.work, progress=progress)
+        result = calibrate_for(
+            recipe, bundle, calibration, seed=options.seed, observer=observer, work=options.work, progress=progress
+        )
+    if observer is not None and result.observer != observer.name:
+        raise UsageError(
+            f"the calibration's ranges were chosen by '{result.observer}', not by '{observer.name}'",
+            fix="pass the photos: --calibration DIR",
+        )
     result.check_fits(bundle, recipe.rotation)
     return result
 
@@ -301,9 +324,9 @@ def _verify(
     return msgspec.structs.replace(manifest, stages=entries), tuple(speeds)
 
 
-def _toolchain() -> dict[str, str]:
+def _toolchain(*more: str) -> dict[str, str]:
     versions = {}
-    for name in _TOOLS:
+    for name in (*_TOOLS, *more):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions

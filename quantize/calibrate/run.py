@@ -167,7 +167,7 @@ def calibrate(
     folder: str | os.PathLike[str],
     *,
     seed: int = 0,
-    observer: str = "percentile",
+    observer: str | Observer = "percentile",
     percentile: float = DEFAULT_PERCENTILE,
     steps: Sequence[int] | None = None,
     limit: int | None = None,
@@ -183,7 +183,7 @@ def calibrate(
         bundle: a float bundle, or its folder.
         folder: ``lr/``, ``ref/`` and perhaps ``ref_lr/`` with the same names (:func:`read_set`).
         seed: the seed of the noise; each photo's own follows from it and from the photo's contents.
-        observer: what chooses the ranges: ``minmax``, ``percentile``, ``entropy`` or ``mse``.
+        observer: what chooses the ranges: ``minmax``, ``percentile``, ``entropy`` or ``mse``, or an observer.
         percentile: how much ``percentile`` keeps.
         steps: the step counts to sample with; the bundle's default if not given. Points of the schedule that none of
             them samples get their neighbours' ranges.
@@ -203,7 +203,7 @@ def calibrate(
         OutputError: the work folder cannot be written.
         ResourceError: memory or disk ran out.
     """
-    chosen = find_observer(observer, percentile)
+    chosen = observer if isinstance(observer, Observer) else find_observer(observer, percentile)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     if opened.manifest.recipe not in FLOAT_RECIPES:
         raise UsageError(
@@ -253,15 +253,18 @@ def calibrate_for(
     folder: str | os.PathLike[str],
     *,
     seed: int = 0,
+    observer: Observer | None = None,
     work: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationResult:
-    """:func:`calibrate` as a recipe wants it: its observer, its rotation, and what it quantizes besides linears."""
+    """:func:`calibrate` as a recipe wants it: its rotation, what it quantizes besides linears, and its observer, unless
+    there is another.
+    """
     return calibrate(
         bundle,
         folder,
         seed=seed,
-        observer=recipe.observer,
+        observer=observer or recipe.observer,
         percentile=recipe.percentile,
         what=Counted(recipe.needs_operands, recipe.rotation),
         work=work,

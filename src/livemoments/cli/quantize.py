@@ -39,6 +39,18 @@ if TYPE_CHECKING:
     "and int8-coreml need it.",
 )
 @click.option(
+    "--via",
+    type=click.Choice(["modelopt"]),
+    help="Let nvidia-modelopt choose the activations' ranges, by the observer that the recipe names: for "
+    "int8-tensorrt, int8-rotated, fp8 and recipes like them. Needs the extra 'modelopt'.",
+)
+@click.option(
+    "--autotune",
+    is_flag=True,
+    help="Quantize only the layers that TensorRT runs faster so, as nvidia-modelopt's Autotune measures on this "
+    "machine's GPU: for int8-tensorrt and fp8, of a bundle for TensorRT. Needs the extra 'modelopt'.",
+)
+@click.option(
     "--budget",
     metavar="DB",
     help="Quantize only as many layers as this leaves room for: 42dB is the least PSNR of the photos against BUNDLE's "
@@ -99,8 +111,9 @@ def command(
     engines that are slower here (exit code 1); then nothing is left behind. The manifest records recipe, calibration
     set, seed and the error that was measured.
 
-    Needs the extra 'export', for packages 'coreml'. With --json: the document of 'livemoments inspect --json', and
-    `quantized` with the number of layers per action and the seconds a stage takes before and after.
+    Needs the extra 'export', for packages 'coreml', for --via and --autotune 'modelopt'. With --json: the document of
+    'livemoments inspect --json', and `quantized` with the number of layers per action and the seconds a stage takes
+    before and after.
 
     \b
     Examples:
