@@ -1,6 +1,6 @@
 """Predicted against measured peak memory at the published size: networks of holes, restored on the CPU.
 
-    python tools/graphs_only.py BUNDLE --size sd3-medium --precision fp16 --tile 256x256 --steps 1 2 3 6
+    python tools/graphs_only.py BUNDLE --size sd3-medium --precision fp16 --tile 512x512 --steps 1 2 3 6
     python benchmarks/full_size_memory.py BUNDLE [--steps 1] [--residency mapped streamed]
 
 Method. The graphs are the real ones; the weights' files are holes of the right length, whose pages read as zeros and

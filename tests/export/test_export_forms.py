@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_the_standard_form_has_standard_operators_alone_and_knows_its_modules(
         assert any("attn" in name or "attentions" in name for name in modules)
 
 
-def test_raft_is_written_for_the_opset_that_cuda_serves(tiny_bundle: Path) -> None:
+def test_raft_is_written_for_the_opset_that_cuda_serves(tiny_bundle: Path, tmp_path: Path) -> None:
     """onnxruntime's CUDA provider has no InstanceNormalization of opset 22; both compute the same, to the bit."""
     bundle = Bundle.open(tiny_bundle)
     graph = bundle.graph(Stage.FLOW, bundle.tile_sizes[0])
@@ -111,8 +112,11 @@ def test_raft_is_written_for_the_opset_that_cuda_serves(tiny_bundle: Path) -> No
     )
     rng = np.random.default_rng()
     feeds = {spec.name: rng.random((1, 3, 64, 96), np.float32) for spec in graph.inputs}
-    folder = (tiny_bundle / graph.path).parent
-    written = run_graph(tiny_bundle / graph.path, feeds, folder)
+    # onnx_ir reads no weights that have several links, as a bundle has that others were made from
+    path = tmp_path / "flow" / Path(graph.path).name
+    folder = shutil.copytree((tiny_bundle / graph.path).parent, path.parent)
+    written = run_graph(path, feeds, folder)
+    model = ir.load(path)
     ir.external_data.load_to_model(model)
     model.graph.opset_imports[""] = 23
     relabelled = run_graph(ir.to_proto(model).SerializeToString(), feeds, folder)

@@ -63,9 +63,11 @@ def restore_options(*, default_seed: str) -> Callable[[Function], Function]:
         click.option(
             "--pcr-grid",
             type=_COUNT,
+            default=1,
+            show_default=True,
             metavar="PX",
             help="Move reference tiles to multiples of PX, so that the moments of a Live Photo share them and "
-            "--kv-cache finds their keys and values.  [default: 1, where the flow says]",
+            "--kv-cache finds their keys and values; 1 leaves them where the flow says.",
         ),
         provider_option,
         click.option(
