@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from livemoments.quantize.recipes import load_recipe
 needs_modelopt = pytest.mark.skipif(
     importlib.util.find_spec("modelopt") is None, reason="the extra 'modelopt' is not installed ('make modelopt')"
 )
-FLOAT_MS, SAVED_MS, PAIR_MS = 100.0, 4.0, 0.1
+FLOAT_MS, SAVED_MS, LOST_MS, PAIR_MS = 100.0, 4.0, 80.0, 0.1
+"""One product that is slower in 8 bits outweighs all that are faster: no placement with it is worth its price."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ class PriceList:
         for node in read.graph.node:
             if node.op_type == "MatMul" and all(name in made and made[name] in pairs for name in node.input):
                 weight = made[made[node.input[1]].input[0]].input[0]
-                price += -SAVED_MS if self.word in weight else SAVED_MS
+                price += -SAVED_MS if self.word in weight else LOST_MS
         return price
 
 
@@ -151,7 +153,8 @@ def test_only_the_faster_linears_are_quantized(
     before = {path: path.read_bytes() for path in sorted(source.path.rglob("*")) if path.is_file()}
     prices = PriceList(".ff.")
     monkeypatch.setattr(workflows, "_benchmark_instance", prices)
-    monkeypatch.setattr(autotune, "SCHEMES", 6)
+    monkeypatch.setattr(autotune, "SCHEMES", 12)
+    random.seed(0)  # what Autotune tries
     recipe = msgspec.structs.replace(load_recipe(name), stages=("restoration",))
     mix = {
         autotune.LinearId(str(stage), weight): recipe.action
