@@ -73,7 +73,14 @@ def test_raft_builds_once_for_all_consumer_gpus(half_bundle: Path, tmp_path: Pat
 @needs_rtx
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "sm"), [("int8-tensorrt", DEFAULT_SM), ("int8-rotated", DEFAULT_SM), ("fp8", ("8.9", "12.0"))]
+    ("recipe", "sm"),
+    [
+        ("int8-tensorrt", DEFAULT_SM),
+        ("int8-tensorrt-mixed", DEFAULT_SM),
+        ("int8-rotated", DEFAULT_SM),
+        ("fp8", ("8.9", "12.0")),
+        ("fp8-mixed", ("8.9", "12.0")),
+    ],
 )
 def test_quantized_transformers_build(half_bundle: Path, tmp_path: Path, recipe: str, sm: tuple[str, ...]) -> None:
     from livemoments.quantize.pipeline import quantize_bundle

@@ -37,11 +37,13 @@ HALF_LIMIT = 2e-3
 LEAST_PHOTO_DB = {
     "int8": 38.0,
     "int8-tensorrt": 38.0,
+    "int8-tensorrt-mixed": 38.0,
     "int8-rotated": 38.0,
     "int8-dynamic": 38.0,
     "int8-weights": 45.0,
     "int4-weights": 32.0,
     "fp8": 38.0,
+    "fp8-mixed": 38.0,
     "fp16": 45.0,
 }
 

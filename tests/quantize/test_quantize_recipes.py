@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -31,14 +32,15 @@ def linears(tiny_bundle: Path) -> dict[str, list[Linear]]:
 def test_every_shipped_recipe_loads_and_has_limits(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
-    assert recipe.precision == re.sub("-(tensorrt|rotated|coreml)$", "", name)  # other forms of a precision
+    assert recipe.precision == re.sub("(-(tensorrt|rotated|mixed|coreml))+$", "", name)  # other forms of a precision
     assert recipe.summary
     assert set(load_limits(recipe.precision).stage_rel_l2) == {str(stage) for stage in Stage}
 
 
 def test_bundles_of_releases_that_did_not_say_what_is_smoothed_are_known_by_their_recipe(tiny_bundle: Path) -> None:
     manifest = Bundle.open(tiny_bundle, verify_hashes=False).manifest
-    for name in sorted(set(names_for("onnx")) - {"int8-rotated"}):  # no release without the word had it
+    newer = {"int8-rotated", "int8-tensorrt-mixed", "fp8-mixed"}  # no release without the word had them
+    for name in sorted(set(names_for("onnx")) - newer):
         old = msgspec.structs.replace(manifest, recipe=name)
         assert old.may_be_smoothed == (load_recipe(name).smoothquant_alpha is not None), name
 
@@ -50,7 +52,26 @@ def test_no_recipe_file_is_left_out() -> None:
 
 def test_int8_needs_calibration_and_weights_do_not() -> None:
     needs = {name for name in NAMES if load_recipe(name).needs_calibration}
-    assert needs == {"int8", "int8-tensorrt", "int8-rotated", "fp8", "int8-coreml"}
+    for_tensorrt = {"int8-tensorrt", "int8-tensorrt-mixed", "int8-rotated", "fp8", "fp8-mixed"}
+    assert needs == {"int8", "int8-coreml"} | for_tensorrt
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "variant"),
+    [
+        ("int8-tensorrt-mixed", "int8-tensorrt", "int8-tensorrt, attention's outputs and MLP's second linears in fp16"),
+        ("fp8-mixed", "fp8", "fp8, the same and the first block in fp16"),
+    ],
+)
+def test_mixed_recipes_keep_what_was_measured_to_hold(name: str, of: str, variant: str) -> None:
+    """2 % (int8) and 5 % (fp8) of RestorationNet's velocity at every step of ``mid``: ``eight_bit.py``."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "eight-bit-mid.json").read_text())["mid"][variant]
+    assert record["holds"]
+    assert max(record["velocity_rel_l2"]) <= {"int8-tensorrt": 0.02, "fp8": 0.05}[of]
+    mixed, whole = load_recipe(name), load_recipe(of)
+    assert list(mixed.keep) == record["kept"]
+    same = {"name": name, "summary": mixed.summary, "keep": mixed.keep, "attention": False}
+    assert msgspec.structs.replace(whole, **same) == mixed
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     "--recipe",
     metavar="NAME",
     required=True,
-    help="fp16, int8, int8-dynamic, int8-weights, int4-weights, int8-tensorrt, int8-rotated, fp8; of a bundle of Core "
-    "ML packages int8-weights-coreml, int4-weights-coreml, palette8-coreml, palette6-coreml, palette4-coreml, "
+    help="fp16, int8, int8-dynamic, int8-weights, int4-weights; for TensorRT int8-tensorrt, int8-rotated, fp8, and "
+    "with the worst layers in half precision int8-tensorrt-mixed, fp8-mixed; of a bundle of Core ML packages "
+    "int8-weights-coreml, int4-weights-coreml, palette8-coreml, palette6-coreml, palette4-coreml, "
     "int8-coreml; or a recipe of your own (a .toml file).",
 )
 @click.option(
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     metavar="DIR",
     type=PATH,
     help="Photos like those to be restored: frames in DIR/lr, photos of the same names in DIR/ref, and perhaps frames "
-    "at the photos' instants in DIR/ref_lr; or the file of a saved calibration. int8, int8-tensorrt, int8-rotated, fp8 "
-    "and int8-coreml need it.",
+    "at the photos' instants in DIR/ref_lr; or the file of a saved calibration. int8, int8-coreml and those for "
+    "TensorRT need it.",
 )
 @click.option(
     "--via",
