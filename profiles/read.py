@@ -10,7 +10,8 @@ import msgspec
 
 from livemoments.errors import FileError, UsageError
 from livemoments.profiles.lines import line_of
-from livemoments.profiles.schema import BASES, RECIPES, TRANSFORMERS, Profile
+from livemoments.profiles.schema import BASES, TRANSFORMERS, Profile
+from livemoments.recipe_names import RECIPES
 from livemoments.store.files import read_file
 from livemoments.types import ReferencePolicy, Size, Stage
 

@@ -12,25 +12,6 @@ from msgspec import Meta
 
 TRANSFORMERS = ("reference", "restoration")
 """The stages that recipes quantize."""
-RECIPES = (
-    "fp16",
-    "int8",
-    "int8-dynamic",
-    "int8-weights",
-    "int4-weights",
-    "int8-tensorrt",
-    "int8-tensorrt-mixed",
-    "int8-rotated",
-    "fp8",
-    "fp8-mixed",
-    "int8-weights-coreml",
-    "int4-weights-coreml",
-    "palette8-coreml",
-    "palette6-coreml",
-    "palette4-coreml",
-    "int8-coreml",
-)
-"""The recipes that ship (a test compares them with ``quantize.recipes``, whose import needs an extra)."""
 BASES = ("fp32", "fp16")
 """What a bundle is exported in."""
 

@@ -13,31 +13,13 @@ import msgspec
 from livemoments.errors import FileError, UsageError
 from livemoments.graphs.linears import Linear
 from livemoments.quantize.actions import Action, Mix
+from livemoments.recipe_names import RECIPES
 from livemoments.store.files import read_file
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Block lengths that onnxruntime's ``MatMulNBits`` accepts."""
 ROTATIONS = (16, 64, 256)
 """Block lengths of a rotation: powers of four, whose matrix entries are powers of two, so exact in half precision."""
-NAMES = (
-    "fp16",
-    "int8",
-    "int8-dynamic",
-    "int8-weights",
-    "int4-weights",
-    "int8-tensorrt",
-    "int8-tensorrt-mixed",
-    "int8-rotated",
-    "fp8",
-    "fp8-mixed",
-    "int8-weights-coreml",
-    "int4-weights-coreml",
-    "palette8-coreml",
-    "palette6-coreml",
-    "palette4-coreml",
-    "int8-coreml",
-)
-"""The recipes that ship, in the order in which they are listed."""
 PACKAGES = "coreml"
 """The target whose bundles hold packages instead of graphs; recipes for it alone compress these."""
 PACKAGE_ACTIONS = (Action.WEIGHT_INT8, Action.WEIGHT_INT4, Action.PALETTE, Action.INT8_STATIC)
@@ -140,7 +122,7 @@ def load_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
         _check(recipe, recipe.name)
         return recipe
     name = os.fspath(recipe)
-    if name in NAMES:
+    if name in RECIPES:
         text = (resources.files("livemoments.quantize") / "recipes" / f"{name}.toml").read_bytes()
     elif name.endswith(".toml"):
         try:
@@ -148,7 +130,7 @@ def load_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
         except OSError as error:
             raise FileError(name, f"cannot be read ({error.strerror})") from None
     else:
-        raise UsageError(f"there is no recipe '{name}'", fix=f"use {', '.join(NAMES)}, or name a .toml file")
+        raise UsageError(f"there is no recipe '{name}'", fix=f"use {', '.join(RECIPES)}, or name a .toml file")
     try:
         decoded = msgspec.toml.decode(text, type=Recipe)
     except (msgspec.MsgspecError, ValueError) as error:
@@ -159,7 +141,7 @@ def load_recipe(recipe: str | os.PathLike[str] | Recipe) -> Recipe:
 
 def names_for(target: str) -> tuple[str, ...]:
     """The shipped recipes for bundles of a target."""
-    return tuple(name for name in NAMES if load_recipe(name).for_packages == (target == PACKAGES))
+    return tuple(name for name in RECIPES if load_recipe(name).for_packages == (target == PACKAGES))
 
 
 def recipe_mix(recipe: Recipe, linears: Iterable[Linear]) -> Mix:

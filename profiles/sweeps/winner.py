@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from livemoments.bundle import Bundle
-from livemoments.profiles.schema import RECIPES, TRANSFORMERS, Profile
+from livemoments.profiles.schema import TRANSFORMERS, Profile
 from livemoments.profiles.sweeps.objectives import DROP, FIDELITY, LATENCY, MEMORY, point_title, value_of, value_text
 from livemoments.profiles.sweeps.report_data import Point
+from livemoments.recipe_names import RECIPES
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Stage
 from livemoments.validate.cost.nvml import GPU_PROVIDERS

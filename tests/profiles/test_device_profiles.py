@@ -17,8 +17,7 @@ from livemoments.profiles.apply import option_defaults
 from livemoments.profiles.lines import line_of
 from livemoments.profiles.machine import find_devices, match_profile
 from livemoments.profiles.read import NAMES, load_profile, value_at
-from livemoments.profiles.schema import RECIPES, Chip, Engine
-from livemoments.quantize.recipes import NAMES as RECIPE_NAMES
+from livemoments.profiles.schema import Chip, Engine
 from livemoments.types import Stage
 
 MINE = """\
@@ -59,7 +58,6 @@ def write(folder: Path, text: str) -> Path:
 
 def test_the_names_are_the_files() -> None:
     assert sorted(NAMES) == sorted(path.stem for path in (ROOT / "profiles").glob("*.toml"))
-    assert RECIPES == RECIPE_NAMES
     assert get_args(get_type_hints(Engine)["target"]) == TARGETS
 
 

@@ -1,4 +1,4 @@
-"""Sweeps over a small data set: what is measured, what is kept, what a failure and an end leave, what is picked."""
+"""Sweeps over a small data set: what is measured, what is kept, what a failure and an end leave."""
 
 from __future__ import annotations
 
@@ -22,25 +22,17 @@ import pytest
 from cli_support import error_of, run
 from fake_bundle import make_fake_bundle
 from harness_support import make_dataset
-from sweep_samples import sample_point
 
-from livemoments.bundle import MANIFEST_NAME, Bundle
+from livemoments.bundle import Bundle
 from livemoments.distances import mean_squared_error, psnr_of
-from livemoments.errors import FileError, ImageError, ResourceError, UsageError
+from livemoments.errors import ImageError, ResourceError, UsageError
 from livemoments.live_photo import LivePhoto
-from livemoments.manifest import FileEntry
-from livemoments.profiles.apply import option_defaults
-from livemoments.profiles.read import NAMES, load_profile, parse_profile
-from livemoments.profiles.schema import Chip, Memory
 from livemoments.profiles.sweeps import points as points_at_work
 from livemoments.profiles.sweeps.axes import parse_axis
 from livemoments.profiles.sweeps.crop import find_crop
-from livemoments.profiles.sweeps.grid import find_exact, make_grid
 from livemoments.profiles.sweeps.objectives import value_of
 from livemoments.profiles.sweeps.report_data import PointCost, SweepReport
 from livemoments.profiles.sweeps.run import SweepOptions, sweep
-from livemoments.profiles.sweeps.winner import profile_of
-from livemoments.profiles.write import profile_toml
 from livemoments.runtime.image_files.photo import Photo, read_photo, write_image
 from livemoments.runtime.options import RestoreOptions
 from livemoments.runtime.restore import restore
@@ -55,24 +47,6 @@ ONE_THREAD = RestoreOptions(threads=1)
 QUICK = SweepOptions(base=ONE_THREAD, runs=1)
 PSNR_LIMIT_DB = 1e-6  # a PSNR through its mean squared error and back
 TILE = Size(64, 64)
-
-
-@pytest.fixture(scope="module")
-def exact(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_fake_bundle(tmp_path_factory.mktemp("exact") / "exact", precision="fp32", step_counts=(1, 3, 6))
-
-
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    place = tmp_path_factory.mktemp("half") / "half"
-    return make_fake_bundle(place, dtype="float16", precision="fp16", step_counts=(1, 3, 6))
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    make_dataset(folder, 2)
-    return folder
 
 
 @pytest.fixture
@@ -91,82 +65,6 @@ def without_processes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def names(report: SweepReport) -> list[tuple[str, ...]]:
     return [(point.bundle, *point.values.values()) for point in report.points]
-
-
-# The grid
-
-
-def test_every_bundle_meets_every_combination(exact: Bundle, half: Bundle) -> None:
-    grid = make_grid(
-        [exact, half], [parse_axis("steps=6,3"), parse_axis("reference=per-step,frozen")], ONE_THREAD, exact
-    )
-    assert [str(one) for one in grid.candidates] == [
-        f"{bundle} steps={steps} reference={policy}"
-        for bundle in ("exact", "half")
-        for steps in (6, 3)
-        for policy in ("per-step", "frozen")
-    ]
-    assert {one.exact for one in grid.candidates} == {grid.candidates[0].exact}
-    assert grid.candidates[0].exact.key() == grid.candidates[0].settings.key()
-
-
-def test_combinations_of_the_same_work_are_one_point(exact: Bundle) -> None:
-    axes = [parse_axis("kv-dtype=native,int8,fp8"), parse_axis("reference=per-step,phase-split")]
-    grid = make_grid([exact], axes, ONE_THREAD, exact)
-    found = {(one.settings.reference, one.settings.kv_dtype) for one in grid.candidates}
-    assert found == {("per-step", "native"), *(("phase-split", kind) for kind in ("native", "int8", "fp8"))}
-    assert grid.merged == 2
-    phases = make_grid([exact], [*axes[:1], parse_axis("residency=phases")], ONE_THREAD, exact)
-    assert len(phases.candidates) == 3
-    assert make_grid([exact], [parse_axis("steps=6"), parse_axis("tile=64")], ONE_THREAD, exact).merged == 0
-    policies = parse_axis("reference=per-step,every-1,every-2,every-3,frozen,frozen@1,phase-split")
-    three = make_grid([exact], [parse_axis("steps=3"), policies], ONE_THREAD, exact)
-    found_policies = [one.settings.reference for one in three.candidates]
-    assert found_policies == ["per-step", "every-2", "frozen", "frozen@1", "phase-split"]
-
-
-def test_impossible_points_are_all_named(exact: Bundle, half: Bundle) -> None:
-    axes = [parse_axis("steps=6,9,1"), parse_axis("reference=per-step,frozen@2")]
-    with pytest.raises(UsageError) as caught:
-        make_grid([exact, half], axes, ONE_THREAD, exact)
-    said = caught.value.message
-    assert said.startswith("6 of 12 points cannot be measured")
-    for point in ("steps=9 reference=per-step", "steps=9 reference=frozen@2", "steps=1 reference=frozen@2"):
-        assert f"exact {point}: " in said
-        assert f"half {point}: " in said
-    assert "frozen@2 names a step" in said
-    assert "or leave them out" in str(caught.value.fix)
-
-
-def test_a_provider_that_is_not_there_is_known_beforehand(exact: Bundle) -> None:
-    with pytest.raises(UsageError, match=r"2 of 2 points cannot be measured: exact steps=6: .*nosuch"):
-        make_grid([exact], [parse_axis("steps=6,1")], replace(ONE_THREAD, provider="nosuch"), exact)
-
-
-def test_a_tile_must_be_in_both_bundles(exact: Bundle, tmp_path: Path) -> None:
-    large = make_fake_bundle(tmp_path / "large", tiles=(Size(96, 96), TILE))
-    with pytest.raises(UsageError, match="it has 96x96, 64x64 tiles, the exact bundle 64x64"):
-        make_grid([large], [], ONE_THREAD, exact)
-    with pytest.raises(UsageError, match="no graphs for 96x96"):
-        make_grid([large], [parse_axis("tile=96")], ONE_THREAD, exact)
-    assert make_grid([large], [parse_axis("tile=64")], ONE_THREAD, exact).candidates[0].settings.tile == TILE
-
-
-def test_what_is_compared_is_of_one_checkpoint(exact: Bundle, tmp_path: Path) -> None:
-    other = make_fake_bundle(tmp_path / "other")
-    source = msgspec.structs.replace(other.manifest.source, files={"a": FileEntry(sha256="0" * 64, bytes=1)})
-    manifest = msgspec.structs.replace(other.manifest, source=source)
-    (other.path / MANIFEST_NAME).write_bytes(msgspec.json.encode(manifest))
-    with pytest.raises(UsageError, match="different checkpoints"):
-        make_grid([Bundle.open(other.path)], [], ONE_THREAD, exact)
-
-
-def test_the_exact_bundle_is_found_or_asked_for(exact: Bundle, half: Bundle) -> None:
-    assert find_exact([half, exact]) is exact
-    with pytest.raises(UsageError, match="none of the bundles is fp32"):
-        find_exact([half])
-    with pytest.raises(UsageError, match="'steps' is swept twice"):
-        make_grid([exact], [parse_axis("steps=6"), parse_axis("steps=1")], ONE_THREAD, exact)
 
 
 # What is measured
@@ -387,69 +285,6 @@ def test_mistakes_end_a_sweep_before_it_begins(
     with pytest.raises(ImageError):
         sweep([exact], tmp_path / "nowhere", [], out, QUICK)
     assert without_processes == []
-
-
-# What is picked
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_written_profile_reads_as_it_was(name: str) -> None:
-    profile = load_profile(name)
-    assert parse_profile(profile_toml(profile), "written.toml") == profile
-
-
-def test_a_written_profile_holds_any_text() -> None:
-    evil = 'a "quoted" \\ path\n[engine]\tüñ\x7f😀'
-    profile = msgspec.structs.replace(load_profile("h20"), title=evil, note=evil)
-    assert parse_profile(profile_toml(profile), "written.toml") == profile
-
-
-@pytest.mark.parametrize("machine", ["cpu-avx2", "h20"])
-def test_a_picked_profile_restores_as_the_point_did(half: Bundle, exact: Bundle, machine: str) -> None:
-    values = ("steps=3", "reference=phase-split", "kv-dtype=int8", "batch=2", "residency=phases", "flow=dis")
-    (candidate,) = make_grid([half], [parse_axis(value) for value in values], ONE_THREAD, exact).candidates
-    profile = profile_of(sample_point("a"), half, candidate.settings, load_profile(machine), "a processor")
-    assert profile == parse_profile(profile_toml(profile), "picked.toml")
-    assert (profile.kind, profile.engine.provider, profile.base_precision) == ("cpu", "cpu", "fp16")
-    if machine == "cpu-avx2":
-        assert profile.achieved == load_profile(machine).achieved
-    else:  # a GPU's memory and rates say nothing of what was measured on a CPU
-        assert (profile.chip, profile.memory) == (Chip(), Memory())
-    assert "1.00 s a photo" in profile.note
-    defaults = dict(option_defaults(profile, "restore"))
-    assert defaults.pop("kv_budget_bytes") == pytest.approx(candidate.settings.kv_budget_bytes, rel=1e-9)
-    restored = replace(RestoreOptions(**defaults), tile=TILE, kv_budget_bytes=candidate.settings.kv_budget_bytes)
-    assert restored == candidate.settings
-
-
-def test_a_picked_tile_size_is_kept_where_there_are_several(tmp_path: Path) -> None:
-    both = make_fake_bundle(tmp_path / "both", tiles=(Size(96, 96), TILE), precision="fp32")
-    (candidate,) = make_grid([both], [parse_axis("tile=64")], ONE_THREAD, both).candidates
-    profile = profile_of(sample_point("a"), both, candidate.settings, load_profile("cpu-avx2"), "a processor")
-    assert option_defaults(profile, "restore")["tile"] == "64x64"
-    wrong = profile_toml(profile).replace(b'tile = "64x64"', b'tile = "64y64"')
-    with pytest.raises(FileError, match=r"line \d+, restore\.tile: '64y64' is not a size"):
-        parse_profile(wrong, "picked.toml")
-
-
-def test_windows_and_grids_are_points_of_their_own_and_are_kept(tmp_path: Path) -> None:
-    """They are held against whole tiles and exact references, and a picked profile has them."""
-    both = make_fake_bundle(tmp_path / "both", tiles=(Size(96, 96), TILE), precision="fp32")
-    axes = [parse_axis(text) for text in ("tile=96", "vae-tile=64,96", "pcr-grid=1,4")]
-    grid = make_grid([both], axes, ONE_THREAD, both)
-    found = [(one.settings.vae_tile, one.settings.pcr_grid) for one in grid.candidates]
-    assert found == [(TILE, 1), (TILE, 4), (None, 1), (None, 4)]
-    assert {(one.exact.vae_tile, one.exact.pcr_grid) for one in grid.candidates} == {(None, 1)}
-    candidate = grid.candidates[1]
-    profile = profile_of(sample_point("a"), both, candidate.settings, load_profile("cpu-avx2"), "a processor")
-    assert parse_profile(profile_toml(profile), "picked.toml") == profile
-    defaults = option_defaults(profile, "restore")
-    assert (defaults["tile"], defaults["vae_tile"], defaults["pcr_grid"]) == ("96x96", "64x64", 4)
-    wrong = profile_toml(profile).replace(b'vae_tile = "64x64"', b'vae_tile = "large"')
-    with pytest.raises(FileError, match=r"line \d+, restore\.vae_tile: 'large' is not a size"):
-        parse_profile(wrong, "picked.toml")
-    with pytest.raises(UsageError, match="the bundle's VAE has no graphs for 32x32"):
-        make_grid([both], [parse_axis("vae-tile=32")], ONE_THREAD, both)
 
 
 # The command, with real processes

@@ -28,8 +28,9 @@ from livemoments.quantize.packages.linears import find_linears
 from livemoments.quantize.packages.palettes import find_palette
 from livemoments.quantize.packages.worker import Job, run
 from livemoments.quantize.pipeline import quantize_bundle
-from livemoments.quantize.recipes import NAMES, Recipe, load_recipe, names_for
+from livemoments.quantize.recipes import Recipe, load_recipe, names_for
 from livemoments.quantize.search.sensitivity import SensitivityOptions
+from livemoments.recipe_names import RECIPES
 
 ROWS, FEATURES, OUTPUTS = 5, 64, 48
 INPUT_SCALE = 0.03125
@@ -109,7 +110,7 @@ def test_a_compressed_package_computes_what_the_formula_says(
     assert np.linalg.norm(got - want) <= FORMULA_REL_L2 * np.linalg.norm(want)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("palette")])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("palette")])
 def test_a_palette_has_as_many_values_as_its_bits_say(source: Path, x: np.ndarray, tmp_path: Path, name: str) -> None:
     recipe = load_recipe(name)
     function = compressed(source, tmp_path / "small.mlpackage", name)
@@ -228,7 +229,7 @@ def test_a_recipe_is_for_graphs_or_for_packages(tmp_path: Path) -> None:
     assert "recipe 'palette6-coreml' is not for bundles of --target onnx" in ended.stderr
     assert "use fp16, int8," in ended.stderr
     assert not (tmp_path / "out").exists()
-    assert set(names_for("coreml")) | set(names_for("onnx")) == set(NAMES)
+    assert set(names_for("coreml")) | set(names_for("onnx")) == set(RECIPES)
     assert all(name.endswith("-coreml") for name in names_for("coreml"))
 
 

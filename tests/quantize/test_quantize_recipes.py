@@ -16,7 +16,8 @@ from livemoments.errors import FileError, UsageError
 from livemoments.graphs.linears import Linear, LinearId, find_linears
 from livemoments.limits import load_limits
 from livemoments.quantize.actions import Action
-from livemoments.quantize.recipes import NAMES, Recipe, load_recipe, names_for, recipe_mix
+from livemoments.quantize.recipes import Recipe, load_recipe, names_for, recipe_mix
+from livemoments.recipe_names import RECIPES
 from livemoments.types import Stage
 
 
@@ -28,7 +29,7 @@ def linears(tiny_bundle: Path) -> dict[str, list[Linear]]:
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_shipped_recipe_loads_and_has_limits(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
@@ -47,11 +48,11 @@ def test_bundles_of_releases_that_did_not_say_what_is_smoothed_are_known_by_thei
 
 def test_no_recipe_file_is_left_out() -> None:
     folder = ROOT / "quantize" / "recipes"
-    assert {path.stem for path in folder.iterdir()} == set(NAMES)
+    assert {path.stem for path in folder.iterdir()} == set(RECIPES)
 
 
 def test_int8_needs_calibration_and_weights_do_not() -> None:
-    needs = {name for name in NAMES if load_recipe(name).needs_calibration}
+    needs = {name for name in RECIPES if load_recipe(name).needs_calibration}
     for_tensorrt = {"int8-tensorrt", "int8-tensorrt-mixed", "int8-rotated", "fp8", "fp8-mixed"}
     assert needs == {"int8", "int8-coreml"} | for_tensorrt
 
@@ -102,7 +103,7 @@ def test_a_malformed_recipe_is_refused(tmp_path: Path, text: str, words: str) ->
 def test_an_unknown_recipe_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_recipe("int2")
-    assert all(name in (caught.value.fix or "") for name in NAMES)
+    assert all(name in (caught.value.fix or "") for name in RECIPES)
     with pytest.raises(FileError, match="cannot be read"):
         load_recipe(tmp_path / "absent.toml")
 

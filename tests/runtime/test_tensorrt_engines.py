@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +9,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from engine_support import H20, needs_rtx
+from engine_support import H20
 from fake_bundle import make_fake_bundle
 from restore_images import FRAME, KEY_FRAME, PHOTO
 from standin_gpu import RaceError, StandInGpu, StandInProgram
 
 from livemoments.bundle import Bundle
 from livemoments.engine_files import EngineHost
-from livemoments.errors import EngineError, MissingExtraError, UsageError
+from livemoments.errors import EngineError, UsageError
 from livemoments.manifest import EngineFile
 from livemoments.runtime import restore
 from livemoments.runtime.backends.base import Array, DeviceArray, Engine, to_host
@@ -26,9 +24,7 @@ from livemoments.runtime.backends.ort import OrtBackend
 from livemoments.runtime.options import RestoreOptions
 from livemoments.tensorrt import backend as module
 from livemoments.tensorrt.backend import TensorRtBackend
-from livemoments.tensorrt.cuda import CudaDevice
 from livemoments.tensorrt.engine import MOST_RECORDINGS, TensorRtEngine
-from livemoments.tensorrt.gpu import find_gpu as gpu_here
 from livemoments.tensorrt.library import Library
 from livemoments.tensorrt.ordering import Memories, queue
 from livemoments.tensorrt.program import Port
@@ -384,104 +380,6 @@ def test_options_choose_the_back_end(monkeypatch: pytest.MonkeyPatch) -> None:
         for unfit in ({"gpu_memory_bytes": 1 << 30}, {"cuda_graphs": True}, {"residency": "mapped"}):
             with pytest.raises(UsageError):
                 RestoreOptions(provider=name, **unfit).open_backend()
-
-
-# --- CUDA's bindings
-
-
-def test_missing_bindings_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "cuda", None)
-    monkeypatch.delitem(sys.modules, "cuda.bindings", raising=False)
-    monkeypatch.delitem(sys.modules, "cuda.bindings.runtime", raising=False)
-    with pytest.raises(MissingExtraError, match="rtx"):
-        CudaDevice("rtx")
-
-
-class Checked:
-    """``cuda.bindings.runtime`` whose calls are only compared with their signatures."""
-
-    def __init__(self, real: Any) -> None:
-        self._real = real
-        self.called: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(self._real, name)
-        if not name.startswith("cuda") or not callable(real) or isinstance(real, type):
-            return real
-
-        def call(*arguments: Any) -> tuple[Any, ...]:
-            inspect.signature(real).bind(*arguments)
-            self.called.append(name)
-            results = {"cudaMallocHost": (buffer.ctypes.data,), "cudaGetDeviceCount": (1,)}
-            made = {"cudaMalloc", "cudaStreamCreateWithFlags", "cudaEventCreateWithFlags", "cudaStreamEndCapture"}
-            made |= {"cudaGraphInstantiate"}
-            return (self._real.cudaError_t.cudaSuccess, *results.get(name, (7,) if name in made else ()))
-
-        buffer = np.zeros(64, np.uint8)
-        return call
-
-
-def test_every_call_of_cuda_has_the_arguments_that_the_installed_bindings_take() -> None:
-    real = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed (make rtx)")
-    device = object.__new__(CudaDevice)
-    device._cuda = checked = Checked(real)
-    device._call("cudaGetDeviceCount")
-    memory, pinned = device.allocate(64, pinned=False), device.allocate(64, pinned=True)
-    stream = device.make_stream()
-    device.copy(memory, pinned, 64, stream)
-    device.copy(pinned, memory, 64, stream)
-    event = device.mark(stream)
-    device.wait(stream, event)
-    device.synchronize(event)
-    recording = device.record(stream, lambda: None)
-    device.replay(recording, stream)
-    device.drop_recording(recording)
-    device.free(memory)
-    device.free(pinned)
-    device.drop_stream(stream)
-    del event
-    source = inspect.getsource(inspect.getmodule(CudaDevice))  # type: ignore[arg-type]
-    named = {word.strip('"') for word in source.replace("(", " ").replace(",", " ").split() if word.startswith('"cuda')}
-    assert {name for name in named if hasattr(real, name)} <= set(checked.called)
-    assert "cudaEventDestroy" in checked.called
-
-
-def test_an_error_of_the_driver_is_named() -> None:
-    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed (make rtx)")
-    if gpu_here() is not None:
-        pytest.skip("there is a GPU")
-    with pytest.raises(EngineError, match=r"cudaGetDeviceCount failed|finds no GPU") as caught:
-        CudaDevice("rtx")
-    assert caught.value.fix
-
-
-@needs_rtx
-def test_every_call_of_the_engines_is_one_that_the_installed_bindings_have() -> None:
-    import tensorrt_rtx
-
-    from livemoments.tensorrt import program
-
-    kinds = {"engine": "ICudaEngine", "self._context": "IExecutionContext", "runtime": "Runtime"}
-    tree = ast.parse(inspect.getsource(program))
-    calls = {id(node.func): len(node.args) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    found = [
-        (kinds[ast.unparse(node.value)], node.attr, calls.get(id(node)))
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in kinds
-    ]
-    assert {kind for kind, _, _ in found} == set(kinds.values())
-    for kind, name, count in found:
-        member = getattr(getattr(tensorrt_rtx, kind), name)
-        assert isinstance(member, property) == (count is None), f"{kind}.{name}"
-        signature = (member.__doc__ or "").strip().split("\n")[0]
-        if count is not None and "*args" not in signature:  # of overloads only the name is told
-            assert signature.partition("->")[0].count(": ") - 1 == count, signature
-    assert {"DEVICE"} <= set(tensorrt_rtx.TensorLocation.__members__)
-    assert {"INPUT"} <= set(tensorrt_rtx.TensorIOMode.__members__)
-    assert set(program._DTYPES) <= set(tensorrt_rtx.DataType.__members__)
-    assert tensorrt_rtx.Logger(tensorrt_rtx.Logger.ERROR)
 
 
 def test_memories_count_the_peak_and_use_buffers_again() -> None:
