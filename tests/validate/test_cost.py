@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
-import sys
 import time
-import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_bundle import make_fake_bundle
+from fake_nvml import MB, FakeNvml, opened
 from logging_backend import LoggingBackend
 
 from livemoments.bundle import Bundle
@@ -25,112 +20,19 @@ from livemoments.runtime.image_files.photo import read_photo, write_image
 from livemoments.runtime.options import RestoreOptions
 from livemoments.types import Size, Stage
 from livemoments.validate.cost import machine, memory
-from livemoments.validate.cost.fresh_process import ProcessCost, measure_process
+from livemoments.validate.cost.fresh_process import ProcessCost
 from livemoments.validate.cost.latency import batch_photo, measure_stages, measure_tiles, percentiles
-from livemoments.validate.cost.memory import VramWatch, family, read_footprint, restore_afresh
-from livemoments.validate.cost.nvml import Gpu, count_energy, open_gpu
+from livemoments.validate.cost.memory import read_footprint, restore_afresh
 from livemoments.validate.cost.total import cost_checks, cost_of_run, measure_cost
 from livemoments.validate.report_data import Memory
 
 TILE = Size(64, 64)
 WIDE = Size(64, 96)
-MB = 1_000_000
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return make_fake_bundle(tmp_path_factory.mktemp("bundle") / "b", tiles=(TILE, WIDE))
-
-
-class FakeNvml(types.ModuleType):
-    """NVML as nvidia-ml-py shows it, for a machine with two GPUs. Readings are set by the test."""
-
-    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self) -> None:
-        super().__init__("pynvml")
-        self.open = 0
-        self.fails: set[str] = set()
-        self.used = [1000 * MB, 7 * MB]
-        self.millijoules = 5_000_000
-        self.processes: list[Any] = []
-
-    def _check(self, name: str) -> None:
-        assert self.open or name == "nvmlInit", "used before nvmlInit or after nvmlShutdown"
-        if name in self.fails:
-            raise self.NVMLError("Not Supported")
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        self._check("nvmlInit")
-        self.open += 1
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self._check("nvmlShutdown")
-        self.open -= 1
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
-        self._check("nvmlDeviceGetHandleByIndex")
-        return index
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:  # noqa: N802
-        self._check("nvmlDeviceGetHandleByUUID")
-        return {"GPU-aaa": 0, "GPU-bbb": 1}[uuid]
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
-        self._check("nvmlDeviceGetMemoryInfo")
-        return types.SimpleNamespace(total=80_000 * MB, free=0, used=self.used[handle])
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
-        self._check("nvmlDeviceGetComputeRunningProcesses")
-        return self.processes
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:  # noqa: N802
-        self._check("nvmlDeviceGetTotalEnergyConsumption")
-        self.millijoules += 12_000
-        return self.millijoules
-
-    def nvmlDeviceGetClockInfo(self, handle: int, kind: int) -> int:  # noqa: N802
-        self._check("nvmlDeviceGetClockInfo")
-        return {self.NVML_CLOCK_SM: 1980, self.NVML_CLOCK_MEM: 2619}[kind]
-
-    def nvmlDeviceGetName(self, handle: int) -> bytes:  # noqa: N802
-        self._check("nvmlDeviceGetName")
-        return b"NVIDIA H20"
-
-    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
-        self._check("nvmlSystemGetDriverVersion")
-        return "580.65"
-
-
-def process(pid: int, used: int | None) -> Any:
-    return types.SimpleNamespace(pid=pid, usedGpuMemory=used, gpuInstanceId=None)
-
-
-@pytest.fixture
-def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    fake = FakeNvml()
-    monkeypatch.setitem(sys.modules, "pynvml", fake)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return fake
-
-
-@contextlib.contextmanager
-def opened() -> Iterator[Gpu]:
-    gpu, _ = open_gpu()
-    assert gpu is not None
-    yield gpu
-    gpu.close()
-
-
-def test_the_fake_has_nvmls_names() -> None:
-    pynvml = pytest.importorskip("pynvml")
-    for name in vars(FakeNvml):
-        if name.startswith(("nvml", "NVML")):
-            assert hasattr(pynvml, name), name
-    assert (pynvml.NVML_CLOCK_SM, pynvml.NVML_CLOCK_MEM) == (FakeNvml.NVML_CLOCK_SM, FakeNvml.NVML_CLOCK_MEM)
 
 
 def test_percentiles_are_interpolated() -> None:
@@ -220,105 +122,6 @@ def test_whole_tiles_are_batches_without_loading(bundle: Bundle, batch: int, nvm
     frame, photo = batch_photo(bundle, WIDE, batch)
     assert frame.size == photo.size
     assert (frame.pixels != photo.pixels).any()
-
-
-def test_a_gpu_is_read_through_nvml(nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml.processes = [process(11, 300 * MB), process(12, 200 * MB), process(13, None)]
-    with opened() as gpu:
-        assert gpu.used_bytes() == 1000 * MB
-        assert gpu.used_by({11, 12, 99}) == 500 * MB
-        assert gpu.used_by({13}) is None, "Windows' display driver lists processes without their memory"
-        assert gpu.used_by({99}) is None
-        assert gpu.clocks_mhz() == {"gpu_sm": 1980.0, "gpu_memory": 2619.0}
-        assert gpu.describe() == {"gpu": "NVIDIA H20", "gpu_memory_bytes": 80_000 * MB, "gpu_driver": "580.65"}
-        with count_energy(gpu) as joules:
-            pass
-        assert joules == [pytest.approx(12.0)]
-    assert nvml.open == 0
-    for visible, used in (("1", 7 * MB), ("GPU-bbb,GPU-aaa", 7 * MB), ("0,1", 1000 * MB)):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        with opened() as gpu:
-            assert gpu.used_bytes() == used
-
-
-def test_what_a_gpu_does_not_tell_is_missing(nvml: FakeNvml) -> None:
-    nvml.fails = {name for name in dir(FakeNvml) if name.startswith(("nvmlDeviceGet", "nvmlSystem"))} - {
-        "nvmlDeviceGetHandleByIndex"
-    }
-    with opened() as gpu:
-        assert gpu.used_bytes() is None
-        assert gpu.used_by({1}) is None
-        assert gpu.clocks_mhz() == {}
-        assert gpu.describe() == {}
-        with count_energy(gpu) as joules:
-            pass
-        assert joules == []
-        with VramWatch(gpu, os.getpid()) as watch:
-            pass
-        assert watch.memory().bytes is None
-        assert "no memory reading" in watch.memory().method
-    nvml.fails = {"nvmlDeviceGetHandleByIndex"}
-    assert open_gpu() == (None, "NVML: Not Supported")
-    assert nvml.open == 0
-    nvml.fails = {"nvmlInit"}
-    assert open_gpu() == (None, "NVML: Not Supported")
-
-
-def test_without_nvml_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    gpu, why = open_gpu()
-    assert gpu is None
-    assert "pip install 'livemoments-deploy[validate]'" in why
-
-
-def test_gpu_memory_is_sampled_while_a_process_and_its_children_run(nvml: FakeNvml) -> None:
-    child = "import subprocess, sys, time; subprocess.run([sys.executable, '-S', '-c', 'import time; time.sleep(0.6)'])"
-    seen: list[set[int]] = []
-    with opened() as gpu:
-        watches: list[VramWatch] = []
-
-        def watch(pid: int) -> VramWatch:
-            watches.append(VramWatch(gpu, pid, sample_s=0.01))
-
-            def listed(handle: int) -> list[Any]:
-                own = family(pid) - {pid}
-                seen.append(own)
-                return [process(one, (50 + 100 * len(own)) * MB) for one in own] + [process(1, 9000 * MB)]
-
-            nvml.nvmlDeviceGetComputeRunningProcesses = listed  # type: ignore[method-assign, assignment]
-            return watches[0]
-
-        measure_process([sys.executable, "-S", "-c", child], watch=watch)
-    most = max(map(len, seen))
-    assert most == 2, "the command and its child"
-    found = watches[0].memory()
-    assert (found.kind, found.bytes) == ("vram", most * (50 + 100 * most) * MB)
-    assert "of the process" in found.method
-
-
-def test_without_processes_the_growth_of_the_whole_gpu_counts(nvml: FakeNvml) -> None:
-    with opened() as gpu:
-        watch = VramWatch(gpu, os.getpid(), sample_s=0.005)
-        with watch:
-            nvml.used[0] = 4000 * MB
-            time.sleep(0.1)
-            nvml.used[0] = 1500 * MB
-            time.sleep(0.03)
-    assert watch.memory().bytes == 3000 * MB
-    assert "whole GPU" in watch.memory().method
-
-
-def test_a_family_is_a_process_and_its_descendants() -> None:
-    script = "import subprocess, sys; p = subprocess.Popen(['sleep', '30']); print(p.pid, flush=True); sys.stdin.read()"
-    parent = subprocess.Popen([sys.executable, "-S", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    try:
-        assert family(parent.pid) == {parent.pid, child}
-        assert {parent.pid, child} < family(os.getpid())
-    finally:
-        os.kill(child, 9)
-        parent.communicate()
 
 
 def test_footprint_is_read_from_macos_time() -> None:
